@@ -1,0 +1,8 @@
+"""Packages, and the mapping that ships the top-level ``kernels/`` folder as ``vitkern.kernels``."""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["vitkern", "vitkern.*"]), "vitkern.kernels"],
+    package_dir={"vitkern.kernels": "kernels"},
+)

@@ -1,0 +1,9 @@
+"""``vitkern.kernels``: the Triton sources, which live in the repository's top-level ``kernels/`` folder.
+
+They are not imported as plain ``kernels`` because that name belongs to another package on PyPI, which transformers imports.
+"""
+
+from pathlib import Path
+
+_here = Path(__file__).parent  # a wheel packs the sources at vitkern/kernels/
+__path__ = [str(_here / "kernels" if (_here / "kernels").is_dir() else _here.parent / "kernels")]

@@ -1,0 +1,20 @@
+"""Rounding on purpose, for references that imitate an ideal low-precision kernel."""
+
+import torch
+from torch import Tensor
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, dtype):
+        ctx.dtype = dtype
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.to(ctx.dtype).to(grad.dtype), None
+
+
+def rounded(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """``x`` rounded to ``dtype`` and back, its gradient likewise: an operand that a kernel feeds to a matrix product. None: as it is."""
+    return x if dtype is None else _Rounded.apply(x, dtype)
