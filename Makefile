@@ -1,0 +1,36 @@
+# vitkern: `make demo` and `make test` need nothing but Python 3.10+ and make; both build .venv first.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+export PYTHONUNBUFFERED := 1
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test lint check gpu clean
+
+$(READY): pyproject.toml setup.py
+	@echo "== making $(VENV): torch, triton, and the peer libraries that the tests compare with (several GB the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools wheel
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@touch $@
+
+demo: $(READY)
+	$(RUN) -m benchmarks.demo
+
+test: $(READY)
+	$(RUN) tests/run.py
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+check: $(READY)
+	$(RUN) -m vitkern check
+
+gpu:
+	$(PYTHON) tests/gpu/run.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

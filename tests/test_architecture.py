@@ -1,0 +1,110 @@
+"""The layering holds: kernels <- ops <- nn <- models; interop on ops and nn; nothing imports upwards, and imports stay lazy."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = {"dispatch", "register", "reference", "testing"}
+ALLOWED = {
+    "dispatch": set(),
+    "register": {"dispatch"},
+    "testing": set(),
+    "reference": {"reference"},
+    "ops": {"ops", "kernels", *BASE},
+    "nn": {"nn", "ops", "dispatch"},
+    "models": {"models", "nn", "ops", "dispatch"},
+    "interop": {"interop", "nn", "ops", "dispatch"},
+    "lab": {"lab", "kernels", "ops", *BASE},
+}
+
+
+def modules():
+    return sorted((ROOT / "vitkern").rglob("*.py"))
+
+
+def imported(path):
+    package = path.relative_to(ROOT).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: -node.level]) if node.level else []
+            base += node.module.split(".") if node.module else []
+            yield from (".".join([*base, alias.name]) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_imports_upwards(path):
+    layer = path.relative_to(ROOT / "vitkern").with_suffix("").parts[0]
+    if layer not in ALLOWED:
+        pytest.skip(f"{layer} is an entry point and may import every layer")
+    inner = {name.split(".")[1] for name in imported(path) if name.startswith("vitkern.") and len(name.split(".")) > 1}
+    assert inner <= ALLOWED[layer], f"{layer} imports {sorted(inner - ALLOWED[layer])}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda p: p.name)
+def test_kernels_import_only_triton(path):
+    outside = {name.split(".")[0] for name in imported(path)} - {"triton", "torch", "math", "functools", "contextlib", "typing", "kernels"}
+    assert not outside
+
+
+def test_kernels_is_no_package():
+    assert not (ROOT / "kernels" / "__init__.py").exists(), "it would shadow the package of that name which transformers imports"
+
+
+@pytest.mark.parametrize("path", [*modules(), *sorted((ROOT / "kernels").glob("*.py"))], ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_unsafe(path):
+    text = path.read_text()
+    for pattern in (r"\bpickle\b", r"\beval\((?!\))", r"\bexec\(", r"weights_only\s*=\s*False", r"shell\s*=\s*True", r"\burllib\b"):
+        found = [m.group() for m in re.finditer(pattern, text) if not text[: m.start()].endswith(".")]
+        assert not found, f"{found[0]} in {path.name}"
+
+
+def run_python(code, **environment):
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_import_is_lazy_and_offline():
+    code = """
+import socket, sys
+def refuse(*a, **k): raise OSError("no network at import")
+socket.socket.connect = refuse
+import vitkern
+for name in ("timm", "transformers", "torchvision"):
+    assert name not in sys.modules, name
+import torch
+assert not torch.cuda.is_initialized()
+if "triton" in sys.modules:
+    from triton.runtime import driver
+    assert getattr(driver, "_active", None) is None, "the Triton driver was touched"
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_everything_imports_and_runs_without_triton():
+    code = """
+import sys, importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "triton" else real(name, *a)
+import vitkern, torch, pkgutil, vitkern.ops, vitkern.nn, vitkern.models
+importlib.util.find_spec = real
+from vitkern.dispatch import HAS_TRITON, why_not
+assert not HAS_TRITON
+assert not [m for m in sys.modules if m.startswith("vitkern.kernels.")]
+model = vitkern.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1)).eval()
+with torch.no_grad():
+    assert model(torch.randn(1, 3, 224, 224)).shape == (1, 1000)
+assert "Triton is not installed" in why_not([torch.zeros(1)])
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr

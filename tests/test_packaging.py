@@ -1,0 +1,55 @@
+"""`vitkern.kernels` is the top-level kernels/ folder in every way of installing, and no import of transformers finds it instead of its own."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCATE = "import vitkern.kernels.launch as m, vitkern; print(m.__file__)"
+
+
+def run(code, cwd, **environment):
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, env={**env, **environment}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    source = tmp_path_factory.mktemp("source")
+    for name in ("kernels", "vitkern"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return next(out.glob("*.whl"))
+
+
+def test_wheel_holds_the_kernels_once_and_no_top_level_kernels(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    kernels = {f"vitkern/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py")}
+    assert kernels <= set(names)
+    assert not [n for n in names if n.startswith("kernels/")]
+
+
+def test_wheel_runs_outside_and_beside_the_repository(wheel, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    assert run(LOCATE, tmp_path, PYTHONPATH=str(site)) == str(site / "vitkern" / "kernels" / "launch.py")
+
+
+def test_uninstalled_from_the_repository_root():
+    assert run(LOCATE, ROOT) == str(ROOT / "kernels" / "launch.py")
+
+
+def test_transformers_imports_beside_our_kernels_folder():
+    assert run("from transformers import ViTModel; print(ViTModel.__name__)", ROOT) == "ViTModel"
