@@ -65,3 +65,157 @@ def alignment(itemsize, *strides):
     while width > 1 and any(stride % width for stride in strides):
         width //= 2
     return width
+
+
+def short_tile(queries, keys):
+    """Rows and columns of the padded score tile of `short_attention`: columns a power of two, rows a multiple of every row block."""
+    rows = head_tile(queries) if queries <= 64 else -(-queries // 64) * 64
+    return rows, head_tile(keys)
+
+
+def short_forward_config(rows, columns, itemsize, arch):
+    """One-pass softmax: a block of rows against all columns at once. float32 halves the rows, its operands being twice as wide."""
+    block_m = min(rows, 64 if itemsize < 4 or columns <= 64 else 32)
+    return Config(block_m, columns, 1 if max(block_m, columns) <= 16 else 4, 2 if columns <= 64 else 1)
+
+
+def short_backward_config(rows, columns, itemsize, arch):
+    """All columns in registers, rows in blocks: beyond 64 columns the dK and dV accumulators take the place of rows."""
+    if columns <= 64:
+        return Config(min(rows, 64), columns, 1 if max(rows, columns) <= 16 else 4, 1)
+    return Config(min(rows, 32 if itemsize < 4 else 16), columns, 8, 1)
+
+
+def groups_per_program(groups, programs_per_group, arch):
+    """Groups that one program walks: several waves of programs, yet a bias tile or a partial sum that serves many groups."""
+    if arch == INTERPRETER:
+        return 2
+    return max(1, min(32, groups * programs_per_group // 2048))
+
+
+LAYERNORM_PROGRAMS = 512  # partial sums of the LayerNorm backward; fixed, so that the result does not depend on the device
+
+
+def layernorm_config(channels, arch):
+    """Whole rows: about 32 elements a thread. Returns (power of two that holds a row, Config)."""
+    block_c = max(16, 1 << (channels - 1).bit_length())
+    return block_c, Config(max(1, min(32, 4096 // block_c)), block_c, 4 if block_c <= 4096 else 8, 1)
+
+
+def layernorm_backward_config(channels, arch):
+    """Half the rows of the forward: two float32 sums of the size of the tile stay in registers."""
+    block_c = max(16, 1 << (channels - 1).bit_length())
+    return block_c, Config(max(1, min(32, 2048 // block_c)), block_c, 4 if block_c <= 2048 else 8 if block_c <= 4096 else 16, 1)
+
+
+def dot_precision(dtype):
+    """How tl.dot multiplies float32: as PyTorch's own matrix products are set to (IEEE unless TF32 is allowed)."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def stream_forward_config(head_dim, itemsize, arch, queries, hooked):
+    """A query block that stays, key blocks that stream past. ``hooked``: the score hook holds a bias tile in registers."""
+    if arch == INTERPRETER:
+        return Config(16, 16, 1, 1)
+    block_d = head_tile(head_dim)
+    if itemsize == 4:
+        return Config(64, 32, 4, 1) if block_d <= 64 else Config(32, 16, 4, 1)
+    if block_d <= 64:
+        return Config(64, 64, 4, 3)
+    return Config(64, 64, 4, 2) if block_d <= 128 else Config(64, 32, 4, 2)
+
+
+def stream_dq_config(head_dim, itemsize, arch, queries, hooked):
+    """As the forward, with a gradient tile more."""
+    if arch == INTERPRETER:
+        return Config(16, 16, 1, 1)
+    block_d = head_tile(head_dim)
+    if itemsize == 4:
+        return Config(32, 32, 4, 1) if block_d <= 64 else Config(32, 16, 4, 1)
+    if block_d <= 64:
+        return Config(64, 64, 4, 2)
+    return Config(64, 32, 4, 2)
+
+
+def stream_dkdv_config(head_dim, itemsize, arch, keys, hooked):
+    """Key block (block_n) that stays with two accumulators; query blocks (block_m) stream past."""
+    if arch == INTERPRETER:
+        return Config(16, 16, 1, 1)
+    block_d = head_tile(head_dim)
+    if itemsize == 4:
+        return Config(32, 32, 4, 1) if block_d <= 64 else Config(16, 32, 4, 1)
+    if block_d <= 64:
+        return Config(64, 64, 4, 2)
+    return Config(32, 64, 4, 2) if block_d <= 128 else Config(32, 32, 4, 1)
+
+
+def stream_bias_config(head_dim, itemsize, arch):
+    """A tile of the bias that stays while the batch streams past."""
+    if arch == INTERPRETER:
+        return Config(16, 16, 1, 1)
+    block_d = head_tile(head_dim)
+    if itemsize == 4:
+        return Config(32, 32, 4, 1)
+    return Config(64, 64, 4, 2) if block_d <= 64 else Config(64, 32, 4, 1)
+
+
+def bias_splits(tiles, members, arch):
+    """Shares of the ``members`` that sum into one bias tile: enough programs for the device, few float32 partial tiles."""
+    if arch == INTERPRETER:
+        return min(2, max(members, 1))
+    return max(1, min(members, 1024 // max(tiles, 1), 32))
+
+
+WHOLE_ROW = 256  # channels up to which an MLP kernel holds whole rows
+
+
+def mlp_plan(channels, dtype, arch, keep):
+    """How kernels/mlp.py runs: "one", "two" or "split" (cuBLAS). Products above 512 channels are bound by tensor cores, where cuBLAS leads;
+    full-precision float32 has no tensor cores to use."""
+    if arch != INTERPRETER and dtype == torch.float32 and dot_precision(dtype) == "ieee":
+        return "split"
+    if channels <= WHOLE_ROW and not keep:
+        return "one"
+    return "two" if channels <= 512 else "split"
+
+
+def whole_row(channels, hidden):
+    """Constants of a kernel that holds whole rows."""
+    block_c = head_tile(channels)
+    return dict(BLOCK_C=block_c, EVEN_C=block_c == channels)
+
+
+def blocks(config, hidden):
+    return dict(BLOCK_M=config.block_m, BLOCK_N=config.block_n, EVEN_N=hidden % config.block_n == 0)
+
+
+def norm_linear_config(channels, itemsize, arch):
+    """Whole rows against blocks of the first layer's columns."""
+    if arch == INTERPRETER:
+        return Config(32, 64, 4, 1)
+    if itemsize == 4:
+        return Config(32, 32, 4, 2)
+    return Config(128 if channels <= 128 else 64, 64, 8 if channels <= 128 else 4, 2)
+
+
+def mlp_config(channels, itemsize, arch):
+    """The plan "one": the output accumulator of whole rows stays in registers, so few rows."""
+    if arch == INTERPRETER:
+        return Config(32, 64, 4, 1)
+    if itemsize == 4:
+        return Config(32, 32, 4, 2)
+    return Config(64, 64, 4 if channels <= 128 else 8, 2)
+
+
+def matmul_config(itemsize, arch):
+    """A product with an epilogue. Returns (Config, depth of the inner blocks)."""
+    if arch == INTERPRETER:
+        return Config(32, 64, 4, 1), 64
+    if itemsize == 4:
+        return Config(64, 64, 4, 3), 32
+    return Config(128, 128, 8, 3), 64
+
+
+def pointwise_config(arch):
+    """An epilogue alone."""
+    return Config(32, 64, 4, 1) if arch == INTERPRETER else Config(32, 128, 4, 1)

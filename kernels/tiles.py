@@ -7,16 +7,24 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
 def load_rows(pointer, offsets, row_mask, head_dim, ALIGN: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr):
-    """Rows of D contiguous elements that start at ``offsets * ALIGN``: [BLOCK] -> [BLOCK, BLOCK_D], zero outside."""
+    """Rows of D contiguous elements that start at ``offsets * ALIGN``: [BLOCK] -> [BLOCK, BLOCK_D], zero outside. row_mask None: all."""
     d = tl.arange(0, BLOCK_D)
     where = pointer + (offsets * ALIGN)[:, None] + d[None, :]
-    if EVEN_D:
-        return tl.load(where, mask=row_mask[:, None], other=0.0)
-    return tl.load(where, mask=row_mask[:, None] & (d < head_dim)[None, :], other=0.0)
+    if row_mask is None:
+        if EVEN_D:
+            rows = tl.load(where)
+        else:
+            rows = tl.load(where, mask=(d < head_dim)[None, :], other=0.0)
+    elif EVEN_D:
+        rows = tl.load(where, mask=row_mask[:, None], other=0.0)
+    else:
+        rows = tl.load(where, mask=row_mask[:, None] & (d < head_dim)[None, :], other=0.0)
+    return rows
 
 
 @triton.jit
@@ -28,3 +36,80 @@ def store_rows(pointer, offsets, rows, row_mask, head_dim, ALIGN: tl.constexpr, 
         tl.store(where, rows.to(pointer.dtype.element_ty), mask=row_mask[:, None])
     else:
         tl.store(where, rows.to(pointer.dtype.element_ty), mask=row_mask[:, None] & (d < head_dim)[None, :])
+
+
+@triton.jit
+def load_tokens(
+    pointer, strides, args, padding, padding_row, group, head, i, count,
+    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Rows of tokens ``i`` [BLOCK] of a group and head -> [BLOCK, BLOCK_D]; strides (head, strides of TOKENS) in units of ALIGN.
+
+    MASKED: zero from ``count`` on. PADDED: a token outside has row ``padding_row`` of ``padding`` [rows, D], or zeros if that is None.
+    """
+    offsets, inside = TOKENS(group, i, strides[1], args)
+    offsets += head.to(tl.int64) * strides[0]
+    row_mask = None
+    if PADDED:
+        row_mask = inside & (i < count)
+    elif MASKED:
+        row_mask = i < count
+    rows = load_rows(pointer, offsets, row_mask, HEAD_DIM, ALIGN, BLOCK_D, HEAD_DIM == BLOCK_D)
+    if PADDED and padding is not None:
+        d = tl.arange(0, BLOCK_D)
+        vector = tl.load(padding + padding_row * HEAD_DIM + d, mask=d < HEAD_DIM, other=0.0)
+        rows = tl.where(inside[:, None], rows, vector[None, :])
+    return rows
+
+
+@triton.jit
+def store_tokens(
+    pointer, strides, args, rows, group, head, i, count,
+    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """The inverse of `load_tokens`; padding tokens are not stored."""
+    offsets, inside = TOKENS(group, i, strides[1], args)
+    offsets += head.to(tl.int64) * strides[0]
+    mask = i < count
+    if PADDED:
+        mask = mask & inside
+    store_rows(pointer, offsets, rows, mask, HEAD_DIM, ALIGN, BLOCK_D, HEAD_DIM == BLOCK_D)
+
+
+@triton.jit
+def normalize(rows):
+    """Unit rows in float32 [BLOCK, BLOCK_D] and the inverse lengths [BLOCK], lengths below 1e-12 taken as 1e-12."""
+    wide = rows.to(tl.float32)
+    inverse = tl.math.rsqrt(tl.maximum(tl.sum(wide * wide, 1), 1e-24))
+    return wide * inverse[:, None], inverse
+
+
+@triton.jit
+def normalize_backward(grad, unit, inverse):
+    """Gradient of the rows from that of the unit rows; ``inverse`` is 1e12 where the length was clamped, and constant there."""
+    along = tl.where(inverse < 1e12, tl.sum(grad * unit, 1), 0.0)
+    return (grad - unit * along[:, None]) * inverse[:, None]
+
+
+@triton.jit
+def keep_mask(seed, row, qi, ki, dropout_p):
+    """True with probability 1 - dropout_p. One Philox counter per (row, query, key), so that every tiling draws the same numbers."""
+    zero = qi * 0 + ki * 0  # the shape of the tile
+    bits, _, _, _ = tl.philox(seed, zero + ki, zero + qi, zero + row, zero)
+    return tl.uint_to_uniform_float(bits) >= dropout_p
+
+
+@triton.jit
+def probabilities(
+    product, factor, pivot, group, head, qi, ki, score_args, N, M,
+    SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """exp2(logit - pivot) for a tile of q k^T; ``qi``, ``ki`` and ``pivot`` broadcast against it. MASKED: forbid keys from M on."""
+    s = product * factor
+    if not PLAIN:
+        s = SCORE(s, group, head, qi, ki, score_args)
+    if CAUSAL:
+        s = tl.where(ki <= qi + (M - N), s, float("-inf"))
+    if MASKED:
+        s = tl.where(ki < M, s, float("-inf"))
+    return tl.math.exp2(s - pivot)

@@ -19,18 +19,35 @@ def dense(group, i, strides, args):
 def window(group, i, strides, args):
     """Groups are the windows of a cyclically shifted, padded image, row-major within each image (Swin, arXiv 2103.14030, section 3.2).
 
-    strides (image, y, x); args (img_h, img_w, wrap_h, wrap_w, rows, cols, WINDOW_W, SHIFT_H, SHIFT_W, WINDOW_H), the last four constexpr.
-    ``rows`` and ``cols`` count windows. The roll wraps at ``wrap``: img_h where the image is rolled and then padded (timm), the padded
-    height where it is padded and then rolled (transformers, torchvision). A token past the wrap, or past the image, is padding.
+    strides (image, y, x); args (img_h, img_w, wrap_h, wrap_w, rows, cols, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, EXACT), the last five
+    constexpr. ``rows`` and ``cols`` count windows. The roll wraps at ``wrap``: img_h where the image is rolled and then padded (timm), the
+    padded height where it is padded and then rolled (transformers, torchvision). A token past the wrap, or past the image, is padding;
+    EXACT says that there is none.
     """
-    img_h, img_w, wrap_h, wrap_w, rows, cols, WINDOW_W, SHIFT_H, SHIFT_W, WINDOW_H = args
-    image = group // (rows * cols)
-    y = (group // cols) % rows * WINDOW_H + i // WINDOW_W
-    x = group % cols * WINDOW_W + i % WINDOW_W
-    inside = (y < wrap_h) & (x < wrap_w)
-    y += SHIFT_H
-    x += SHIFT_W
-    y = tl.where(y >= wrap_h, y - wrap_h, y)
-    x = tl.where(x >= wrap_w, x - wrap_w, x)
-    inside = inside & (y < img_h) & (x < img_w)
-    return image.to(tl.int64) * strides[0] + y.to(tl.int64) * strides[1] + x.to(tl.int64) * strides[2], inside
+    img_h, img_w, wrap_h, wrap_w, rows, cols, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, EXACT = args
+    line = group // cols  # row of windows, counted over all images
+    image = line // rows
+    window_y = (line - image * rows) * WINDOW_H
+    window_x = (group - line * cols) * WINDOW_W
+    # What the group does not change is a term of its own: a loop over groups computes it once.
+    offset = (i // WINDOW_W).to(tl.int64) * strides[1] + (i % WINDOW_W).to(tl.int64) * strides[2]
+    start = image.to(tl.int64) * strides[0] + (window_y + SHIFT_H).to(tl.int64) * strides[1]
+    offset += start + (window_x + SHIFT_W).to(tl.int64) * strides[2]
+    y = i // WINDOW_W + window_y
+    x = i % WINDOW_W + window_x
+    inside = i >= 0
+    if SHIFT_H > 0:
+        wrapped = y + SHIFT_H >= wrap_h
+        offset -= tl.where(wrapped, tl.cast(wrap_h, tl.int64) * strides[1], 0)
+        if not EXACT:
+            inside = inside & (y < wrap_h) & (tl.where(wrapped, y + SHIFT_H - wrap_h, y + SHIFT_H) < img_h)
+    elif not EXACT:
+        inside = inside & (y < img_h)
+    if SHIFT_W > 0:
+        wrapped = x + SHIFT_W >= wrap_w
+        offset -= tl.where(wrapped, tl.cast(wrap_w, tl.int64) * strides[2], 0)
+        if not EXACT:
+            inside = inside & (x < wrap_w) & (tl.where(wrapped, x + SHIFT_W - wrap_w, x + SHIFT_W) < img_w)
+    elif not EXACT:
+        inside = inside & (x < img_w)
+    return offset, inside

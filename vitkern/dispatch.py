@@ -31,6 +31,7 @@ def _checked(name: str) -> str:
 
 
 _backend = _checked(os.environ.get("VITKERN_BACKEND", "auto"))
+_any_device = False
 
 
 def current_backend() -> str:
@@ -53,6 +54,17 @@ def use_backend(name: str):
         _backend = before
 
 
+@contextmanager
+def any_device():
+    """Within the block no device is a reason against a kernel: how `vitkern.lab.compile` gets at the launches of an op without a GPU."""
+    global _any_device
+    before, _any_device = _any_device, True
+    try:
+        yield
+    finally:
+        _any_device = before
+
+
 @functools.cache
 def _device_reasons(index: int) -> tuple[str, ...]:
     if torch.version.hip:
@@ -73,6 +85,8 @@ def why_not(tensors: Iterable[Tensor | None], reasons: Iterable[str] = ()) -> li
         if dtype not in KERNEL_DTYPES:
             found.append(f"{dtype} is not one of float16, bfloat16, float32")
     for device in dict.fromkeys(t.device for t in tensors):
+        if _any_device:
+            continue
         if device.type == "cuda":
             found.extend(_device_reasons(device.index or 0))
             if INTERPRETED:

@@ -18,3 +18,19 @@ class _Rounded(torch.autograd.Function):
 def rounded(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     """``x`` rounded to ``dtype`` and back, its gradient likewise: an operand that a kernel feeds to a matrix product. None: as it is."""
     return x if dtype is None else _Rounded.apply(x, dtype)
+
+
+class _RoundedGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, dtype):
+        ctx.dtype = dtype
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.to(ctx.dtype).to(grad.dtype), None
+
+
+def rounded_gradient(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """``x`` as it is, its gradient rounded to ``dtype``: the result of a matrix product whose gradient feeds two more. None: as it is."""
+    return x if dtype is None else _RoundedGradient.apply(x, dtype)

@@ -1,0 +1,179 @@
+"""Dense attention: the launchers that put (B, H, N, D) tensors, biases and masks before the short or the streaming kernels.
+
+Legend: B batch, H heads, N query and M key tokens, D head dim. ``bias`` and ``mask`` are 4-D and broadcast to (B, H, N, M); ``key_mask`` (B, M)
+is bool; ``seed`` an int64 tensor of one element, or None for no dropout.
+"""
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from . import scores
+from .stream import Rows, Stream, stream_forward
+from .stream_backward import stream_backward, stream_bias_gradient
+
+
+def attention_outputs(q, k, v, bias, mask, key_mask, seed, scale, causal, dropout_p):
+    """out (B, N, H, D) and lse (B, H, N) float32."""
+    batch, heads, n, head_dim = q.shape
+    return q.new_empty(batch, n, heads, head_dim), q.new_empty(batch, heads, n, dtype=torch.float32)
+
+
+def attention_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    key_mask: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    causal: bool,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor]:
+    """q (B, H, N, D), k and v (B, Hk, M, D) of any strides -> out (B, N, H, D), lse (B, H, N)."""
+    out, lse = attention_outputs(q, k, v, bias, mask, key_mask, seed, scale, causal, dropout_p)
+    q, k, v = _unit_last(q), _unit_last(k), _unit_last(v)
+    _forward(q, k, v, out, lse, bias, mask, key_mask, seed, scale, causal, dropout_p)
+    return out, lse
+
+
+def attention_gradients(grad, out, lse, q, k, v, bias, mask, key_mask, seed, scale, causal, dropout_p, needs):
+    """Gradients of q, k, v, laid out as contiguous (B, tokens, heads, D), and of bias."""
+    d_qkv = (t.new_empty(t.shape[0], t.shape[2], t.shape[1], t.shape[3]).transpose(1, 2) for t in (q, k, v))
+    return (*d_qkv, bias.new_empty(bias.shape) if needs[3] else q.new_empty(0))
+
+
+def attention_backward(
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    key_mask: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    causal: bool,
+    dropout_p: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """grad and out (B, N, H, D) -> gradients of q, k, v and bias."""
+    dq, dk, dv, dbias = attention_gradients(grad, out, lse, q, k, v, bias, mask, key_mask, seed, scale, causal, dropout_p, needs)
+    q, k, v = _unit_last(q), _unit_last(k), _unit_last(v)
+    _backward(grad, out, lse, q, k, v, dq, dk, dv, dbias, bias, mask, key_mask, seed, scale, causal, dropout_p, needs[3])
+    return dq, dk, dv, dbias
+
+
+def attention_qkvpacked_outputs(qkv, bias, mask, key_mask, seed, scale, causal, dropout_p):
+    """out (B, N, H, D) and lse (B, H, N) float32."""
+    batch, n, _, heads, head_dim = qkv.shape
+    return qkv.new_empty(batch, n, heads, head_dim), qkv.new_empty(batch, heads, n, dtype=torch.float32)
+
+
+def attention_qkvpacked_forward(
+    qkv: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    key_mask: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    causal: bool,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor]:
+    """qkv (B, N, 3, H, D) of any strides -> out (B, N, H, D), lse (B, H, N)."""
+    out, lse = attention_qkvpacked_outputs(qkv, bias, mask, key_mask, seed, scale, causal, dropout_p)
+    _forward(*_unpacked(_unit_last(qkv)), out, lse, bias, mask, key_mask, seed, scale, causal, dropout_p)
+    return out, lse
+
+
+def attention_qkvpacked_gradients(grad, out, lse, qkv, bias, mask, key_mask, seed, scale, causal, dropout_p, needs):
+    """One contiguous gradient of qkv, and that of bias."""
+    return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape) if needs[1] else qkv.new_empty(0)
+
+
+def attention_qkvpacked_backward(
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    qkv: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    key_mask: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    causal: bool,
+    dropout_p: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor]:
+    """grad and out (B, N, H, D) -> gradients of qkv, written in place by the kernels, and of bias."""
+    dqkv, dbias = attention_qkvpacked_gradients(grad, out, lse, qkv, bias, mask, key_mask, seed, scale, causal, dropout_p, needs)
+    q, k, v = _unpacked(_unit_last(qkv))
+    _backward(grad, out, lse, q, k, v, *_unpacked(dqkv), dbias, bias, mask, key_mask, seed, scale, causal, dropout_p, needs[1])
+    return dqkv, dbias
+
+
+def _forward(q, k, v, out, lse, bias, mask, key_mask, seed, scale, causal, dropout_p):
+    problem = _problem(q, k, (bias, mask, key_mask), seed, scale, causal, dropout_p)
+    stream_forward(problem, _rows(q), _rows(k), _rows(v), _rows(out.transpose(1, 2)), lse)
+
+
+def _backward(grad, out, lse, q, k, v, dq, dk, dv, dbias, bias, mask, key_mask, seed, scale, causal, dropout_p, needs_bias):
+    problem = _problem(q, k, (bias, mask, key_mask), seed, scale, causal, dropout_p)
+    grad = _rows(_unit_last(grad).transpose(1, 2))
+    operands = _rows(q), _rows(k), _rows(v)
+    delta = torch.empty_like(lse)
+    stream_backward(problem, *operands, _rows(out.transpose(1, 2)), grad, lse, delta, _rows(dq), _rows(dk), _rows(dv))
+    if needs_bias:
+        total = stream_bias_gradient(problem, *operands, grad, lse, delta, per_group=bias.shape[0] > 1, per_head=bias.shape[1] > 1)
+        dbias.copy_(total.sum_to_size(bias.shape))
+
+
+def _problem(q, k, terms, seed, scale, causal, dropout_p) -> Stream:
+    batch, heads, n, head_dim = q.shape
+    kv_heads, m = k.shape[1:3]
+    score_args = _score_args(*terms, n, m)
+    score = scores.terms if score_args else scores.plain
+    return Stream(
+        batch, heads, kv_heads, n, m, head_dim, scale, score=score, score_args=score_args, causal=causal, dropout_p=dropout_p, seed=seed
+    )
+
+
+def _score_args(bias, mask, key_mask, n, m):
+    """The arguments of `scores.terms`."""
+    if key_mask is not None:
+        key_mask = key_mask[:, None, None, :]
+    return tuple(_term(term, n, m) for term in (bias, mask, key_mask) if term is not None)
+
+
+def _term(term: Tensor, n: int, m: int):
+    """One term with strides of 0 where it broadcasts. Rows whose loads would not be 16 bytes wide are copied to a padded place.
+
+    The copy is of the term as it is, unexpanded: H N M elements for a bias that the batch shares.
+    """
+    keys = m
+    if term.shape[3] > 1 and term.shape[2] > 1:
+        keys = -(-m // 16) * 16
+        outer = [stride for size, stride in zip(term.shape[:3], term.stride()[:3], strict=True) if size > 1]
+        if keys != m or term.stride(3) != 1 or any(stride % 16 for stride in outer) or term.data_ptr() % 16:
+            term = torch.nn.functional.pad(term, (0, keys - m)).contiguous()
+    strides = tuple(0 if size == 1 else stride for size, stride in zip(term.shape, term.stride(), strict=True))
+    return term, strides, n, keys, tl.constexpr(strides[2] != 0)
+
+
+def _unpacked(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, N, 3, H, D) -> three views (B, H, N, D)."""
+    return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _rows(tensor: Tensor) -> Rows:
+    """(B, H, N, D) with a last stride of 1. A dimension of size 1 has an arbitrary stride, which must not spoil the alignment."""
+    batch, head, token = (0 if size == 1 else stride for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True))
+    return Rows(tensor, head, (batch, token))
+
+
+def _unit_last(tensor: Tensor) -> Tensor:
+    """``tensor`` with a last stride of 1: itself, or a contiguous copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

@@ -1,0 +1,227 @@
+"""The backward of `short_attention`: one launch, nothing saved by the forward but its inputs, deterministic.
+
+    p = softmax(s)    dV = p^T dO    dP = dO V^T    dS = p (dP - rowsum(p dP))    dQ = scale dS K    dK = scale dS^T Q    dbias = sum dS
+
+A whole row of scores is in the tile, so p and rowsum(p dP) are recomputed in place: no output, no log-sum-exp, no preprocessing kernel. One
+program owns a head and a chunk of groups. It walks the rows of a group in blocks with dK, dV in registers. Sums over groups (bias, padding
+vector, cosine scale) are partial per program and added afterwards in a fixed order. Legend as in `short_attention`.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from . import scores
+from .configs import arch_of, groups_per_program, head_tile, short_backward_config, short_tile
+from .launch import launch
+from .short_attention import (
+    LOG2_OF_E,
+    bias_tile,
+    common_alignment,
+    dense_bias,
+    dense_geometry,
+    dense_view,
+    dot_precision,
+    load_padding,
+    load_tokens,
+    normalise,
+    scaled,
+    shared_offsets,
+)
+from .tiles import LOG2E, load_rows, store_rows
+
+
+@triton.jit
+def _through_normalise(gradient, unit, inverse, passes):
+    """Gradient of `normalise`: gradient and unit [BLOCK, BLOCK_D], inverse and passes [BLOCK]."""
+    along = tl.where(passes, tl.sum(gradient * unit, 1), 0.0)
+    return (gradient - unit * along[:, None]) * inverse[:, None]
+
+
+@triton.jit
+def _short_bwd(
+    q, k, v, grad, dq, dk, dv, dbias, dpadding, dhead_scale, bias, head_scale, padding,
+    head_strides, q_strides, k_strides, v_strides, grad_strides, dq_strides, dk_strides, dv_strides, bias_strides,
+    q_args, k_args, score_args,
+    groups, heads, chunk, N, M, scale,
+    Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROW_BLOCKS: tl.constexpr, TILE_ROWS: tl.constexpr,
+    ALIGN: tl.constexpr, BIAS: tl.constexpr, DBIAS: tl.constexpr, COSINE: tl.constexpr, PADDED: tl.constexpr,
+    SHARED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    EVEN_D: tl.constexpr = HEAD_DIM == BLOCK_D
+    pid = tl.program_id(0)
+    head = pid % heads
+    part = pid // heads
+    first = part * chunk
+    rows = tl.arange(0, BLOCK_M)
+    ki = tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    q += head.to(tl.int64) * head_strides[0] * ALIGN
+    k += head.to(tl.int64) * head_strides[1] * ALIGN
+    v += head.to(tl.int64) * head_strides[2] * ALIGN
+    grad += head.to(tl.int64) * head_strides[3] * ALIGN
+    dq += head.to(tl.int64) * head_strides[4] * ALIGN
+    dk += head.to(tl.int64) * head_strides[5] * ALIGN
+    dv += head.to(tl.int64) * head_strides[6] * ALIGN
+    pad_q = load_padding(padding, head, heads, 0, PADDED, HEAD_DIM, BLOCK_D)
+    pad_k = load_padding(padding, head, heads, 1, PADDED, HEAD_DIM, BLOCK_D)
+    pad_v = load_padding(padding, head, heads, 2, PADDED, HEAD_DIM, BLOCK_D)
+    if COSINE:
+        scale = tl.load(head_scale + head)
+        scale_sum = tl.zeros([BLOCK_M], tl.float32)
+    if PADDED:
+        pad_dk = tl.zeros([BLOCK_D], tl.float32)
+        pad_dv = tl.zeros([BLOCK_D], tl.float32)
+    if BIAS == "held":
+        tile = bias_tile(bias, first, head, rows, ki, bias_strides, N, M, True, BLOCK_N)
+    if DBIAS == "held":
+        ds_sum = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for step in tl.range(0, tl.minimum(chunk, groups - first)):
+        group = first + step
+        k_at, k_inside = K_TOKENS(group, ki, k_strides, k_args)
+        v_at = k_at if SHARED != "none" else K_TOKENS(group, ki, v_strides, k_args)[0]
+        k_valid = k_inside & (ki < M)
+        k_rows = load_tokens(k, k_at, k_valid, pad_k, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+        v_rows = load_tokens(v, v_at, k_valid, pad_v, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+        if COSINE:
+            k_unit, k_inverse, k_passes = normalise(k_rows)
+            k_rows = k_unit.to(k_rows.dtype)
+        dk_sum = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+        dv_sum = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+        for block in tl.range(0, ROW_BLOCKS):
+            qi = block * BLOCK_M + rows
+            if SHARED == "qkv":
+                q_at, q_inside = k_at, k_inside
+            else:
+                q_at, q_inside = Q_TOKENS(group, qi, q_strides, q_args)
+            grad_at = Q_TOKENS(group, qi, grad_strides, q_args)[0]
+            q_valid = q_inside & (qi < N)
+            q_rows = load_tokens(q, q_at, q_valid, pad_q, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+            g_rows = load_rows(grad, grad_at, q_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+            if COSINE:
+                q_unit, q_inverse, q_passes = normalise(q_rows)
+                q_rows = q_unit.to(q_rows.dtype)
+            s = tl.dot(q_rows, tl.trans(k_rows), input_precision=PRECISION) * (scale * LOG2E)  # [BLOCK_M, BLOCK_N]
+            if BIAS == "held":
+                s += tile
+            elif BIAS != "none":
+                s += bias_tile(bias, group, head, qi, ki, bias_strides, N, M, BIAS == "baked", BLOCK_N)
+            s = SCORE(s, group, head, qi[:, None], ki[None, :], score_args)
+            if BIAS == "none" or BIAS == "strided":
+                s = tl.where((ki < M)[None, :], s, float("-inf"))
+            top = tl.max(s, 1)
+            p = tl.exp2(s - tl.where(top == float("-inf"), 0.0, top)[:, None])
+            total = tl.sum(p, 1)
+            p *= (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
+            dv_sum += tl.dot(tl.trans(p.to(g_rows.dtype)), g_rows, input_precision=PRECISION)  # [BLOCK_N, BLOCK_D]
+            dp = tl.dot(g_rows, tl.trans(v_rows), input_precision=PRECISION)
+            ds = p * (dp - tl.sum(p * dp, 1)[:, None])  # zero in rows without a gradient: padding and rows past N
+            if DBIAS == "held":
+                ds_sum += ds
+            elif DBIAS != "none":
+                slot = group if DBIAS == "group" else part
+                place = dbias + (slot.to(tl.int64) * heads + head) * (TILE_ROWS * BLOCK_N) + qi[:, None] * BLOCK_N + ki[None, :]
+                in_tile = (qi < TILE_ROWS)[:, None] & (ki < BLOCK_N)[None, :]
+                if DBIAS == "chunk":
+                    tl.store(place, ds + tl.load(place, mask=in_tile & (step > 0), other=0.0), mask=in_tile)
+                else:
+                    tl.store(place, ds, mask=in_tile)
+            low = ds.to(q_rows.dtype)
+            dk_sum += tl.dot(tl.trans(low), q_rows, input_precision=PRECISION)
+            dq_rows = tl.dot(low, k_rows, input_precision=PRECISION)  # [BLOCK_M, BLOCK_D]
+            if COSINE:
+                scale_sum += tl.sum(dq_rows * q_unit, 1)
+                dq_rows = _through_normalise(dq_rows * scale, q_unit, q_inverse, q_passes)
+            else:
+                dq_rows *= scale
+            dq_at = q_at if SHARED == "qkv" else Q_TOKENS(group, qi, dq_strides, q_args)[0]
+            store_rows(dq, dq_at, dq_rows, q_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+        dk_sum *= scale
+        if COSINE:
+            dk_sum = _through_normalise(dk_sum, k_unit, k_inverse, k_passes)
+        dk_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dk_strides, k_args)[0]
+        dv_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dv_strides, k_args)[0]
+        store_rows(dk, dk_at, dk_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+        store_rows(dv, dv_at, dv_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+        if PADDED:
+            outside = ((ki < M) & (k_inside == 0))[:, None]
+            pad_dk += tl.sum(tl.where(outside, dk_sum, 0.0), 0)
+            pad_dv += tl.sum(tl.where(outside, dv_sum, 0.0), 0)
+        if DBIAS == "chunk":
+            tl.debug_barrier()  # the next group reads back what other threads of this program stored
+    if PADDED:
+        place = dpadding + (part.to(tl.int64) * 2 * heads + head) * HEAD_DIM + d
+        tl.store(place, pad_dk, mask=d < HEAD_DIM)
+        tl.store(place + heads * HEAD_DIM, pad_dv, mask=d < HEAD_DIM)
+    if COSINE:
+        tl.store(dhead_scale + part * heads + head, tl.sum(scale_sum, 0))
+    if DBIAS == "held":
+        place = dbias + (part.to(tl.int64) * heads + head) * (TILE_ROWS * BLOCK_N) + rows[:, None] * BLOCK_N + ki[None, :]
+        tl.store(place, ds_sum)
+
+
+def run_backward(geometry, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=False, padding=None, head_scale=None):
+    """Launch the backward on `View` arguments; writes ``dq``, ``dk``, ``dv``.
+
+    Returns:
+        (dbias, dpadding, dhead_scale), float32 and summed over groups, or None where there is nothing to sum: dbias (H, rows, columns) of
+        the padded tile, (G, H, rows, columns) for a bias that differs between groups; dpadding (3, H, D), zero for q; dhead_scale (H,).
+    """
+    g = geometry
+    rows, columns = short_tile(g.queries, g.keys)
+    arch = arch_of(q.data)
+    config = short_backward_config(rows, columns, q.data.element_size(), arch)
+    row_blocks = -(-g.queries // config.block_m)
+    chunk = groups_per_program(g.groups, g.heads * (1 if columns <= 64 else 4), arch)
+    parts = -(-g.groups // chunk)
+    align = common_alignment(q, k, v, grad, dq, dk, dv)
+    kind = "none"
+    if bias_grad:
+        kind = "group" if bias.strides[0] else "held" if row_blocks == 1 else "chunk"
+    dbias, dpadding, dhead_scale = None, None, None
+    if bias_grad:
+        dbias = q.data.new_empty((g.groups if kind == "group" else parts, g.heads, rows, columns), dtype=torch.float32)
+    if padding is not None:
+        dpadding = q.data.new_empty((parts, 2, g.heads, g.head_dim), dtype=torch.float32)
+    if head_scale is not None:
+        dhead_scale = q.data.new_empty((parts, g.heads), dtype=torch.float32)
+    views = (q, k, v, grad, dq, dk, dv)
+    launch(
+        _short_bwd, (parts * g.heads,),
+        *(view.data for view in views), dbias, dpadding, dhead_scale, bias and bias.data, head_scale, padding,
+        scaled([view.head for view in views], align), *(scaled(view.strides, align) for view in views),
+        bias.strides if bias else (), g.q_args, g.k_args, g.score_args,
+        g.groups, g.heads, chunk, g.queries, g.keys, g.scale,
+        Q_TOKENS=g.q_tokens, K_TOKENS=g.k_tokens, SCORE=g.score, HEAD_DIM=g.head_dim,
+        BLOCK_M=config.block_m, BLOCK_N=columns, BLOCK_D=head_tile(g.head_dim), ROW_BLOCKS=row_blocks, TILE_ROWS=rows, ALIGN=align,
+        BIAS=bias.kind if bias else "none", DBIAS=kind, COSINE=head_scale is not None, PADDED=padding is not None,
+        SHARED=shared_offsets(g, config.block_m, columns, (q, dq), (k, v, dk, dv)), PRECISION=dot_precision(q.data), num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    if dbias is not None and kind != "group":
+        dbias = dbias.sum(0)
+    if dpadding is not None:
+        dpadding = torch.cat((torch.zeros_like(dpadding[0, :1]), dpadding.sum(0)))
+    if dhead_scale is not None:
+        dhead_scale = dhead_scale.sum(0)
+    return dbias, dpadding, dhead_scale
+
+
+def short_backward(grad, q, k, v, dq, dk, dv, *, scale, bias=None, bias_grad=False, score=scores.plain, score_args=()):
+    """Dense attention's gradients, where ``fits(q, k, v, backward=True)`` holds.
+
+    Args:
+        grad: gradient of the output, (B, H, N, D) with a last stride of 1.
+        dq, dk, dv: like q, k, v; written.
+        bias_grad: whether the gradient of ``bias`` is wanted.
+
+    Returns:
+        The gradient of ``bias`` in its shape, float32, or None.
+    """
+    geometry = dense_geometry(q, k, scale, score, score_args)
+    views = [dense_view(x) for x in (grad, q, k, v, dq, dk, dv)]
+    dbias = run_backward(geometry, *views, bias=dense_bias(bias, geometry), bias_grad=bias_grad)[0]
+    if dbias is None:
+        return None
+    dbias = dbias if dbias.dim() == 4 else dbias[None]
+    return dbias[..., : q.shape[2], : k.shape[2]].sum_to_size(bias.shape)

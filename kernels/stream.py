@@ -1,0 +1,184 @@
+"""Streaming (flash) attention, forward: one loop over key blocks with an online softmax (FlashAttention-2, arXiv 2307.08691, algorithm 1).
+
+    out = softmax(scale * q k^T changed by SCORE) v,  lse = log of the softmax denominator
+
+Legend: groups (batch entries or windows), H heads, KV key heads, N query and M key tokens of a group, D head dim. One program owns BLOCK_M
+queries of one (group, head); neighbours in the grid share keys. Two hooks make it every dense family: TOKENS (tokens.py) says where a token
+lives, SCORE (scores.py) changes a logit. The backward is in stream_backward.py.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import configs, scores, tokens
+from .launch import launch
+from .tiles import LN2, LOG2E, keep_mask, load_tokens, normalize, store_tokens
+
+
+@triton.jit
+def _stream_fwd(
+    q, k, v, out, lse, q_strides, k_strides, v_strides, out_strides, q_args, k_args, score_args,
+    padding, cosine, seed, heads, N, M, scale, dropout_p,
+    Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SHARE: tl.constexpr,
+    ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    PADDED: tl.constexpr = padding is not None
+    COSINE: tl.constexpr = cosine is not None
+    pid = tl.program_id(0)
+    blocks = tl.cdiv(N, BLOCK_M)
+    block, row = pid % blocks, pid // blocks  # row: (group, head)
+    group, head = row // heads, row % heads
+    kv_head = head // KV_SHARE
+    qi = block * BLOCK_M + tl.arange(0, BLOCK_M)
+
+    queries = load_tokens(
+        q, q_strides, q_args, padding, head, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_N, PADDED
+    )  # [BLOCK_M, BLOCK_D]
+    factor = scale * LOG2E
+    if COSINE:
+        factor = tl.load(cosine + head) * LOG2E
+        queries = normalize(queries)[0].to(q.dtype.element_ty)
+
+    maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    end = M
+    whole = M // BLOCK_N * BLOCK_N  # key blocks before it need no mask
+    if CAUSAL:
+        end = tl.minimum(M, tl.maximum(0, (block + 1) * BLOCK_M + (M - N)))
+        whole = tl.minimum(whole, tl.maximum(0, block * BLOCK_M + (M - N) + 1) // BLOCK_N * BLOCK_N)
+    for MASKED in tl.static_range(1 if EVEN_M and not CAUSAL else 2):
+        for start in tl.range(whole if MASKED else 0, end if MASKED else whole, BLOCK_N):
+            ki = start + tl.arange(0, BLOCK_N)
+            keys = load_tokens(
+                k, k_strides, k_args, padding, heads + head, group, kv_head, ki, M,
+                K_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, MASKED and not EVEN_M, PADDED,
+            )  # fmt: skip
+            if COSINE:
+                keys = normalize(keys)[0].to(k.dtype.element_ty)
+            s = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+            if not PLAIN:
+                s = SCORE(s * factor, group, head, qi[:, None], ki[None, :], score_args)
+            if MASKED and CAUSAL:
+                s = tl.where(ki[None, :] <= qi[:, None] + (M - N), s, float("-inf"))
+            if MASKED and not EVEN_M:
+                s = tl.where(ki[None, :] < M, s, float("-inf"))
+            if PLAIN:  # the factor is folded into the exponent: one multiply-add for each score
+                new_maximum = tl.maximum(maximum, tl.max(s, 1) * factor)
+                pivot = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)  # a row without keys so far: exp2(-inf - 0) = 0
+                weights = tl.math.exp2(s * factor - pivot[:, None])
+            else:
+                new_maximum = tl.maximum(maximum, tl.max(s, 1))
+                pivot = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+                weights = tl.math.exp2(s - pivot[:, None])
+            shrink = tl.math.exp2(maximum - pivot)
+            total = total * shrink + tl.sum(weights, 1)
+            acc = acc * shrink[:, None]
+            if seed is not None:
+                keep = keep_mask(tl.load(seed), row, qi[:, None], ki[None, :], dropout_p)
+                weights = tl.where(keep, weights / (1.0 - dropout_p), 0.0)
+            values = load_tokens(
+                v, v_strides, k_args, padding, 2 * heads + head, group, kv_head, ki, M,
+                K_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, MASKED and not EVEN_M, PADDED,
+            )  # fmt: skip
+            acc = tl.dot(weights.to(v.dtype.element_ty), values, acc, input_precision=PRECISION)
+            maximum = new_maximum
+
+    total = tl.where(total == 0.0, 1.0, total)  # a row without keys: 0 / 1, and log(1) - inf
+    acc = acc / total[:, None]
+    store_tokens(out, out_strides, q_args, acc, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, PADDED)
+    tl.store(lse + row.to(tl.int64) * N + qi, maximum * LN2 + tl.log(total), mask=qi < N)
+
+
+class Rows(NamedTuple):
+    """One operand: its tensor, the stride between heads and the strides of its TOKENS hook, in elements."""
+
+    tensor: Tensor
+    head: int
+    strides: tuple[int, ...]
+
+    def over(self, align):
+        """Strides in units of ``align`` elements, nested as `load_tokens` takes them."""
+        return self.head // align, tuple(stride // align for stride in self.strides)
+
+
+class Stream(NamedTuple):
+    """The problem that the streaming kernels solve.
+
+    ``padding`` (3, H, D), contiguous: rows of q, k and v of the tokens that a hook says are padding; None: no token is. ``cosine`` (H,)
+    float32: unit q and k, their product times this factor instead of ``scale``. ``seed``: int64, one element, or None for no dropout.
+    """
+
+    groups: int
+    heads: int
+    kv_heads: int
+    n: int
+    m: int
+    head_dim: int
+    scale: float
+    q_tokens: Callable = tokens.dense
+    k_tokens: Callable = tokens.dense
+    q_args: tuple = ()
+    k_args: tuple = ()
+    score: Callable = scores.plain
+    score_args: tuple = ()
+    causal: bool = False
+    dropout_p: float = 0.0
+    seed: Tensor | None = None
+    padding: Tensor | None = None
+    cosine: Tensor | None = None
+
+
+def aligned(*operands: Rows) -> int:
+    """The ALIGN that all operands share."""
+    strides = [stride for rows in operands for stride in (rows.head, *rows.strides)]
+    return configs.alignment(operands[0].tensor.element_size(), *strides)
+
+
+def constants(s: Stream, q: Rows, config: configs.Config) -> dict:
+    """The constexpr arguments that all kernels of the loop have in common."""
+    return dict(
+        Q_TOKENS=s.q_tokens,
+        K_TOKENS=s.k_tokens,
+        SCORE=s.score,
+        PLAIN=s.score is scores.plain,
+        CAUSAL=s.causal,
+        HEAD_DIM=s.head_dim,
+        BLOCK_D=configs.head_tile(s.head_dim),
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        EVEN_N=s.n % config.block_m == 0,
+        EVEN_M=s.m % config.block_n == 0,
+        PRECISION=configs.dot_precision(q.tensor.dtype),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+
+
+def stream_forward(s: Stream, q: Rows, k: Rows, v: Rows, out: Rows, lse: Tensor) -> None:
+    """Fill ``out`` and ``lse``, (groups, H, N) float32 contiguous, natural logarithm."""
+    config = configs.stream_forward_config(s.head_dim, q.tensor.element_size(), configs.arch_of(q.tensor), s.n, s.score is not scores.plain)
+    align, out_align = aligned(q, k, v), aligned(out)
+    launch(
+        _stream_fwd, (triton.cdiv(s.n, config.block_m) * s.groups * s.heads,),
+        q.tensor, k.tensor, v.tensor, out.tensor, lse, q.over(align), k.over(align), v.over(align), out.over(out_align),
+        s.q_args, s.k_args, s.score_args, s.padding, s.cosine, s.seed, s.heads, s.n, s.m, s.scale, s.dropout_p,
+        KV_SHARE=s.heads // max(s.kv_heads, 1), ALIGN=align, OUT_ALIGN=out_align, **constants(s, q, config),
+    )  # fmt: skip
+
+
+def dense_rows(tensor: Tensor) -> Rows:
+    """(B, H, N, D) with a last stride of 1. A dimension of size 1 has an arbitrary stride, which must not spoil the alignment."""
+    batch, head, token = (0 if size == 1 else stride for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True))
+    return Rows(tensor, head, (batch, token))
+
+
+def unit_last(tensor: Tensor) -> Tensor:
+    """``tensor`` with a last stride of 1: itself, or a contiguous copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

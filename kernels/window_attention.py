@@ -1,0 +1,126 @@
+"""Shifted-window attention where the windows live in the image: the kernels find each token, nothing is rolled, padded or partitioned.
+
+    out = softmax(scale q k^T + table[offset] + region mask) v      per head and window (Swin, arXiv 2103.14030, section 3.2)
+    cosine: scores head_scale * q/|q| . k/|k| + table[offset]       (Swin V2, arXiv 2111.09883, equation 2)
+
+Legend: B images of img_h x img_w tokens, C channels, H heads, D = C / H, N = window_h * window_w tokens, G windows in all.
+"""
+
+import torch
+import triton.language as tl
+
+from . import scores, tokens
+from .configs import short_tile
+from .relative_table import expand_table, reduce_table
+from .short_attention import LOG2_OF_E, Bias, Geometry, View, run_forward
+from .short_attention_backward import run_backward
+
+
+def _fits_short(window, head_dim):
+    return window[0] * window[1] <= 256
+
+
+def _counts(qkv, window):
+    """Windows along an image's height and width."""
+    return -(-qkv.shape[1] // window[0]), -(-qkv.shape[2] // window[1])
+
+
+def _geometry(qkv, num_heads, window, shift, wrap, scale, mask_value):
+    batch, img_h, img_w, packed = qkv.shape
+    rows, cols = _counts(qkv, window)
+    (window_h, window_w), (shift_h, shift_w) = ([tl.constexpr(n) for n in pair] for pair in (window, shift))
+    size = window[0] * window[1]
+    exact = tl.constexpr(rows * window[0] == img_h and cols * window[1] == img_w)
+    args = (img_h, img_w, wrap[0], wrap[1], rows, cols, window_h, window_w, shift_h, shift_w, exact)
+    score, score_args = scores.plain, ()
+    if any(shift) and mask_value != 0.0:
+        score = scores.regions
+        score_args = (rows, cols, mask_value * LOG2_OF_E, window_h, window_w, shift_h, shift_w)
+    head_dim = packed // 3 // num_heads
+    return Geometry(
+        batch * rows * cols, num_heads, size, size, head_dim, scale, tokens.window, tokens.window, args, args, score, score_args
+    )
+
+
+def _views(packed, head_dim, parts):
+    """`View` of each of ``parts`` consecutive slices of the channels of (B, img_h, img_w, parts * C)."""
+    return [View(part, head_dim, part.stride()[:3]) for part in packed.chunk(parts, -1)]
+
+
+def _bias(table, geometry, window):
+    if table is None:
+        return None
+    rows, columns = short_tile(geometry.queries, geometry.keys)
+    return Bias(expand_table(table, window, rows, columns), (0, rows * columns, columns, 1), "held" if columns <= 64 else "baked")
+
+
+def _padding(qkv, padding, window):
+    """The padding vector where some window sticks out of the image, in the dtype of ``qkv``."""
+    if padding is None or (qkv.shape[1] % window[0] == 0 and qkv.shape[2] % window[1] == 0):
+        return None
+    return padding.to(qkv.dtype).contiguous()
+
+
+def _unit_last_stride(x):
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def window_attention_outputs(qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value):
+    """(out (B, img_h, img_w, C), lse): the log-sum-exp is empty where the backward needs none."""
+    batch, img_h, img_w, packed = qkv.shape
+    return qkv.new_empty((batch, img_h, img_w, packed // 3)), qkv.new_empty(0, dtype=torch.float32)
+
+
+def window_attention_forward(qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value):
+    """Attention within each window.
+
+    Args:
+        qkv: (B, img_h, img_w, 3 C), natural token order.
+        table: ((2 window_h - 1)(2 window_w - 1), H) of any float dtype, or None.
+        padding: (3 C,), what a token outside the image holds; None: zeros.
+        head_scale: (H,) float32 makes it cosine attention with these factors; ``scale`` is ignored then.
+        window, shift, wrap: pairs of ints; the roll by ``shift`` is modulo ``wrap``: the image size, or the padded size.
+        mask_value: added between tokens of different regions; may be -inf.
+    """
+    out, lse = window_attention_outputs(qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value)
+    qkv = _unit_last_stride(qkv)
+    geometry = _geometry(qkv, num_heads, window, shift, wrap, scale, mask_value)
+    q, k, v = _views(qkv, geometry.head_dim, 3)
+    run_forward(
+        geometry, q, k, v, *_views(out, geometry.head_dim, 1),
+        bias=_bias(table, geometry, window), padding=_padding(qkv, padding, window), head_scale=head_scale,
+    )  # fmt: skip
+    return out, lse
+
+
+def window_attention_gradients(
+    grad, out, lse, qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value, needs
+):  # fmt: skip
+    """(dqkv, dtable, dpadding, dhead_scale), each like its input; empty where there is no such input or ``needs`` is false."""
+    inputs = (qkv, table, padding, head_scale)
+    return tuple(
+        x.new_empty(x.shape) if x is not None and needed else qkv.new_empty(0) for x, needed in zip(inputs, needs, strict=True)
+    )
+
+
+def window_attention_backward(
+    grad, out, lse, qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value, needs
+):  # fmt: skip
+    """Gradients of `window_attention_forward`; deterministic."""
+    dqkv = qkv.new_empty(qkv.shape)
+    qkv, grad = _unit_last_stride(qkv), _unit_last_stride(grad)
+    geometry = _geometry(qkv, num_heads, window, shift, wrap, scale, mask_value)
+    dbias, dpadding, dhead_scale = run_backward(
+        geometry, *_views(grad, geometry.head_dim, 1), *_views(qkv, geometry.head_dim, 3), *_views(dqkv, geometry.head_dim, 3),
+        bias=_bias(table, geometry, window), bias_grad=table is not None and needs[1],
+        padding=_padding(qkv, padding, window), head_scale=head_scale,
+    )  # fmt: skip
+    if dpadding is None and padding is not None:
+        dpadding = torch.zeros_like(padding)
+    dtable = None if dbias is None else reduce_table(dbias, window)
+    results = (dqkv, dtable, dpadding, dhead_scale)
+    inputs = (qkv, table, padding, head_scale)
+    return tuple(
+        result.reshape(x.shape).to(x.dtype) if x is not None and needed else qkv.new_empty(0)
+        for result, x, needed in zip(results, inputs, needs, strict=True)
+    )

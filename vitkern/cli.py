@@ -1,0 +1,32 @@
+"""``python -m vitkern``: info, check, models and accelerate. One module per command in `vitkern.commands`."""
+
+import argparse
+import os
+import sys
+
+from vitkern.commands import accelerate, check, info, models
+from vitkern.commands.report import BadInput
+
+COMMANDS = {"info": info, "check": check, "models": models, "accelerate": accelerate}
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="vitkern", description="Make vision transformers fast, and check that they stay the same.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    for name, module in COMMANDS.items():
+        summary = module.__doc__.splitlines()[0].split(": ", 1)[1]
+        module.add_arguments(commands.add_parser(name, help=summary, description=summary))
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 fine, 1 a check failed, 2 bad input (one line on stderr)."""
+    arguments = parser().parse_args(argv)
+    try:
+        return COMMANDS[arguments.command].run(arguments)
+    except BadInput as problem:
+        print(f"vitkern {arguments.command}: {problem}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

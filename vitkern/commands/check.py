@@ -1,0 +1,114 @@
+"""check: each kernel against float64, output and every gradient; exit code 1 on failure."""
+
+import math
+import os
+import subprocess
+import sys
+from collections import defaultdict
+
+import torch
+
+from vitkern import dispatch
+from vitkern.commands.check_cases import CASES, OPS, Case
+from vitkern.commands.dropout import check_dropout
+from vitkern.commands.report import BadInput, counted, near_matches, table
+from vitkern.commands.verify import GPU_POOLED_MARGIN, Result, verify
+from vitkern.testing import Pool
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("op", nargs="*", help=f"operators, of {', '.join(OPS)}; all unless given")
+    parser.add_argument("--dtype", choices=DTYPES, help="one dtype; all three unless given")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is a GPU unless given; cpu interprets the kernels")
+    parser.add_argument("--pytorch", action="store_true", help="check the PyTorch path instead of the kernels")
+    parser.add_argument("--all", action="store_true", help="a line for each tensor, not only for the worst of a case")
+
+
+def run(arguments) -> int:
+    unknown = [name for name in arguments.op if name not in OPS]
+    if unknown:
+        raise BadInput(f"no operator is called {unknown[0]!r}.{near_matches(unknown[0], OPS)} There are {', '.join(OPS)}.")
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device cuda was given, and torch sees no GPU. Leave it out to interpret the kernels on the CPU.")
+    backend = "torch" if arguments.pytorch else "interpreter" if device.type == "cpu" else "triton"
+    if backend != "torch" and not dispatch.HAS_TRITON:
+        raise BadInput("Triton is not installed, so there is no kernel to check. --pytorch checks the PyTorch path.")
+    if backend != "torch" and dispatch.INTERPRETED != (backend == "interpreter"):
+        return _again(arguments, interpreted=backend == "interpreter")
+    dtypes = [DTYPES[arguments.dtype]] if arguments.dtype else list(DTYPES.values())
+    cases = [case for case in CASES if case.op in (arguments.op or OPS)]
+    place = {"torch": f"the PyTorch path on {device}", "interpreter": "kernels in Triton's interpreter", "triton": f"kernels on {device}"}
+    print(f"{place[backend]} against float64; use is the error over what the tolerance rule allows (vitkern.testing)")
+    with dispatch.use_backend(backend):
+        return _check(cases, dtypes, device, every_tensor=arguments.all)
+
+
+def _again(arguments, *, interpreted: bool) -> int:
+    """The same command in a new process: Triton reads TRITON_INTERPRET when a kernel is decorated, which has happened in this one."""
+    command = [sys.executable, "-m", "vitkern", "check", *arguments.op, "--device", "cpu" if interpreted else "cuda"]
+    command += ["--dtype", arguments.dtype] if arguments.dtype else []
+    command += ["--all"] if arguments.all else []
+    sys.stdout.flush()
+    return subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": str(int(interpreted))}).returncode
+
+
+def _check(cases: list[Case], dtypes: list[torch.dtype], device: torch.device, *, every_tensor: bool) -> int:
+    pools, rows, failures = defaultdict(Pool), [], []
+    pairs = [(case, dtype) for case in cases for dtype in dtypes]
+    for (case, dtype), _ in zip(pairs, counted([f"{case} {_short(dtype)}" for case, dtype in pairs], "check"), strict=True):
+        try:
+            results = verify(case, dtype, device)
+        except Exception as error:
+            rows.append((case.op, case.name, _short(dtype), "-", "-", "-", "-", "ERROR"))
+            failures.append(f"{case} {_short(dtype)}: {type(error).__name__}: {error}")
+            continue
+        for result in results:
+            if math.isfinite(result.comparison.mean_error):
+                pools[case.op].add(result.name, result.dtype, result.comparison, result.magnitude)
+        shown = results if every_tensor else [max(results, key=_badness)]
+        rows += [_row(case, dtype, result) for result in shown]
+        failures += [f"{case} {_short(dtype)}: {result.name} fails" for result in results if not result.comparison.passed]
+    print(table(("operator", "case", "dtype", "worst" if not every_tensor else "tensor", "error", "allowed", "use", "verdict"), rows))
+    print()
+    _pooled(pools, 1.0 if device.type == "cpu" else GPU_POOLED_MARGIN, failures)
+    if any(case.op == "attention" for case in cases):
+        problems = check_dropout(device)
+        print("attention: dropout " + ("is reproducible, and its gradient uses the same mask" if not problems else "FAILS"))
+        failures += problems
+    print()
+    for failure in failures:
+        print(f"FAILED  {failure}")
+    count = len(pairs)
+    print(f"verdict: {len(failures)} failures in {count} checks" if failures else f"verdict: all {count} checks passed")
+    return 1 if failures else 0
+
+
+def _badness(result: Result) -> tuple:
+    return not result.comparison.positions_agree, result.comparison.use if math.isfinite(result.comparison.use) else math.inf
+
+
+def _row(case: Case, dtype: torch.dtype, result: Result) -> tuple:
+    comparison = result.comparison
+    verdict = "ok" if comparison.passed else "FAIL" if comparison.positions_agree else "FAIL (NaN or inf misplaced)"
+    error, allowance = f"{comparison.error:.1e}", f"{comparison.allowance:.1e}"
+    return case.op, case.name, _short(dtype), result.name, error, allowance, f"{comparison.use:.2f}", verdict
+
+
+def _pooled(pools: dict[str, Pool], margin: float, failures: list[str]) -> None:
+    """Rule (b): mean errors over all cases of an operator, relative to the ideal's."""
+    rows = []
+    for op, pool in pools.items():
+        ratios = pool.ratios()
+        for dtype in dict.fromkeys(dtype for _, dtype in ratios):
+            worst = max((name for name, other in ratios if other == dtype), key=lambda name: ratios[name, dtype])
+            rows.append((op, _short(dtype), worst, f"{ratios[worst, dtype]:.3f}"))
+        failures += [f"{op}: {line}" for line in pool.failures(margin)]
+    print("mean error over that of an ideal kernel of the dtype, all cases pooled:")
+    print(table(("operator", "dtype", "worst", "ratio"), rows))
+
+
+def _short(dtype: torch.dtype) -> str:
+    return next((name for name, value in DTYPES.items() if value == dtype), str(dtype))

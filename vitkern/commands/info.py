@@ -1,0 +1,86 @@
+"""info: versions, devices, and which operator runs where and why not."""
+
+import importlib.metadata
+import platform
+import sys
+
+import torch
+
+from vitkern import dispatch
+from vitkern.commands.check_cases import OPS
+from vitkern.commands.report import table
+
+PACKAGES = ("vitkern", "torch", "triton", "numpy", "timm", "transformers", "torchvision", "safetensors")
+
+
+def add_arguments(parser) -> None:
+    del parser
+
+
+def versions() -> dict[str, str]:
+    """Python's and each package's version, "not installed" where it is not."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            module = sys.modules.get(name)
+            found[name] = getattr(module, "__version__", "not installed")
+    return found
+
+
+def devices() -> list[tuple[torch.device, str]]:
+    """The CPU and each visible GPU, with a description."""
+    cpu = f"{processor()}, {torch.get_num_threads()} threads"
+    found = [(torch.device("cpu"), cpu)]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        detail = f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
+        found.append((torch.device("cuda", index), detail))
+    return found
+
+
+def processor() -> str:
+    """The CPU's name as the system gives it."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def where(device: torch.device, dtype: torch.dtype) -> tuple[str, list[str]]:
+    """("Triton" | "interpreter" | "PyTorch", reasons why no kernel) for ordinary shapes."""
+    if dispatch.current_backend() == "torch":
+        return "PyTorch", ["the backend is set to torch"]
+    reasons = dispatch.why_not([torch.empty(0, dtype=dtype, device=device)])
+    if reasons:
+        return "PyTorch", reasons
+    return ("interpreter" if dispatch.INTERPRETED else "Triton"), []
+
+
+def run(arguments) -> int:
+    del arguments
+    print(f"platform      {platform.platform()}")
+    for name, version in versions().items():
+        print(f"{name:<13} {version}")
+    print(f"backend       {dispatch.current_backend()}")
+    found = devices()
+    for device, detail in found:
+        print(f"{device!s:<13} {detail}")
+    if len(found) == 1:
+        print("cuda          none: " + ("torch sees no GPU" if torch.version.cuda or torch.version.hip else "torch has no GPU build"))
+    print()
+    rows, notes = [], []
+    for op in OPS:
+        row = [op]
+        for device, _ in found:
+            place, reasons = where(device, torch.float32)
+            row.append(place)
+            notes += [f"PyTorch on {device}: {reason}" for reason in reasons]
+        rows.append(row)
+    print(table(["operator", *(str(device) for device, _ in found)], rows))
+    for note in dict.fromkeys(notes):
+        print(note)
+    print("Kernels take float16, bfloat16 and float32; float64 runs in PyTorch.")
+    return 0

@@ -1,0 +1,56 @@
+"""What the commands print with: aligned tables on stdout, counted progress on stderr, one line for bad input."""
+
+import difflib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+
+class BadInput(Exception):
+    """The user's input cannot be used; its text is the one line to print, and the exit code is 2."""
+
+
+def near_matches(name: str, known: Iterable[str], count: int = 5) -> str:
+    """`` Near: a, b, c.`` or nothing: the names that look like ``name`` or hold it."""
+    known = sorted(set(known))
+    close = difflib.get_close_matches(name, known, count, cutoff=0.5)
+    close += [other for other in known if name and name.lower() in other.lower() and other not in close]
+    return f" Near: {', '.join(close[:count])}." if close else ""
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """Columns two spaces apart; a column of numbers is set right, the others left."""
+    cells = [[str(value) for value in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    right = [all(row[i][:1].isdigit() or row[i][:1] in "-+" for row in cells[1:] if row[i]) for i in range(len(header))]
+    lines = []
+    for row in cells:
+        aligned = [
+            value.rjust(width) if flush else value.ljust(width) for value, width, flush in zip(row, widths, right, strict=True)
+        ]
+        lines.append("  ".join(aligned).rstrip())
+    return "\n".join(lines)
+
+
+def counted(items: Sequence, what: str) -> Iterator:
+    """Yield ``items``, each announced on stderr as ``[3/20] what item``."""
+    start = time.perf_counter()
+    for i, item in enumerate(items, 1):
+        print(f"[{i}/{len(items)}] {what} {item} ({time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)
+        yield item
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def seconds(value: float) -> str:
+    """A duration in the unit that reads best."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if value * factor >= 1.0 or unit == "us":
+            return f"{value * factor:.3g} {unit}"
+    raise AssertionError
+
+
+def memory(value: float | None) -> str:
+    return "n/a" if value is None else f"{value / 2**20:.1f} MiB"

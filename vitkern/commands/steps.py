@@ -1,0 +1,48 @@
+"""One forward or training step of a classifier of any library."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    """The class scores (B, classes) that ``model`` gives, whichever library it is from; its pooled features where it has no classifier."""
+    output = model(images)
+    if isinstance(output, Tensor):
+        return output
+    return output.logits if hasattr(output, "logits") else output.pooler_output
+
+
+def labels_for(images: Tensor) -> Tensor:
+    """(B,) classes 0 and 1 in turn."""
+    return torch.arange(len(images), device=images.device) % 2
+
+
+def loss_of(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, in float32 at least."""
+    return F.cross_entropy(scores if scores.dtype == torch.float64 else scores.float(), labels)
+
+
+def forward_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    """Inference in eval mode."""
+    model.eval()
+
+    def step():
+        with torch.inference_mode():
+            logits(model, images)
+
+    return step
+
+
+def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    """Forward, loss and backward in training mode; the gradients replace those before."""
+    labels = labels_for(images)
+
+    def step():
+        model.train()
+        model.zero_grad(set_to_none=True)
+        loss_of(logits(model, images), labels).backward()
+
+    return step

@@ -1,0 +1,140 @@
+"""Swap the modules of a model for vitkern's: in place, by class, with a report that can undo it."""
+
+import sys
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from vitkern.interop.adapter import ADAPTERS, Adapter, adapter_of, known_base, path_of
+from vitkern.interop.report import Kept, Report, Swapped
+
+Only = Callable[[nn.Module, str], bool] | str | Iterable[str] | None
+
+
+def accelerate(model: nn.Module, only: Only = None) -> Report:
+    """Make ``model`` run on vitkern where it can, in place, and say what was done.
+
+    Modules of timm, torchvision and transformers that vitkern knows get another class, a subclass that overrides ``forward``. Parameters,
+    state-dict keys, hooks and `isinstance` stay; projections are called as they are, so LoRA and quantised ones keep working. Call it after
+    PEFT or quantisation, before `fully_shard`, at any time relative to torch.compile. Models of transformers also get
+    ``attn_implementation="vitkern"``.
+
+    Args:
+        model: any module; what it does not know is left alone.
+        only: which modules may be swapped: a predicate ``(module, name) -> bool``, or a glob or several on module names ("" is the model).
+
+    Returns:
+        A `Report`: print it, iterate over its swaps, `restore()` the model, or use it as a context manager that restores on exit.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``only`` is none of the above.
+        Exception: whatever ``only`` or an adapter raises; the model is then as it was.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"accelerate: model is no module: got {type(model).__name__}; expected torch.nn.Module.")
+    allowed = _predicate(only)
+    report = Report(model)
+    try:
+        interface = _set_attention_interface(model, allowed, report)
+        covered: list[str] = []
+        for name, module in model.named_modules():
+            if any(name == prefix or name.startswith(prefix + ".") for prefix in covered):
+                continue
+            covered += _swap(module, name, allowed, report, interface)
+    except BaseException:
+        report.restore()
+        raise
+    return report
+
+
+def _swap(module: nn.Module, name: str, allowed, report: Report, interface: bool) -> list[str]:
+    """Swap one module or note why not -> names of the children whose work it took over."""
+    kind = type(module)
+    reason, adapter = _obstacle(module)
+    if adapter is None and reason is None:
+        # Attention of a class nobody adapted is worth a line, unless it goes through the exchanged attention function.
+        if "Attention" in kind.__name__ and not interface and not any("Attention" in type(m).__name__ for m in module.children()):
+            report.kept.append(Kept(name, kind, "no adapter for this class"))
+        return []
+    if not allowed(module, name):
+        report.kept.append(Kept(name, kind, "left out by only"))
+        return []
+    if reason is not None:
+        report.kept.append(Kept(name, kind, reason))
+        return []
+    try:
+        fit = adapter.fit(module)
+    except AttributeError as error:
+        report.kept.append(Kept(name, kind, f"it is laid out differently in the installed version: {error}"))
+        return []
+    if not fit.ops:
+        report.kept.append(Kept(name, kind, "; ".join(fit.reasons)))
+        return []
+    module.__class__ = adapter
+    report.undo.append(lambda: _restore(module, name, kind, adapter))
+    report.swapped.append(Swapped(name, kind, fit.ops, fit.reasons))
+    return [f"{name}.{child}" if name else child for child in adapter.covers if any("attention" in op for op in fit.ops)]
+
+
+def _obstacle(module: nn.Module) -> tuple[str | None, type[Adapter] | None]:
+    """(why it cannot be swapped, its adapter); both None where no adapter concerns it."""
+    kind = type(module)
+    if isinstance(module, Adapter):
+        if issubclass(kind, Adapter) and Adapter in kind.__mro__ and kind.__module__.startswith("vitkern."):
+            return "already swapped", None
+        return "already swapped, and its class changed since", None
+    base = None if path_of(kind) in ADAPTERS else known_base(kind)
+    if base is not None:
+        if any(parent.__name__ == "FSDPModule" for parent in kind.__mro__):
+            return "sharded already: accelerate first, then fully_shard", None
+        if hasattr(module, "parametrizations"):
+            return f"parametrised: its class derives from {base}", None
+        return f"a subclass of {base}, which may differ from it", None
+    try:
+        adapter = adapter_of(kind)
+    except ImportError as error:
+        if (error.name or "").split(".")[0] != kind.__module__.split(".")[0]:
+            raise
+        return f"its adapter does not fit the installed version: {error}", None
+    if adapter is None:
+        return None, None
+    if "forward" in module.__dict__:
+        return "its forward is overridden on the instance", None
+    return None, adapter
+
+
+def _restore(module: nn.Module, name: str, original: type, adapter: type) -> str | None:
+    if type(module) is not adapter:
+        return f"{name or 'the model'} is a {path_of(type(module))} now"
+    module.__class__ = original
+    return None
+
+
+def _set_attention_interface(model: nn.Module, allowed, report: Report) -> bool:
+    """Exchange the attention function of transformers' models inside ``model`` -> whether any was."""
+    if "transformers" not in sys.modules or not any(_is_pretrained(module) for module in model.modules()):
+        return False
+    from vitkern.interop import transformers
+
+    return transformers.set_attention(model, allowed, report)
+
+
+def _is_pretrained(module: nn.Module) -> bool:
+    return any(path_of(base) == "transformers.modeling_utils.PreTrainedModel" for base in type(module).__mro__)
+
+
+def _predicate(only: Only) -> Callable[[nn.Module, str], bool]:
+    if only is None:
+        return lambda module, name: True
+    if isinstance(only, str):
+        only = [only]
+    if callable(only):
+        return only
+    try:
+        globs = list(only)
+    except TypeError:
+        globs = [None]
+    if not all(isinstance(glob, str) for glob in globs):
+        raise TypeError(f"accelerate: only is not usable: got {only!r}; expected a predicate (module, name) -> bool, a glob, or a list of globs.")
+    return lambda module, name: any(fnmatchcase(name, glob) for glob in globs)

@@ -1,0 +1,75 @@
+"""What every adapter is, and the table of those there are."""
+
+import functools
+import importlib
+from typing import ClassVar, NamedTuple
+
+from torch import nn
+
+# Class of the library -> adapter here. Read by name, so that a library is imported only once a model uses it.
+ADAPTERS = {
+    "timm.layers.attention.Attention": "timm.Attention",
+    "timm.models.vision_transformer.Block": "timm.Block",
+    "timm.models.swin_transformer.WindowAttention": "timm_swin.WindowAttention",
+    "timm.models.swin_transformer.SwinTransformerBlock": "timm_swin.SwinTransformerBlock",
+    "timm.models.swin_transformer_v2.SwinTransformerV2Block": "timm_swin.SwinTransformerV2Block",
+    "torchvision.models.vision_transformer.EncoderBlock": "torchvision.EncoderBlock",
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": "torchvision_swin.ShiftedWindowAttention",
+    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": "torchvision_swin.ShiftedWindowAttentionV2",
+    "torchvision.models.swin_transformer.SwinTransformerBlock": "torchvision_swin.SwinTransformerBlock",
+    "torchvision.models.swin_transformer.SwinTransformerBlockV2": "torchvision_swin.SwinTransformerBlockV2",
+    "transformers.models.vit.modeling_vit.ViTLayer": "transformers_vit.ViTLayer",
+    "transformers.models.deit.modeling_deit.DeiTLayer": "transformers_vit.DeiTLayer",
+    "transformers.models.swin.modeling_swin.SwinLayer": "transformers_swin.SwinLayer",
+    "transformers.models.swinv2.modeling_swinv2.Swinv2Layer": "transformers_swin.Swinv2Layer",
+}
+
+
+class Fit(NamedTuple):
+    """What an adapter would do for one module: the ops that would run, and why others would not."""
+
+    ops: tuple[str, ...]
+    reasons: tuple[str, ...] = ()
+
+
+class Adapter:
+    """Mixed in before the class it adapts, of which it overrides ``forward`` and nothing that holds state.
+
+    ``module.__class__ = ItsAdapter`` is the whole swap: parameters, buffers, hooks and state-dict keys stay. ``forward`` asks at each call
+    whether what it would bypass is still plain, and leaves the work to the class it adapts where it is not. The name stays that of the
+    original, since wrapping policies find layers by it; ``print(model)`` shows it with Vitkern in front.
+    """
+
+    covers: ClassVar[tuple[str, ...]] = ()  # names of children whose work an adapter takes over
+
+    @classmethod
+    def fit(cls, module: nn.Module) -> Fit:
+        """Look at a module of the adapted class before it is swapped."""
+        raise NotImplementedError
+
+    def _get_name(self) -> str:
+        return f"Vitkern{super()._get_name()}"
+
+
+def path_of(kind: type) -> str:
+    """Importable name of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+@functools.cache
+def adapter_of(kind: type) -> type[Adapter] | None:
+    """The adapter for exactly this class, imported now; None where there is none.
+
+    Raises:
+        ImportError: there is one, but the installed version of the library has no place for it.
+    """
+    target = ADAPTERS.get(path_of(kind))
+    if target is None:
+        return None
+    module, name = target.split(".")
+    return getattr(importlib.import_module(f"vitkern.interop.{module}"), name)
+
+
+def known_base(kind: type) -> str | None:
+    """The adapted class that ``kind`` derives from, if it is a subclass of one."""
+    return next((path_of(base) for base in kind.__mro__[1:] if path_of(base) in ADAPTERS), None)

@@ -1,0 +1,135 @@
+"""LayerNorm and MLP of another library's block as one op, where nothing is attached to the parts that would be bypassed."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from vitkern.ops.mlp import layernorm_mlp
+
+# Classes an adapter may look through. Each library's module adds its own.
+LAYER_NORMS: list[type] = [nn.LayerNorm]
+ACTIVATIONS: dict[type, str] = {nn.GELU: "gelu"}
+DROP_PATHS: list[type] = [nn.Identity]
+
+
+def untouched(module: nn.Module) -> bool:
+    """No hook and no forward of its own."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def plain(module: nn.Module | None, *kinds: type) -> bool:
+    """Exactly one of ``kinds``, with nothing attached: bypassing its ``__call__`` changes nothing."""
+    return type(module) in kinds and untouched(module)
+
+
+def silent(module: nn.Module, training: bool | None = None) -> bool:
+    """Passes its input on: an Identity, or a Dropout that drops nothing (in its own mode, or as if in ``training``)."""
+    if type(module) is nn.Dropout:
+        return untouched(module) and (module.p == 0.0 or not (module.training if training is None else training))
+    return plain(module, nn.Identity)
+
+
+def ordinary(tensor: Tensor | None) -> bool:
+    """A floating-point tensor that is what it says: not quantised, not distributed."""
+    return tensor is None or (tensor.is_floating_point() and not is_traceable_wrapper_subclass(tensor))
+
+
+def plain_linear(module: nn.Module) -> bool:
+    """An nn.Linear whose weight may be read instead of calling it."""
+    return plain(module, nn.Linear) and ordinary(module.weight)
+
+
+class Mlp(NamedTuple):
+    """The parts of ``x + drop_path(layer_scale(fc2(act(fc1(norm(x))))))``; with post-norm, ``norm`` comes after ``fc2``."""
+
+    norm: nn.Module
+    fc1: nn.Module
+    act: nn.Module
+    fc2: nn.Module
+    between: tuple[nn.Module, ...] = ()  # must be silent: dropouts, an optional inner norm
+    wrappers: tuple[nn.Module, ...] = ()  # containers that are not called any more
+    layer_scale: nn.Module | None = None
+    drop_path: nn.Module | None = None
+
+
+def obstacle(mlp: Mlp, training: bool | None = None) -> str | None:
+    """Why the parts cannot be one op just now; None when they can. ``training``: as if the dropouts were in that mode."""
+    norm = mlp.norm
+    if type(norm) not in LAYER_NORMS:
+        return f"its norm is a {type(norm).__name__}"
+    if len(norm.normalized_shape) != 1 or getattr(norm, "_fast_norm", False):
+        return "its LayerNorm is over several dimensions, or timm's fast one"
+    if activation(mlp.act) is None:
+        return f"its activation is a {type(mlp.act).__name__}"
+    for linear in (mlp.fc1, mlp.fc2):
+        if type(linear) is not nn.Linear:
+            return f"its linear is a {type(linear).__name__}"
+        if not ordinary(linear.weight):
+            return "its linear's weight is no ordinary floating-point tensor"
+    for module in mlp.between:
+        if not silent(module, training):
+            return _loud(module)
+    if mlp.drop_path is not None and type(mlp.drop_path) not in DROP_PATHS:
+        return f"its stochastic depth is a {type(mlp.drop_path).__name__}"
+    for module in (norm, mlp.act, mlp.fc1, mlp.fc2, *mlp.wrappers):
+        if not untouched(module):
+            return "hooks or a forward of its own are attached to one of its parts"
+    for module in (mlp.layer_scale, mlp.drop_path):
+        if module is not None and not untouched(module):
+            return "hooks or a forward of its own are attached to one of its parts"
+    return None
+
+
+def _loud(module: nn.Module) -> str:
+    if type(module) is nn.Dropout:
+        return "its dropout is active or hooked"
+    return f"it holds a {type(module).__name__}"
+
+
+def activation(module: nn.Module) -> str | None:
+    """The op's name for an activation module, None where it has none."""
+    name = ACTIVATIONS.get(type(module))
+    if name == "gelu" and getattr(module, "approximate", "none") == "tanh":
+        return "gelu_tanh"
+    return name
+
+
+def run(x: Tensor, mlp: Mlp, post_norm: bool = False) -> Tensor:
+    """``x`` (B, ..., C) with the MLP's residual branch added. Only where `obstacle` is None."""
+    drop_path = mlp.drop_path
+    row_scale = None
+    if drop_path is not None and drop_path.training and type(drop_path) is not nn.Identity:
+        # Called on ones, stochastic depth gives its factors and takes from the generator what it always takes.
+        row_scale = drop_path(x.new_ones(x.shape[0], 1, 1)).flatten()
+    layer_scale = None if mlp.layer_scale is None or type(mlp.layer_scale) is nn.Identity else mlp.layer_scale.gamma
+    return layernorm_mlp(
+        x,
+        mlp.norm.weight,
+        mlp.norm.bias,
+        mlp.fc1.weight,
+        mlp.fc1.bias,
+        mlp.fc2.weight,
+        mlp.fc2.bias,
+        eps=mlp.norm.eps,
+        act=activation(mlp.act),
+        layer_scale=layer_scale,
+        row_scale=row_scale,
+        post_norm=post_norm,
+    )
+
+
+def mlp_fit(mlp: Mlp) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(ops, reasons) of the MLP for an adapter's `Fit`."""
+    reason = obstacle(mlp, training=False)
+    if reason is not None:
+        return (), (f"MLP not fused: {reason}",)
+    if obstacle(mlp, training=True) is not None:
+        return ("layernorm_mlp",), ("MLP not fused in training: its dropout is active then",)
+    return ("layernorm_mlp",), ()

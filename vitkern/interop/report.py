@@ -1,0 +1,124 @@
+"""What `vitkern.accelerate` did: printable, iterable, reversible."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from vitkern import dispatch
+from vitkern.interop.adapter import path_of
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """One module that now runs on vitkern.
+
+    name: its name in the model, "" for the model itself.
+    original: the class it had, or has still where only its attention function was exchanged.
+    ops: the ops of vitkern that it calls.
+    notes: what of it stays as it was, and when.
+    """
+
+    name: str
+    original: type
+    ops: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One module that stays as it was, and why."""
+
+    name: str
+    kind: type
+    reason: str
+
+
+@dataclass
+class Report:
+    """The result of `vitkern.accelerate`. Iterating gives the `Swapped` entries; `kept` holds the others.
+
+    As a context manager it restores the model on exit.
+    """
+
+    model: nn.Module
+    swapped: list[Swapped] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    undo: list[Callable[[], str | None]] = field(default_factory=list, repr=False)
+
+    def restore(self) -> None:
+        """Put back what this call of accelerate exchanged. Calling it again does nothing.
+
+        Raises:
+            RuntimeError: the class of some module was changed again since, by fully_shard for example; all others are restored.
+        """
+        left = []
+        while self.undo:
+            problem = self.undo.pop()()
+            if problem is not None:
+                left.append(problem)
+        if left:
+            raise RuntimeError(f"restore: {len(left)} modules stay as they are: {'; '.join(left)}. Undo what changed them first.")
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.restore()
+
+    def __iter__(self) -> Iterator[Swapped]:
+        return iter(self.swapped)
+
+    def __len__(self) -> int:
+        return len(self.swapped)
+
+    def __str__(self) -> str:
+        total = len(self.swapped) + len(self.kept)
+        if self.swapped:
+            lines = [f"swapped {len(self.swapped)} of {total} modules"]
+        elif total:
+            lines = [f"swapped nothing: {total} modules were looked at, and the model is as it was"]
+        else:
+            lines = ["swapped nothing: no module here is of a class that vitkern knows, and the model is as it was"]
+        lines += _counted((path_of(entry.original), "->", ", ".join(entry.ops)) for entry in self.swapped)
+        notes = [(path_of(entry.original), note) for entry in self.swapped for note in entry.notes]
+        if notes:
+            lines += ["of these, in part", *_counted(notes)]
+        if self.kept:
+            lines += ["kept", *_counted((path_of(entry.kind), entry.reason) for entry in self.kept)]
+        return "\n".join(lines + self.where())
+
+    def where(self) -> list[str]:
+        """One line for each device and dtype of the model: where the ops will run, and why not on a kernel."""
+        if not self.swapped:
+            return []
+        modules = dict(self.model.named_modules())
+        places = {}
+        for entry in self.swapped:
+            module = modules.get(entry.name)
+            for tensor in module.parameters() if module is not None else ():
+                if tensor.is_floating_point():
+                    places.setdefault((tensor.device, tensor.dtype), tensor)
+        lines = []
+        for (device, dtype), tensor in places.items():
+            what = f"{device}, {str(dtype).removeprefix('torch.')}"
+            reasons = dispatch.why_not([tensor])
+            if dispatch.current_backend() == "torch":
+                reasons = ["the backend is set to torch"]
+            if reasons:
+                lines.append(f"runs in PyTorch here ({what}): {'; '.join(reasons)}")
+            else:
+                place = "Triton's interpreter" if dispatch.INTERPRETED else "Triton kernels"
+                lines.append(f"runs on {place} here ({what})")
+        return lines
+
+
+def _counted(rows) -> list[str]:
+    """Equal rows as one line each, with their number in front and their columns aligned."""
+    counts = Counter(tuple(row) for row in rows)
+    if not counts:
+        return []
+    number = max(len(str(count)) for count in counts.values()) + 2
+    first = max(len(row[0]) for row in counts)
+    return [f"{count:>{number}}  {row[0]:<{first}}  {'  '.join(row[1:])}".rstrip() for row, count in counts.items()]

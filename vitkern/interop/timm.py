@@ -1,0 +1,90 @@
+"""timm's plain attention and pre-norm transformer block: ViT, DeiT, PiT and whatever else builds on them."""
+
+import timm.layers.activations
+from timm.layers import Attention as TimmAttention
+from timm.layers import DropPath, LayerNorm, LayerScale
+from timm.layers.mlp import Mlp as TimmMlp
+from timm.models.vision_transformer import Block as TimmBlock
+from torch import Tensor, nn
+
+from vitkern.interop import fusion
+from vitkern.interop.adapter import Adapter, Fit
+from vitkern.ops.attention import attention, attention_qkvpacked
+
+fusion.LAYER_NORMS.append(LayerNorm)
+fusion.DROP_PATHS.append(DropPath)
+fusion.ACTIVATIONS.update(
+    {
+        timm.layers.activations.GELU: "gelu",
+        timm.layers.activations.GELUTanh: "gelu_tanh",
+        timm.layers.activations.QuickGELU: "quick_gelu",
+    }
+)
+
+
+def mlp_of(block: nn.Module) -> fusion.Mlp | None:
+    """The second half of a timm block as parts; None where its MLP is of another kind."""
+    mlp = block.mlp
+    if type(mlp) is not TimmMlp:
+        return None
+    layer_scale = getattr(block, "ls2", None)
+    between = (mlp.drop1, mlp.norm, mlp.drop2)
+    if type(layer_scale) is not LayerScale:  # an Identity, or something that has to be called
+        between, layer_scale = (*between, layer_scale) if layer_scale is not None else between, None
+    return fusion.Mlp(block.norm2, mlp.fc1, mlp.act, mlp.fc2, between, (mlp,), layer_scale, block.drop_path2)
+
+
+def mlp_fit(block: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(ops, reasons) of a timm block's MLP."""
+    mlp = mlp_of(block)
+    if mlp is None:
+        return (), (f"MLP not fused: it is a {type(block.mlp).__name__}",)
+    return fusion.mlp_fit(mlp)
+
+
+class Attention(Adapter, TimmAttention):
+    """`timm.layers.Attention`, with normalised q and k, gate and masks; attention dropout included."""
+
+    @classmethod
+    def fit(cls, module: nn.Module) -> Fit:
+        if not fusion.plain(module.attn_drop, nn.Dropout):
+            return Fit((), ("attn_drop is hooked or replaced, and the op holds no attention weights to give it",))
+        return Fit(("attention",))
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if not fusion.plain(self.attn_drop, nn.Dropout) or (is_causal and attn_mask is not None):
+            return super().forward(x, attn_mask, is_causal)
+        batch, tokens, _ = x.shape
+        learnt = attn_mask is not None and attn_mask.requires_grad
+        arguments = dict(
+            bias=attn_mask if learnt else None,
+            mask=None if learnt else attn_mask,
+            causal=is_causal,
+            scale=None if self.fused_attn else self.scale,
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+        )
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
+        if type(self.q_norm) is nn.Identity and type(self.k_norm) is nn.Identity:
+            out = attention_qkvpacked(qkv, **arguments)
+        else:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, D)
+            out = attention(self.q_norm(q), self.k_norm(k), v, **arguments).transpose(1, 2)
+        out = self.norm(out.reshape(batch, tokens, -1))
+        if self.gate is not None:
+            out = out * self.gate(x).sigmoid()
+        return self.proj_drop(self.proj(out))
+
+
+class Block(Adapter, TimmBlock):
+    """`timm.models.vision_transformer.Block`: its attention as the module is, then LayerNorm, MLP, LayerScale and DropPath as one op."""
+
+    @classmethod
+    def fit(cls, module: nn.Module) -> Fit:
+        return Fit(*mlp_fit(module))
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        mlp = mlp_of(self)
+        if mlp is None or fusion.obstacle(mlp) is not None:
+            return super().forward(x, *args, **kwargs)
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), *args, **kwargs)))
+        return fusion.run(x, mlp)

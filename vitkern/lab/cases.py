@@ -1,0 +1,141 @@
+"""The launches that are compiled ahead of time: shapes, dtypes and strides of real models, forward and backward.
+
+The batch is 2: an integer argument of 1 becomes a constant and compiles another kernel.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from vitkern.ops.attention import attention, attention_qkvpacked
+from vitkern.ops.layernorm import layernorm
+from vitkern.ops.mlp import layernorm_mlp
+from vitkern.ops.window_attention import window_attention
+
+BATCH = 2
+HALF = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Case:
+    """``run()`` calls a public op, and its backward, on CPU tensors with a model's strides; nothing is computed."""
+
+    name: str
+    run: Callable[[], object]
+
+
+def _leaf(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, requires_grad=True)
+
+
+def _backward(out) -> None:
+    out = out[0] if isinstance(out, tuple) else out
+    out.backward(torch.empty_like(out))
+
+
+def _packed(tokens: int, heads: int, head_dim: int, dtype=HALF, bias=None, **options) -> None:
+    """Self-attention on the output of a qkv projection, as a ViT has it. bias: its shape."""
+    if bias is not None:
+        options["bias"] = _leaf(*bias, dtype=dtype)
+    _backward(attention_qkvpacked(_leaf(BATCH, tokens, 3, heads, head_dim, dtype=dtype), **options))
+
+
+def _separate(queries: int, keys: int, heads: int, key_heads: int, head_dim: int, dtype=HALF, **options) -> None:
+    """Cross-attention: projections (B, N, H, D), transposed. Options may name masks: key_padding, boolean."""
+    q = _leaf(BATCH, queries, heads, head_dim, dtype=dtype)
+    k, v = (_leaf(BATCH, keys, key_heads, head_dim, dtype=dtype) for _ in range(2))
+    if options.pop("key_padding", False):
+        options["key_padding_mask"] = torch.ones(BATCH, keys, dtype=torch.bool)
+    if options.pop("boolean", False):
+        options["mask"] = torch.ones(BATCH, 1, queries, keys, dtype=torch.bool)
+    _backward(attention(*(x.transpose(1, 2) for x in (q, k, v)), **options))
+
+
+def _windows(
+    side: int, window: int, channels: int, heads: int, dtype=HALF, cosine=False, shift=0, padded=False
+) -> None:
+    """A block of Swin, or of Swin V2 (cosine), on an image of side x side tokens; torchvision pads before it rolls."""
+    padding = _leaf(3 * channels, dtype=dtype) if side % window else None
+    options = {"logit_scale": _leaf(heads, 1, 1, dtype=torch.float32)} if cosine else {}
+    out = window_attention(
+        _leaf(BATCH, side, side, 3 * channels, dtype=dtype),
+        num_heads=heads,
+        window=(window, window),
+        shift=(shift, shift),
+        table=_leaf((2 * window - 1) ** 2, heads, dtype=torch.float32),
+        padding=padding,
+        wrap="padded" if padded else "image",
+        **options,
+    )
+    _backward(out)
+
+
+def _layernorm(tokens: int, channels: int, dtype=HALF, residual=False) -> None:
+    x, weight, bias = (
+        _leaf(BATCH, tokens, channels, dtype=dtype),
+        _leaf(channels, dtype=dtype),
+        _leaf(channels, dtype=dtype),
+    )
+    _backward(layernorm(x, weight, bias, 1e-6, _leaf(BATCH, tokens, channels, dtype=dtype) if residual else None))
+
+
+def _mlp(tokens: int, channels: int, dtype=HALF, scaled=False, **options) -> None:
+    hidden = 4 * channels
+    if scaled:
+        options |= {"layer_scale": _leaf(channels, dtype=dtype), "row_scale": torch.ones(BATCH)}
+    vectors = [_leaf(size, dtype=dtype) for size in (channels, channels, hidden, channels)]
+    weights = _leaf(hidden, channels, dtype=dtype), _leaf(channels, hidden, dtype=dtype)
+    x = _leaf(BATCH, tokens, channels, dtype=dtype)
+    _backward(layernorm_mlp(x, *vectors[:2], weights[0], vectors[2], weights[1], vectors[3], eps=1e-6, **options))
+
+
+CASES = [
+    Case(name, partial(function, *arguments, **options))
+    for name, function, arguments, options in (
+        # streaming attention
+        ("attention-d32", _packed, (577, 12, 32), {}),
+        ("attention-d64-vit-s-384", _packed, (577, 6, 64), {}),
+        ("attention-d80-vit-h-14", _packed, (257, 16, 80), {}),
+        ("attention-d96", _packed, (577, 8, 96), {}),
+        ("attention-d128", _packed, (1024, 8, 128), {}),
+        ("attention-d256", _packed, (1024, 4, 256), {}),
+        ("attention-fp16", _packed, (577, 6, 64, torch.float16), {}),
+        ("attention-fp32", _packed, (577, 6, 64, torch.float32), {}),
+        ("attention-bias", _packed, (577, 12, 64), {"bias": (1, 12, 577, 577)}),
+        ("attention-causal", _packed, (577, 12, 64), {"causal": True}),
+        ("attention-dropout", _packed, (577, 6, 64), {"dropout_p": 0.1}),
+        ("attention-cross-masks", _separate, (100, 1024, 8, 8, 32), {"key_padding": True, "boolean": True}),
+        ("attention-grouped-heads", _separate, (577, 577, 8, 2, 64), {}),
+        # one tile per group
+        ("short-vit-s-224", _packed, (197, 6, 64), {}),
+        ("short-d32-window-49", _packed, (49, 3, 32), {}),
+        ("short-d64-tokens-50", _packed, (50, 12, 64), {}),
+        ("short-bias", _packed, (197, 12, 64), {"bias": (1, 12, 197, 197)}),
+        ("short-fp32", _packed, (197, 6, 64, torch.float32), {}),
+        ("short-d24", _packed, (49, 3, 24), {}),
+        # windows
+        ("window-swin-t-1", _windows, (56, 7, 96, 3), {"shift": 3}),
+        ("window-swin-t-1-unshifted", _windows, (56, 7, 96, 3), {}),
+        ("window-swin-t-4", _windows, (7, 7, 768, 24), {}),
+        ("window-swin-padded", _windows, (60, 7, 96, 3), {"shift": 3}),
+        ("window-torchvision-padded", _windows, (60, 7, 96, 3), {"shift": 3, "padded": True}),
+        ("window-swin-384", _windows, (96, 12, 128, 4), {"shift": 6}),
+        ("window-swinv2-w8", _windows, (64, 8, 96, 3), {"cosine": True, "shift": 4}),
+        ("window-swinv2-w16", _windows, (64, 16, 96, 3), {"cosine": True, "shift": 8}),
+        ("window-fp32", _windows, (56, 7, 96, 3, torch.float32), {"shift": 3}),
+        # pointwise and matrix products
+        ("layernorm-192", _layernorm, (197, 192), {}),
+        ("layernorm-768", _layernorm, (197, 768), {"residual": True}),
+        ("layernorm-1280", _layernorm, (257, 1280), {}),
+        ("mlp-96", _mlp, (3136, 96), {}),
+        ("mlp-192-scaled", _mlp, (784, 192), {"scaled": True}),
+        ("mlp-384", _mlp, (197, 384), {}),
+        ("mlp-768", _mlp, (197, 768), {}),
+        ("mlp-1024-quick", _mlp, (257, 1024), {"act": "quick_gelu"}),
+        ("mlp-swinv2-96", _mlp, (4096, 96), {"post_norm": True}),
+        ("mlp-fp32", _mlp, (784, 192, torch.float32), {"act": "gelu_tanh"}),
+    )
+]

@@ -1,0 +1,155 @@
+"""Names of architectures: build one, list them, describe one."""
+
+import difflib
+import fnmatch
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from vitkern.models import hub
+from vitkern.models.weights import load_weights
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A name and how to build it. ``arguments`` are the keyword arguments of ``build`` that differ from its defaults."""
+
+    name: str
+    build: Callable[..., nn.Module]
+    paper: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `describe` says of an architecture; `str` prints it.
+
+    parameters: their number. input_size: (channels, height, width) in pixels. num_classes: logits, 0 for a model without a head.
+    """
+
+    name: str
+    family: str
+    parameters: int
+    input_size: tuple[int, int, int]
+    num_classes: int
+    paper: str
+    arguments: dict[str, Any]
+
+    def __str__(self) -> str:
+        channels, height, width = self.input_size
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return "\n".join(
+            [
+                self.name,
+                f"  family      {self.family}({arguments})",
+                f"  parameters  {self.parameters:,}",
+                f"  input       {channels} x {height} x {width}",
+                f"  classes     {self.num_classes}",
+                f"  paper       {self.paper}",
+            ]
+        )
+
+
+_architectures: dict[str, Architecture] = {}
+
+
+def register(name: str, build: Callable[..., nn.Module], paper: str, **arguments) -> None:
+    """Adds an architecture; each file of a family does so for its names when it is imported."""
+    if name in _architectures:
+        raise ValueError(f"register: the name is taken: got {name!r}; expected a new one.")
+    _architectures[name] = Architecture(name, build, paper, arguments)
+
+
+def resolve(name: str) -> Architecture:
+    """The architecture of a name of `list_models` or of a hub id, with the head and the eps that the hub's checkpoint has.
+
+    Raises:
+        TypeError: ``name`` is no string.
+        ValueError: no such name; the message lists near matches.
+        NotImplementedError: a hub id of another family.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"create_model: the name is no string: got {type(name).__name__}; expected one of vitkern.list_models().")
+    found = _architectures.get(name)
+    if found is not None:
+        return found
+    base, changes = hub.resolve(name)
+    found = _architectures.get(base)
+    if found is None:
+        known = [*list_models(), *hub.CONFIGS]
+        near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+        remedy = f"Did you mean {', '.join(near)}?" if near else "vitkern.list_models() lists them."
+        raise ValueError(f"create_model: unknown model name: got {name!r}; expected one of {len(_architectures)} names or a hub id. {remedy}")
+    return Architecture(name, found.build, found.paper, {**found.arguments, **changes})
+
+
+def create_model(name: str, *, weights=None, pretrained: bool = False, **overrides) -> nn.Module:
+    """Builds a model, with random weights unless a file is given. Names and parameters are timm's.
+
+    Args:
+        name: one of `list_models`, or a hub id such as "google/vit-base-patch16-224" or "timm/swin_tiny_patch4_window7_224.ms_in1k".
+        weights: path of a .safetensors, .pth, .pt or .bin file; see `load_weights`.
+        pretrained: refused: nothing is downloaded here.
+        **overrides: arguments of the model's class, for example num_classes, img_size, in_chans, drop_path_rate.
+
+    Raises:
+        TypeError: an override that the class does not take.
+        ValueError: an unknown name (near matches are listed), or a checkpoint that does not fit.
+        FileNotFoundError: no such weights file.
+        NotImplementedError: the architecture of the hub id is not built here.
+    """
+    architecture = resolve(name)
+    if pretrained:
+        raise ValueError(
+            "create_model: nothing is downloaded here: got pretrained=True; expected weights=<path>. Download the checkpoint, or let timm, "
+            "transformers or torchvision load it and pass that model to vitkern.accelerate."
+        )
+    try:
+        model = architecture.build(**{**architecture.arguments, **overrides})
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        argument = str(error).rsplit("argument ", 1)[-1].strip("'")
+        raise TypeError(
+            f"create_model: {name} takes no such argument: got {argument}=; expected one of {', '.join(_parameters(architecture.build))}."
+        ) from None
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def _parameters(build: Callable) -> list[str]:
+    return list(inspect.signature(build).parameters)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that match a shell-style ``pattern``, sorted; numbers sort by value."""
+    return sorted(fnmatch.filter(_architectures, pattern), key=_natural)
+
+
+def _natural(name: str) -> list:
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+@functools.cache
+def describe(name: str) -> Description:
+    """What ``name`` is, without allocating its weights. Errors as `create_model`."""
+    architecture = resolve(name)
+    with torch.device("meta"):
+        model = architecture.build(**architecture.arguments)
+    embed = model.patch_embed
+    return Description(
+        name=name,
+        family=type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters()),
+        input_size=(embed.proj.in_channels, *embed.img_size),
+        num_classes=model.num_classes,
+        paper=architecture.paper,
+        arguments=architecture.arguments,
+    )

@@ -1,0 +1,64 @@
+"""Swin Transformer V2 (Liu et al. 2021, arXiv 2111.09883). Parameters are named as in `timm.models.swin_transformer_v2`."""
+
+import torch.nn as nn
+
+from vitkern.models.registry import register
+from vitkern.models.swin import SIZES, SwinTransformer, SwinTransformerBlock
+from vitkern.nn.window import WindowAttentionV2
+
+PAPER = "Swin Transformer V2: Scaling Up Capacity and Resolution, Liu et al. 2021, arXiv 2111.09883"
+
+
+class SwinTransformerV2Block(SwinTransformerBlock):
+    """x + norm1(attn(x)), then x + norm2(mlp(x)): the norms follow the branches (arXiv 2111.09883, section 3.2), attention is cosine."""
+
+    post_norm = True
+    make_attention = WindowAttentionV2
+
+
+class SwinTransformerV2(SwinTransformer):
+    """Swin with cosine attention, norms after the branches and log-spaced continuous position bias.
+
+    Arguments are `SwinTransformer`'s, and
+
+    Args:
+        pretrained_window_sizes: for each stage the window of the pre-training, by which the position bias normalises offsets; 0: its own.
+    """
+
+    block = SwinTransformerV2Block
+
+    def __init__(self, *args, pretrained_window_sizes: tuple = (0, 0, 0, 0), **kwargs):
+        self._pretrained_window_sizes = tuple(pretrained_window_sizes)
+        super().__init__(*args, **kwargs)
+        for stage in self.layers:
+            for block in stage.blocks:  # a block starts as the identity (section 3.2)
+                for norm in (block.norm1, block.norm2):
+                    nn.init.zeros_(norm.weight)
+                    nn.init.zeros_(norm.bias)
+
+    def _attention_arguments(self, stage: int) -> dict:
+        if stage >= len(self._pretrained_window_sizes):
+            raise ValueError(
+                f"SwinTransformerV2: stages do not fit each other: got pretrained_window_sizes={self._pretrained_window_sizes}; "
+                "expected one entry per stage."
+            )
+        return {"pretrained_window_size": self._pretrained_window_sizes[stage]}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are not decayed in training."""
+        return {name for name, _ in self.named_parameters() if "cpb_mlp" in name or "logit_scale" in name}
+
+
+def _variants():
+    for size in ("tiny", "small", "base"):
+        for window in (8, 16):
+            yield f"swinv2_{size}_window{window}_256", size, dict(img_size=256, window_size=window)
+    for size in ("base", "large"):
+        yield f"swinv2_{size}_window12_192", size, dict(img_size=192, window_size=12, num_classes=21841)
+        for window, pixels in ((16, 256), (24, 384)):
+            arguments = dict(img_size=pixels, window_size=window, pretrained_window_sizes=(12, 12, 12, 6))
+            yield f"swinv2_{size}_window12to{window}_192to{pixels}", size, arguments
+
+
+for _name, _size, _arguments in _variants():
+    register(_name, SwinTransformerV2, PAPER, **_arguments, **SIZES[_size])

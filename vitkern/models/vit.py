@@ -1,0 +1,226 @@
+"""Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929). Parameters are named as in `timm.models.vision_transformer`."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from vitkern.models.head import check_pool, init_linear, pool
+from vitkern.models.registry import register
+from vitkern.nn.attention import Attention
+from vitkern.nn.embed import PatchEmbed
+from vitkern.nn.layers import DropPath, LayerScale, drop_path_rates, mlp_residual
+from vitkern.nn.mlp import LayerNorm, Mlp
+
+PAPER = "An Image is Worth 16x16 Words, Dosovitskiy et al. 2020, arXiv 2010.11929"
+
+
+class Block(nn.Module):
+    """x + attn(norm1(x)), then x + mlp(norm2(x)) (arXiv 2010.11929, equations 2 and 3), with optional LayerScale and DropPath."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        *,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        init_values: float | None = None,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+        act: str = "gelu",
+        eps: float = 1e-6,
+    ):
+        super().__init__()
+        self.norm1 = LayerNorm(dim, eps=eps)
+        self.attn = Attention(
+            dim, num_heads, qkv_bias=qkv_bias, qk_norm=qk_norm, attn_drop=attn_drop, proj_drop=proj_drop, eps=eps
+        )
+        self.ls1 = LayerScale(dim, init_values) if init_values else nn.Identity()
+        self.drop_path1 = DropPath(drop_path)
+        self.norm2 = LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act=act, drop=proj_drop)
+        self.ls2 = LayerScale(dim, init_values) if init_values else nn.Identity()
+        self.drop_path2 = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        return mlp_residual(x, self.norm2, self.mlp, self.drop_path2, self.ls2)
+
+
+class VisionTransformer(nn.Module):
+    """Patches, position embeddings, ``depth`` blocks, a head.
+
+    Args:
+        img_size: pixels, one number or (height, width); any whole number of patches.
+        patch_size: pixels.
+        in_chans: channels of the image.
+        num_classes: logits; 0 gives the pooled features.
+        global_pool: "token" (class token), "avg", "max", "avgmax" over the patches, or "" for all tokens.
+        embed_dim: channels C. depth: blocks. num_heads: H. mlp_ratio: hidden channels of an MLP over C.
+        qkv_bias, qk_norm: as in `vitkern.nn.Attention`.
+        init_values: start of LayerScale; None: there is none.
+        class_token: a class token precedes the patches. reg_tokens: so many register tokens follow it.
+        no_embed_class: class and register tokens have no position embedding.
+        fc_norm: the last norm follows the pooling; by default it does for "avg", "max", "avgmax".
+        dynamic_img_size: take images of any whole number of patches; position embeddings are resampled (bicubic, antialiased).
+        drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate: dropout before the head, of the embedded tokens, of projections and MLPs,
+            of attention weights. drop_path_rate: DropPath of the last block; it grows linearly from 0.
+        act: "gelu", "gelu_tanh" or "quick_gelu".
+        eps: of every LayerNorm; 1e-6 in timm and torchvision, 1e-12 in transformers' ViT and DeiT.
+
+    Raises:
+        ValueError: arguments that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "token",
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        init_values: float | None = None,
+        class_token: bool = True,
+        no_embed_class: bool = False,
+        reg_tokens: int = 0,
+        fc_norm: bool | None = None,
+        dynamic_img_size: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        act: str = "gelu",
+        eps: float = 1e-6,
+    ):
+        super().__init__()
+        name = type(self).__name__
+        check_pool(name, global_pool, ("token", "avg", "max", "avgmax", ""))
+        if global_pool == "token" and not class_token:
+            raise ValueError(f"{name}: no token to pool: got global_pool='token', class_token=False; expected global_pool='avg'.")
+        self.num_classes, self.global_pool, self.embed_dim = num_classes, global_pool, embed_dim
+        self.num_prefix_tokens = int(class_token) + reg_tokens
+        self.no_embed_class, self.dynamic_img_size = no_embed_class, dynamic_img_size
+        self.grad_checkpointing = False
+
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, strict_img_size=not dynamic_img_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim)) if reg_tokens else None
+        embedded = self.patch_embed.num_patches + (0 if no_embed_class else self.num_prefix_tokens)
+        self.pos_embed = nn.Parameter(torch.zeros(1, embedded, embed_dim))
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+        self.blocks = nn.Sequential(
+            *[
+                Block(
+                    embed_dim,
+                    num_heads,
+                    mlp_ratio,
+                    qkv_bias=qkv_bias,
+                    qk_norm=qk_norm,
+                    init_values=init_values,
+                    proj_drop=proj_drop_rate,
+                    attn_drop=attn_drop_rate,
+                    drop_path=rate,
+                    act=act,
+                    eps=eps,
+                )
+                for rate in drop_path_rates(drop_path_rate, depth)
+            ]
+        )
+        norm_after_pool = global_pool in ("avg", "max", "avgmax") if fc_norm is None else fc_norm
+        self.norm = nn.Identity() if norm_after_pool else LayerNorm(embed_dim, eps=eps)
+        self.fc_norm = LayerNorm(embed_dim, eps=eps) if norm_after_pool else nn.Identity()
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Random weights: truncated normal of deviation 0.02 for linear layers and position embeddings."""
+        self.apply(init_linear)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only each block's input for the backward pass, and compute the rest again."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are not decayed in training."""
+        return {"pos_embed", "cls_token", "reg_token", "dist_token"}
+
+    def _prefix_tokens(self) -> list[Tensor]:
+        return [token for token in (self.cls_token, self.reg_token) if token is not None]
+
+    def _position(self, grid: tuple[int, int]) -> Tensor:
+        """Position embeddings for a grid of patches: (1, prefix + patches, C)."""
+        if grid == self.patch_embed.grid_size:
+            return self.pos_embed
+        prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+        patches = self.pos_embed[:, prefix:].unflatten(1, self.patch_embed.grid_size).permute(0, 3, 1, 2)
+        patches = F.interpolate(patches.float(), size=grid, mode="bicubic", antialias=True).to(self.pos_embed.dtype)
+        return torch.cat([self.pos_embed[:, :prefix], patches.flatten(2).transpose(1, 2)], 1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Image (B, in_chans, height, width) -> tokens with positions (B, N, C), prefix tokens first."""
+        x = self.patch_embed(x)
+        position = self._position(tuple(x.shape[1:3]))
+        x = x.flatten(1, 2)
+        prefix = [token.expand(x.shape[0], -1, -1) for token in self._prefix_tokens()]
+        if self.no_embed_class:
+            x = torch.cat([*prefix, x + position], 1)
+        else:
+            x = torch.cat([*prefix, x], 1) + position
+        return self.pos_drop(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Image -> all tokens after the last norm: (B, N, C)."""
+        x = self.embed(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing and self.training else block(x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens -> logits (B, num_classes); ``pre_logits``: pooled features (B, C)."""
+        if self.global_pool == "token":
+            x = x[:, 0]
+        elif self.global_pool:
+            x = pool(x[:, self.num_prefix_tokens :], self.global_pool)
+        x = self.head_drop(self.fc_norm(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image (B, in_chans, height, width) -> logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+SIZES = {
+    "tiny": dict(embed_dim=192, depth=12, num_heads=3),
+    "small": dict(embed_dim=384, depth=12, num_heads=6),
+    "base": dict(embed_dim=768, depth=12, num_heads=12),
+    "large": dict(embed_dim=1024, depth=24, num_heads=16),
+    "huge": dict(embed_dim=1280, depth=32, num_heads=16),
+}
+VARIANTS = {"tiny": "16_224 16_384", "small": "8_224 16_224 16_384 32_224 32_384", "base": "8_224 16_224 16_384 32_224 32_384"}
+VARIANTS.update(large="14_224 16_224 16_384 32_224 32_384", huge="14_224")
+# Their checkpoints of the first choice have no head, and neither have timm's models of these names.
+HEADLESS = {"vit_small_patch8_224", "vit_large_patch32_224", "vit_huge_patch14_224"}
+
+for _size, _variants in VARIANTS.items():
+    for _variant in _variants.split():
+        _patch, _pixels = map(int, _variant.split("_"))
+        _name = f"vit_{_size}_patch{_variant}"
+        _head = {"num_classes": 0} if _name in HEADLESS else {}
+        register(_name, VisionTransformer, PAPER, img_size=_pixels, patch_size=_patch, **SIZES[_size], **_head)

@@ -1,0 +1,60 @@
+"""Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.2; ViT, arXiv 2010.11929, appendix A)."""
+
+import torch.nn as nn
+from torch import Tensor
+
+from vitkern.nn.mlp import LayerNorm
+from vitkern.ops.attention import attention, attention_qkvpacked
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(D)) v over H heads of D channels, with projections. Parameters are named as in `timm.layers.Attention`.
+
+    Args:
+        dim: channels C; ``num_heads`` divides it.
+        num_heads: H.
+        qkv_bias: q, k and v projections have a bias.
+        qk_norm: LayerNorm over the D channels of each query and key.
+        proj_bias: the output projection has a bias.
+        attn_drop: dropout of the attention weights, 0 <= p < 1, in training.
+        proj_drop: dropout after the output projection, in training.
+        eps: of the norms of ``qk_norm``.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``dim``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        *,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        proj_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        eps: float = 1e-6,
+    ):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"Attention: channels do not split into heads: got dim={dim}, num_heads={num_heads}; expected a divisor.")
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.q_norm = LayerNorm(self.head_dim, eps=eps) if qk_norm else nn.Identity()
+        self.k_norm = LayerNorm(self.head_dim, eps=eps) if qk_norm else nn.Identity()
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim, bias=proj_bias)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        dropout_p = self.attn_drop.p if self.training else 0.0
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, N, 3, H, D)
+        if isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity):
+            out = attention_qkvpacked(qkv, dropout_p=dropout_p)  # (B, N, H, D)
+        else:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
+            out = attention(self.q_norm(q), self.k_norm(k), v, dropout_p=dropout_p).transpose(1, 2)
+        return self.proj_drop(self.proj(out.flatten(2)))

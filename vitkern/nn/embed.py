@@ -1,0 +1,95 @@
+"""From image to tokens, and from tokens to fewer tokens."""
+
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitkern.nn.mlp import LayerNorm
+
+
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """``value`` for height and width."""
+    height, width = (value, value) if isinstance(value, int) else value
+    return int(height), int(width)
+
+
+class PatchEmbed(nn.Module):
+    """Cuts an image into patches and projects each (ViT, arXiv 2010.11929, equation 1). Parameters are named as in `timm.layers.PatchEmbed`.
+
+    Args:
+        img_size: pixels, one number or (height, width). A remainder that fills no patch is dropped, as by timm.
+        patch_size: pixels, one number or (height, width).
+        in_chans: channels of the image.
+        embed_dim: channels C of a token.
+        norm_eps: a LayerNorm of this eps follows the projection; None: none does.
+        bias: the projection has a bias.
+        strict_img_size: refuse images of another size than ``img_size``; otherwise any whole number of patches will do.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        *,
+        norm_eps: float | None = None,
+        bias: bool = True,
+        strict_img_size: bool = True,
+    ):
+        super().__init__()
+        self.img_size, self.patch_size = pair(img_size), pair(patch_size)
+        self.grid_size = (self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1])
+        if min(self.grid_size) < 1:
+            raise ValueError(
+                f"PatchEmbed: the image holds no patch: got img_size={self.img_size}, patch_size={self.patch_size}; "
+                "expected at least one patch in each direction."
+            )
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.strict_img_size = strict_img_size
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=self.patch_size, stride=self.patch_size, bias=bias)
+        self.norm = LayerNorm(embed_dim, eps=norm_eps) if norm_eps is not None else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image (B, in_chans, pixels_h, pixels_w) -> tokens (B, img_h, img_w, C).
+
+        Raises:
+            ValueError: no batch of images, other channels, or another size than the model was built for.
+        """
+        if x.dim() != 4 or x.shape[1] != self.proj.in_channels:
+            raise ValueError(
+                f"PatchEmbed: not a batch of images: got shape {tuple(x.shape)}; expected (B, {self.proj.in_channels}, height, width)."
+            )
+        if self.strict_img_size and tuple(x.shape[2:]) != self.img_size:
+            raise ValueError(
+                f"PatchEmbed: the image size differs from the model's: got {tuple(x.shape[2:])}; expected {self.img_size}. "
+                "Resize the image, or build the model with img_size=."
+            )
+        if not self.strict_img_size and (x.shape[2] % self.patch_size[0] or x.shape[3] % self.patch_size[1]):
+            raise ValueError(
+                f"PatchEmbed: patches do not divide the image: got {tuple(x.shape[2:])}; expected multiples of {self.patch_size}."
+            )
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Joins each 2 x 2 tokens into one of ``out_dim`` channels (Swin, arXiv 2103.14030, section 3.1). Odd sizes are padded with zeros.
+
+    Swin normalises the 4 C joined channels, then projects; SwinV2 (``post_norm``) projects, then normalises.
+    """
+
+    def __init__(self, dim: int, out_dim: int | None = None, *, post_norm: bool = False, eps: float = 1e-5):
+        super().__init__()
+        out_dim = out_dim or 2 * dim
+        self.post_norm = post_norm
+        self.norm = LayerNorm(out_dim if post_norm else 4 * dim, eps=eps)
+        self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, img_h, img_w, C) -> (B, ceil(img_h / 2), ceil(img_w / 2), out_dim)."""
+        batch, img_h, img_w, channels = x.shape
+        if img_h % 2 or img_w % 2:
+            x = F.pad(x, (0, 0, 0, img_w % 2, 0, img_h % 2))
+        x = x.reshape(batch, (img_h + 1) // 2, 2, (img_w + 1) // 2, 2, channels)
+        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # channel blocks in the order (0, 0), (1, 0), (0, 1), (1, 1) of (y, x)
+        return self.norm(self.reduction(x)) if self.post_norm else self.reduction(self.norm(x))

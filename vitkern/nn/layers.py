@@ -1,0 +1,104 @@
+"""What stands between a block's branches and the residual stream: LayerScale, DropPath, and the whole MLP branch in one call."""
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from vitkern.nn.mlp import LayerNorm, Mlp
+from vitkern.ops.mlp import layernorm_mlp
+
+
+class LayerScale(nn.Module):
+    """A learnable factor per channel (CaiT, arXiv 2103.17239, equation 8), named ``gamma`` as in timm."""
+
+    def __init__(self, dim: int, init_values: float = 1e-5):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), float(init_values)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole samples in training (stochastic depth, arXiv 1603.09382) and divides the rest by 1 - p.
+
+    Draws from torch's generator exactly as `timm.layers.DropPath` does: one seed drops the same samples in both.
+    """
+
+    def __init__(self, drop_prob: float = 0.0):
+        super().__init__()
+        if not 0.0 <= drop_prob < 1.0:
+            raise ValueError(f"DropPath: drop_prob is no probability: got {drop_prob}; expected 0 <= drop_prob < 1.")
+        self.drop_prob = drop_prob
+
+    def row_scale(self, x: Tensor) -> Tensor | None:
+        """(B,): 0 for a dropped sample, else 1 / (1 - p); None where nothing is dropped."""
+        if not self.training or self.drop_prob == 0.0:
+            return None
+        keep = 1.0 - self.drop_prob
+        return x.new_empty(x.shape[0]).bernoulli_(keep).div_(keep)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.row_scale(x)
+        return x if scale is None else x * scale.view(-1, *[1] * (x.dim() - 1))
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob:g}"
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """Rates that grow linearly from 0 in the first block to ``rate`` in the last."""
+    return torch.linspace(0.0, rate, depth, device="cpu").tolist()
+
+
+def unhooked(module: nn.Module, kind: type) -> bool:
+    """Reading its weights is the same as calling it: no adapter, hook, parametrisation or patched forward would be passed over."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is kind and "forward" not in module.__dict__ and not any(hooks)
+
+
+def mlp_residual(
+    x: Tensor,
+    norm: nn.Module,
+    mlp: nn.Module,
+    drop_path: DropPath,
+    layer_scale: nn.Module | None = None,
+    *,
+    post_norm: bool = False,
+) -> Tensor:
+    """``x + drop_path(layer_scale(mlp(norm(x))))``, or with ``post_norm`` (SwinV2) ``x + drop_path(norm(mlp(x)))``.
+
+    One call of `vitkern.ops.mlp.layernorm_mlp` where that computes the same; modules that are adapted, hooked or drop activations are called.
+
+    Args:
+        x: (B, ..., C).
+        norm: LayerNorm over C.
+        mlp: `Mlp` C -> hidden -> C.
+        layer_scale: `LayerScale` or None; not with ``post_norm``.
+    """
+    scaled = isinstance(layer_scale, LayerScale)
+    fused = (
+        unhooked(norm, LayerNorm)
+        and unhooked(mlp, Mlp)
+        and unhooked(mlp.fc1, nn.Linear)
+        and unhooked(mlp.fc2, nn.Linear)
+        and not (scaled and not unhooked(layer_scale, LayerScale))
+        and not (mlp.training and mlp.drop > 0.0)
+    )
+    if not fused:
+        branch = norm(mlp(x)) if post_norm else mlp(norm(x))
+        return x + drop_path(layer_scale(branch) if scaled else branch)
+    return layernorm_mlp(
+        x,
+        norm.weight,
+        norm.bias,
+        mlp.fc1.weight,
+        mlp.fc1.bias,
+        mlp.fc2.weight,
+        mlp.fc2.bias,
+        eps=norm.eps,
+        act=mlp.act,
+        layer_scale=layer_scale.gamma if scaled else None,
+        row_scale=drop_path.row_scale(x),
+        post_norm=post_norm,
+    )

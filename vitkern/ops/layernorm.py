@@ -1,0 +1,124 @@
+"""LayerNorm, with the residual sum in front of it where there is one: validation, dispatch, the registered operator, the PyTorch path."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from vitkern.dispatch import HAS_TRITON, runs_kernel
+from vitkern.ops import checks
+from vitkern.register import kernel_op
+
+MAX_CHANNELS = 8192
+
+if HAS_TRITON:
+    from vitkern.kernels import layernorm as kernels
+
+    @kernel_op(kernels.layernorm_outputs, differentiable=("x", "weight", "bias", "residual"), graded=2)
+    def layernorm_forward(
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return kernels.layernorm_forward(x, weight, bias, residual, eps, dtype)
+
+    @layernorm_forward.backward(kernels.layernorm_gradients)
+    def layernorm_backward(
+        grad: Tensor | None,
+        grad_total: Tensor | None,
+        y: Tensor,
+        total: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        eps: float,
+        dtype: torch.dtype,
+        needs: list[bool],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return kernels.layernorm_backward(grad, grad_total, y, total, mean, rstd, x, weight, bias, residual, eps, dtype, needs)
+
+    @register_flop_formula([torch.ops.vitkern.layernorm, torch.ops.vitkern.layernorm_backward])
+    def _flops(*args, out_shape=None, **kwargs) -> int:
+        return 0  # as PyTorch counts its own: matrix products only
+
+
+def layernorm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    """Normalises the last dimension of ``x``, or of ``x + residual`` (Ba et al., arXiv 1607.06450). Statistics are float32, two-pass.
+
+    Args:
+        x: (..., C), float16, bfloat16 or float32 (float64 and C > 8192 run in PyTorch); any strides.
+        weight, bias: (C,), dtype of ``x`` or float32; None for ones and zeros.
+        eps: added to the variance, in float32, so that 1e-12 counts in every dtype.
+        residual: as ``x``; its dtype may differ.
+
+    Returns:
+        y (..., C), contiguous; with a residual (y, x + residual). y has the dtype of ``x``; under autocast it has the autocast dtype (what the
+        matrix product that follows would cast to). The sum has the dtype that ``x + residual`` has. float32 ``x`` and parameters under
+        autocast are read as they are, not cast first.
+
+    Raises:
+        TypeError: an argument is not a dense floating-point tensor, or dtypes do not go together.
+        ValueError: shapes, devices or ``eps`` do not fit.
+        NotImplementedError: a kernel was forced and cannot run.
+    """
+    op = "layernorm"
+    checks.check_tensor(op, "x", x)
+    check_norm(op, x, weight, bias, eps)
+    if residual is not None:
+        checks.check_tensor(op, "residual", residual)
+        checks.check_shape(op, "residual", residual, tuple(x.shape), f"x's shape {tuple(x.shape)}")
+        check_devices(op, x=x, residual=residual)
+    if runs_kernel(op, (x, weight, bias, residual), channel_reasons(x.shape[-1])):
+        y, total, *_ = layernorm_forward(x, weight, bias, residual, eps, output_dtype(x))
+        return y if residual is None else (y, total)
+    total = x if residual is None else x + residual
+    y = normalise(total, weight, bias, eps).to(output_dtype(x))
+    return y if residual is None else (y, total)
+
+
+def output_dtype(x: Tensor) -> torch.dtype:
+    """Dtype of the normalised rows: that of x, or autocast's where autocast is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x.dtype
+
+
+def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """PyTorch's layer norm, for parameters in float32 beside a half-precision x as well."""
+    if weight is not None and weight.dtype != x.dtype:
+        return F.layer_norm(x.to(weight.dtype), x.shape[-1:], weight, bias, eps).to(x.dtype)
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def check_norm(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, prefix: str = "") -> None:
+    """The parameters of a norm over x's last dimension."""
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{op}: x has no channels: got shape {tuple(x.shape)}; expected (..., C) with C at least 1.")
+    channels = x.shape[-1]
+    autocast = torch.is_autocast_enabled(x.device.type)
+    for name, value in ((prefix + "weight", weight), (prefix + "bias", bias)):
+        if value is None:
+            continue
+        checks.check_tensor(op, name, value)
+        checks.check_shape(op, name, value, (channels,), f"({channels},), one per channel of x {tuple(x.shape)}")
+        check_devices(op, **{"x": x, name: value})
+        if not autocast and value.dtype not in (x.dtype, torch.float32) or torch.float64 in (x.dtype, value.dtype) and x.dtype != value.dtype:
+            raise TypeError(
+                f"{op}: dtypes differ: got x {x.dtype}, {name} {value.dtype}; expected {name} in x's dtype or float32. "
+                "Cast explicitly or use autocast."
+            )
+    if weight is not None and bias is not None and weight.dtype != bias.dtype:
+        raise TypeError(f"{op}: dtypes differ: got {prefix}weight {weight.dtype}, {prefix}bias {bias.dtype}; expected one dtype for both. Cast one.")
+    if not 0.0 <= eps < float("inf"):
+        raise ValueError(f"{op}: eps is not usable: got {eps}; expected a finite number of at least 0.")
+
+
+def check_devices(op: str, **tensors: Tensor) -> None:
+    if len({t.device for t in tensors.values()}) > 1:
+        got = ", ".join(f"{name} on {t.device}" for name, t in tensors.items())
+        raise ValueError(f"{op}: devices differ: got {got}; expected one device. Move them together.")
+
+
+def channel_reasons(channels: int) -> list[str]:
+    """Why a kernel that holds whole rows cannot take them."""
+    return [f"{channels} channels; a row of at most {MAX_CHANNELS} stays on chip"] if channels > MAX_CHANNELS else []

@@ -1,0 +1,281 @@
+"""Self-attention within (shifted) windows of an image: Swin (arXiv 2103.14030) and Swin V2 (arXiv 2111.09883)."""
+
+import importlib.util
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
+from vitkern.ops.checks import check_same, check_scale, check_shape, check_tensor
+from vitkern.ops.window_softmax import Scores, window_softmax
+from vitkern.ops.windows import padded_size, windows_of
+from vitkern.register import kernel_op
+
+MAX_LOGIT_SCALE = math.log(100.0)
+HAS_KERNEL = HAS_TRITON and importlib.util.find_spec("vitkern.kernels.window_attention") is not None
+
+if HAS_KERNEL:
+    from vitkern.kernels import window_attention as kernels
+
+    @kernel_op(kernels.window_attention_outputs, differentiable=("qkv", "table", "padding", "head_scale"))
+    def window_attention_forward(
+        qkv: Tensor,
+        table: Tensor | None,
+        padding: Tensor | None,
+        head_scale: Tensor | None,
+        num_heads: int,
+        window: list[int],
+        shift: list[int],
+        wrap: list[int],
+        scale: float,
+        mask_value: float,
+    ) -> tuple[Tensor, Tensor]:
+        return kernels.window_attention_forward(qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value)
+
+    @window_attention_forward.backward(kernels.window_attention_gradients)
+    def window_attention_backward(
+        grad: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        qkv: Tensor,
+        table: Tensor | None,
+        padding: Tensor | None,
+        head_scale: Tensor | None,
+        num_heads: int,
+        window: list[int],
+        shift: list[int],
+        wrap: list[int],
+        scale: float,
+        mask_value: float,
+        needs: list[bool],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return kernels.window_attention_backward(
+            grad, out, lse, qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value, needs
+        )
+
+    def _products(qkv_shape, window) -> int:
+        """FLOPs of one matrix product of all windows."""
+        batch, img_h, img_w, packed = qkv_shape
+        return 2 * batch * padded_size(img_h, window[0]) * padded_size(img_w, window[1]) * window[0] * window[1] * packed // 3
+
+    @register_flop_formula(torch.ops.vitkern.window_attention)
+    def _forward_flops(qkv_shape, table, padding, head_scale, num_heads, window, *args, out_shape=None, **kwargs) -> int:
+        return 2 * _products(qkv_shape, window)
+
+    @register_flop_formula(torch.ops.vitkern.window_attention_backward)
+    def _backward_flops(grad, out, lse, qkv_shape, table, padding, head_scale, num_heads, window, *args, out_shape=None, **kwargs) -> int:
+        return 5 * _products(qkv_shape, window)
+
+
+def _int_pair(op: str, name: str, value) -> tuple[int, int]:
+    try:
+        pair = tuple(value)
+    except TypeError:
+        pair = ()
+    if len(pair) != 2 or not all(isinstance(size, int | torch.SymInt) and not isinstance(size, bool) for size in pair):
+        raise TypeError(f"{op}: {name} is no pair of integers: got {value!r}; expected ({name}_h, {name}_w). Repeat a single number.")
+    return pair
+
+
+def _check(op: str, image: Tensor, channels, num_heads, window, shift, table, wrap, mask_value, scale, logit_scale):
+    """What both public functions check -> (window, shift) as tuples."""
+    if isinstance(num_heads, bool) or not isinstance(num_heads, int):
+        raise TypeError(f"{op}: num_heads is no integer: got {num_heads!r}; expected an int above 0.")
+    if num_heads <= 0 or channels == 0 or channels % num_heads:
+        raise ValueError(
+            f"{op}: heads do not divide the channels: got C = {channels}, num_heads = {num_heads}; expected C a positive multiple of num_heads."
+        )
+    window, shift = _int_pair(op, "window", window), _int_pair(op, "shift", shift)
+    if min(window) <= 0:
+        raise ValueError(f"{op}: window is not usable: got {window}; expected sizes above 0.")
+    if any(not 0 <= offset < extent for offset, extent in zip(shift, window, strict=True)):
+        raise ValueError(
+            f"{op}: shift does not fit the window: got shift {shift}, window {window}; expected 0 <= shift < window on each axis. "
+            "Take it modulo the window."
+        )
+    if 0 in image.shape[1:3]:
+        raise ValueError(f"{op}: the image has no tokens: got shape {tuple(image.shape)}; expected img_h and img_w above 0.")
+    if wrap not in ("image", "padded"):
+        raise ValueError(
+            f"{op}: wrap has an unknown name: got {wrap!r}; expected 'image' (roll, then pad: timm) or 'padded' (pad, then roll: "
+            "transformers, torchvision)."
+        )
+    if mask_value is not None and not mask_value <= 0:
+        raise ValueError(
+            f"{op}: mask_value does not mask: got {mask_value}; expected a number that is 0 or less, added to scores between regions, "
+            "or None for -inf."
+        )
+    check_scale(op, scale)
+    if table is not None:
+        check_tensor(op, "table", table)
+        rows = (2 * window[0] - 1) * (2 * window[1] - 1)
+        check_shape(
+            op, "table", table, (rows, num_heads), f"((2 window_h - 1) (2 window_w - 1), num_heads) = ({rows}, {num_heads}) for window {window}"
+        )
+    if logit_scale is not None:
+        check_tensor(op, "logit_scale", logit_scale)
+        if tuple(logit_scale.shape) not in ((num_heads,), (num_heads, 1, 1)):
+            raise ValueError(
+                f"{op}: logit_scale has the wrong shape: got {tuple(logit_scale.shape)}; expected ({num_heads},) or ({num_heads}, 1, 1)."
+            )
+        if scale is not None:
+            raise ValueError(f"{op}: scale and logit_scale are both given: got scale = {scale}; expected one of them. Drop scale for cosine scores.")
+    for name, tensor in (("table", table), ("logit_scale", logit_scale)):
+        if tensor is not None and tensor.device != image.device:
+            raise ValueError(f"{op}: devices differ: got {name} on {tensor.device}, image on {image.device}; expected one device. Move them together.")
+    return window, shift
+
+
+def _is_padded(image: Tensor, window: tuple[int, int]) -> bool:
+    return bool(image.shape[1] % window[0] or image.shape[2] % window[1])
+
+
+def _reasons(image: Tensor, shift: tuple[int, int], wrap: str) -> list[str]:
+    """Why the kernel cannot run, beside the tensors themselves."""
+    reasons = [] if HAS_KERNEL else ["there is no kernel"]
+    if wrap == "image" and (shift[0] >= image.shape[1] or shift[1] >= image.shape[2]):
+        reasons.append(f"the shift {shift} reaches beyond the image {tuple(image.shape[1:3])}")
+    return reasons
+
+
+def _head_scale(logit_scale: Tensor | None) -> Tensor | None:
+    """(H,) factor of cosine scores, at most 100; no gradient above the clamp."""
+    if logit_scale is None:
+        return None
+    wide = logit_scale if logit_scale.dtype == torch.float64 else logit_scale.float()
+    return wide.reshape(-1).clamp(max=MAX_LOGIT_SCALE).exp()
+
+
+def _run_kernel(qkv, table, padding, logit_scale, num_heads, window, shift, wrap, scale, mask_value) -> Tensor:
+    size = qkv.shape[1:3]
+    modulus = list(size) if wrap == "image" else [padded_size(*axis) for axis in zip(size, window, strict=True)]
+    return window_attention_forward(
+        qkv,
+        None if table is None else table.float(),
+        padding,
+        _head_scale(logit_scale),
+        num_heads,
+        list(window),
+        list(shift),
+        modulus,
+        (qkv.shape[-1] // 3 // num_heads) ** -0.5 if scale is None else float(scale),
+        -math.inf if mask_value is None else float(mask_value),
+    )[0]
+
+
+def window_attention(
+    qkv: Tensor,
+    *,
+    num_heads: int,
+    window: tuple[int, int],
+    shift: tuple[int, int] = (0, 0),
+    table: Tensor | None = None,
+    padding: Tensor | None = None,
+    wrap: str = "image",
+    mask_value: float | None = -100.0,
+    scale: float | None = None,
+    logit_scale: Tensor | None = None,
+) -> Tensor:
+    """Softmax attention within the windows of a cyclically shifted image; differentiable in every tensor.
+
+    Swin (arXiv 2103.14030, section 3.2 and equation 4); with ``logit_scale`` Swin V2 (arXiv 2111.09883, equation 2).
+
+    Args:
+        qkv: (B, img_h, img_w, 3 * C) in natural token order, the channels split as (3, H, D); float16, bfloat16, float32; float64 in PyTorch.
+        num_heads: H, divides C.
+        window: (window_h, window_w) in tokens.
+        shift: (shift_h, shift_w) in tokens, each smaller than its window.
+        table: ((2 window_h - 1) (2 window_w - 1), H) relative-position biases, added to the scores in float32. Row (dh + window_h - 1) *
+            (2 window_w - 1) + dw + window_w - 1 belongs to the offset (dh, dw) of the query from the key.
+        padding: (3 * C,) what ``qkv`` is on padded tokens, as a rule the bias of its projection: they are attended to. Needed where the
+            window does not divide the image.
+        wrap: "image" rolls the image and then pads it (timm), "padded" pads and then rolls (transformers, torchvision).
+        mask_value: added to the score of two tokens that the roll brought together; None is -inf.
+        scale: factor of the scores; D ** -0.5 by default.
+        logit_scale: (H,) or (H, 1, 1): scores are cosines of q and k times exp(min(logit_scale, ln 100)).
+
+    Returns:
+        (B, img_h, img_w, C), contiguous, in the dtype of ``qkv`` (under autocast: the autocast dtype).
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or values that do not fit; the message says which.
+        NotImplementedError: a kernel was forced and cannot run.
+    """
+    op = "window_attention"
+    check_tensor(op, "qkv", qkv, ndim=4)
+    if qkv.shape[-1] % 3:
+        raise ValueError(f"{op}: qkv does not hold q, k and v: got {qkv.shape[-1]} channels; expected a multiple of 3.")
+    window, shift = _check(op, qkv, qkv.shape[-1] // 3, num_heads, window, shift, table, wrap, mask_value, scale, logit_scale)
+    if padding is not None:
+        check_tensor(op, "padding", padding)
+        check_shape(op, "padding", padding, (qkv.shape[-1],), f"(3 C,) = ({qkv.shape[-1]},)")
+    elif _is_padded(qkv, window):
+        raise ValueError(
+            f"{op}: the window does not divide the image: got image {tuple(qkv.shape[1:3])}, window {window}; expected padding, the value "
+            "of qkv on padded tokens. Pass the bias of the qkv projection (zeros where it has none)."
+        )
+    qkv, padding = autocast(qkv, padding)
+    check_same(op, qkv=qkv, padding=padding)
+
+    if runs_kernel(op, (qkv, table, padding, logit_scale), _reasons(qkv, shift, wrap)):
+        return _run_kernel(qkv, table, padding, logit_scale, num_heads, window, shift, wrap, scale, mask_value)
+    scores = Scores(num_heads, window, table, mask_value, scale, _head_scale(logit_scale))
+    return _in_pytorch(qkv, None, padding, shift, wrap, scores)
+
+
+def projected_window_attention(
+    x: Tensor,
+    project: Callable[[Tensor], Tensor],
+    *,
+    num_heads: int,
+    window: tuple[int, int],
+    shift: tuple[int, int] = (0, 0),
+    table: Tensor | None = None,
+    wrap: str = "image",
+    mask_value: float | None = -100.0,
+    scale: float | None = None,
+    logit_scale: Tensor | None = None,
+) -> Tensor:
+    """`window_attention` of ``project(x)``, with ``project`` called where that is cheapest; padded tokens are zeros before it.
+
+    Args:
+        x: (B, img_h, img_w, C_in) in natural token order.
+        project: maps (..., C_in) to (..., 3 * C), each token by itself: the qkv projection, called as a module so that hooks and adapters
+            count. The kernel path calls it on the image, and on one zero token where padding is needed; the PyTorch path on the tokens in
+            window order, (tokens, C_in).
+
+    The other arguments, the result and the errors are those of `window_attention`.
+    """
+    op = "projected_window_attention"
+    check_tensor(op, "x", x, ndim=4)
+    if not callable(project):
+        raise TypeError(f"{op}: project is not callable: got {type(project).__name__}; expected a map from (..., C_in) to (..., 3 C).")
+    arguments = dict(num_heads=num_heads, window=window, shift=shift, table=table, wrap=wrap, mask_value=mask_value)
+    arguments.update(scale=scale, logit_scale=logit_scale)
+    window, shift = _check(op, x, num_heads, **arguments)
+    if runs_kernel(op, (*autocast(x), table, logit_scale), _reasons(x, shift, wrap)):
+        padding = project(x.new_zeros(x.shape[-1])) if _is_padded(x, window) else None
+        return window_attention(project(x), padding=padding, **arguments)
+
+    def checked(tokens):
+        rows = autocast(project(tokens))[0]
+        check_tensor(op, "project(x)", rows, ndim=2)
+        if rows.shape[-1] % (3 * num_heads):
+            raise ValueError(
+                f"{op}: project does not give q, k and v of {num_heads} heads: got {rows.shape[-1]} channels; expected a multiple of "
+                f"{3 * num_heads}."
+            )
+        return rows
+
+    scores = Scores(num_heads, window, table, mask_value, scale, _head_scale(logit_scale))
+    return _in_pytorch(x, checked, None, shift, wrap, scores)
+
+
+def _in_pytorch(image, project, padding, shift, wrap, scores: Scores) -> Tensor:
+    windows = windows_of(*image.shape[:3], scores.window, shift, wrap, image.device)
+    out = window_softmax(image.flatten(0, 2), project, padding, windows, scores)
+    return out.view(*image.shape[:3], out.shape[-1])

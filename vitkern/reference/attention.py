@@ -1,0 +1,72 @@
+"""Softmax attention as the plain formula: out = softmax(q k^T * scale + bias + mask) v (Vaswani et al., arXiv 1706.03762, equation 1)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vitkern.reference.rounding import rounded
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    return_lse: bool = False,
+    low_precision: torch.dtype | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The definition of `vitkern.ops.attention.attention`, with the same arguments. Materialises the (B, H, N, M) scores.
+
+    Computes in float64 when ``q`` is float64, else in float32, and returns ``q``'s dtype. ``low_precision`` gives the ideal kernel of that
+    dtype: q, k, v, the probabilities and the gradient of the product q k^T are rounded to it, everything else is not.
+    """
+    dtype = q.dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    q, k, v = (rounded(t.to(wide), low_precision) for t in (q, k, v))
+    repeats = q.shape[1] // max(k.shape[1], 1)
+    k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+
+    product = q @ k.transpose(-1, -2)  # (B, H, N, M)
+    if low_precision is not None and product.requires_grad:
+        product.register_hook(lambda grad: grad.to(low_precision).to(wide))
+    scores = product * scale
+    if bias is not None:
+        scores = scores + bias.to(wide)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask.to(wide)
+    if key_padding_mask is not None:
+        scores = scores.masked_fill(~key_padding_mask[:, None, None, :], -math.inf)
+    if causal:
+        n, m = scores.shape[-2:]
+        allowed = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+        scores = scores.masked_fill(~allowed, -math.inf)
+
+    pivot, total, weights = _softmax(scores)
+    if dropout_p > 0.0:
+        weights = torch.nn.functional.dropout(weights, dropout_p)
+    if low_precision is not None:
+        weights = weights + (weights.to(low_precision).to(wide) - weights).detach()  # rounded, its gradient is not
+    out = rounded(weights @ v, low_precision).to(dtype)
+    if not return_lse:
+        return out
+    return out, (pivot + total.log()).squeeze(-1).detach().to(wide)
+
+
+def _softmax(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pivot (..., 1), sum of the exponentials (..., 1) and softmax; a row that is -inf throughout, or empty, gets zeros."""
+    if scores.shape[-1] == 0:
+        pivot = scores.new_zeros(*scores.shape[:-1], 1)
+    else:
+        pivot = scores.detach().amax(-1, keepdim=True)
+        pivot = pivot.masked_fill(pivot == -math.inf, 0.0)
+    exponentials = (scores - pivot).exp()
+    total = exponentials.sum(-1, keepdim=True)
+    return pivot, total, exponentials / total.masked_fill(total == 0.0, 1.0)

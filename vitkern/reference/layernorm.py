@@ -1,0 +1,38 @@
+"""Layer normalisation as the plain formula (Ba et al., arXiv 1607.06450, equation 4)."""
+
+import torch
+from torch import Tensor
+
+from vitkern.reference.rounding import rounded
+
+
+def layernorm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None = None, *, low_precision: torch.dtype | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``(s - mean) / sqrt(variance + eps) * weight + bias`` over the last dimension of ``s = x + residual``.
+
+    Args:
+        x: (..., C). float64 is computed in float64, everything else in float32.
+        weight, bias: (C,) or None.
+        eps: added to the biased variance.
+        residual: as x; then ``s`` is returned as well.
+        low_precision: dtype that a kernel would store; the result is rounded to it once, and nothing else is.
+
+    Returns:
+        y, or (y, s); float64 or float32.
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    total = x.to(dtype) if residual is None else x.to(dtype) + residual.to(dtype)
+    y = normalised(total, weight, bias, eps)
+    if residual is None:
+        return rounded(y, low_precision)
+    return rounded(y, low_precision), rounded(total, low_precision)
+
+
+def normalised(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """The formula alone, in the dtype of x."""
+    centred = x - x.mean(-1, keepdim=True)
+    y = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    if weight is not None:
+        y = y * weight.to(x.dtype)
+    return y if bias is None else y + bias.to(x.dtype)
