@@ -4,6 +4,7 @@ import functools
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -57,7 +58,8 @@ def measure(case, dtype: torch.dtype, device: torch.device, *, batch: int, modes
     for mode in modes:
         for name, function in contenders.items():
             try:
-                with torch.no_grad():
+                with torch.no_grad(), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # a backend that refuses says so in its error too
                     output = function()
                 expected = output if expected is None else expected
                 if not agrees(output, expected):
@@ -139,7 +141,10 @@ def time_run(run: Callable[[], object], device: torch.device, *, quick: bool) ->
 
         return [ms / 1e3 for ms in do_bench(run, warmup=20 if quick else 50, rep=50 if quick else 200, return_mode="all")]
     timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
-    return list(timer.blocked_autorange(min_run_time=0.1 if quick else 0.5).times)
+    samples = []
+    while len(samples) < 5:
+        samples += timer.blocked_autorange(min_run_time=0.05 if quick else 0.5).times
+    return samples
 
 
 def host_seconds(run: Callable[[], object]) -> float:

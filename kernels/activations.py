@@ -11,13 +11,13 @@ derivative shares, and no cancellation in the lower tail. float32 takes erf (EXA
 import triton
 import triton.language as tl
 
-HALF_LOG2E = tl.constexpr(0.7213475204444817)
+NEG_HALF_LOG2E = tl.constexpr(-0.7213475204444817)
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 DENSITY_AT_ZERO = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi)
-TANH_RATE = tl.constexpr(2.302208198144325)  # 2 sqrt(2 / pi) log2(e)
+NEG_TANH_RATE = tl.constexpr(-2.302208198144325)  # -2 sqrt(2 / pi) log2(e)
 CUBIC = tl.constexpr(0.044715)
-QUICK_RATE = tl.constexpr(2.4554669595930157)  # 1.702 log2(e)
-LN2 = tl.constexpr(0.6931471805599453)
+NEG_QUICK_RATE = tl.constexpr(-2.4554669595930157)  # -1.702 log2(e)
+NEG_LN2 = tl.constexpr(-0.6931471805599453)
 
 
 @triton.jit
@@ -38,24 +38,24 @@ def _normal_distribution(x, bell, EXACT: tl.constexpr):
 def activate(x, ACT: tl.constexpr, EXACT: tl.constexpr):
     """The activation of x."""
     if ACT == "gelu":
-        return x * _normal_distribution(x, tl.math.exp2(-HALF_LOG2E * x * x), EXACT)
+        return x * _normal_distribution(x, tl.math.exp2(x * x * NEG_HALF_LOG2E), EXACT)
     if ACT == "gelu_tanh":
-        return x / (1.0 + tl.math.exp2(-TANH_RATE * x * (1.0 + CUBIC * x * x)))
-    return x / (1.0 + tl.math.exp2(-QUICK_RATE * x))
+        return x / (1.0 + tl.math.exp2(x * (x * x * CUBIC + 1.0) * NEG_TANH_RATE))
+    return x / (1.0 + tl.math.exp2(x * NEG_QUICK_RATE))
 
 
 @triton.jit
 def activate_with_slope(x, ACT: tl.constexpr, EXACT: tl.constexpr):
     """The activation of x, and its derivative there."""
     if ACT == "gelu":
-        bell = tl.math.exp2(-HALF_LOG2E * x * x)
+        bell = tl.math.exp2(x * x * NEG_HALF_LOG2E)
         gate = _normal_distribution(x, bell, EXACT)
-        return x * gate, gate + DENSITY_AT_ZERO * x * bell
+        return x * gate, gate + x * bell * DENSITY_AT_ZERO
     if ACT == "gelu_tanh":
-        rate = TANH_RATE * (1.0 + CUBIC * x * x)
-        slope = LN2 * TANH_RATE * (1.0 + 3.0 * CUBIC * x * x)
+        exponent = x * (x * x * CUBIC + 1.0) * NEG_TANH_RATE
+        rate = (x * x * (3.0 * CUBIC) + 1.0) * (NEG_TANH_RATE * NEG_LN2)
     else:
-        rate = QUICK_RATE
-        slope = LN2 * QUICK_RATE
-    gate = 1.0 / (1.0 + tl.math.exp2(-rate * x))
-    return x * gate, gate + x * gate * (1.0 - gate) * slope
+        exponent = x * NEG_QUICK_RATE
+        rate = NEG_QUICK_RATE * NEG_LN2
+    gate = 1.0 / (1.0 + tl.math.exp2(exponent))
+    return x * gate, gate + x * gate * (1.0 - gate) * rate

@@ -1,4 +1,4 @@
-"""Dense attention: the launchers that put (B, H, N, D) tensors, biases and masks before the short or the streaming kernels.
+"""Dense attention: the launchers that put (B, H, N, D) tensors, biases and masks before the one-pass or the streaming kernels.
 
 Legend: B batch, H heads, N query and M key tokens, D head dim. ``bias`` and ``mask`` are 4-D and broadcast to (B, H, N, M); ``key_mask`` (B, M)
 is bool; ``seed`` an int64 tensor of one element, or None for no dropout.
@@ -8,7 +8,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from . import scores
+from . import scores, short_attention
+from .short_attention_backward import short_backward
 from .stream import Rows, Stream, stream_forward
 from .stream_backward import stream_backward, stream_bias_gradient
 
@@ -115,44 +116,57 @@ def attention_qkvpacked_backward(
     return dqkv, dbias
 
 
+def takes_short(q, k, v, seed, causal, *, backward=False) -> bool:
+    """Whether the one-pass kernels run and not the loop: they hold a group in one tile, draw no dropout and skip no causal block."""
+    return seed is None and not causal and short_attention.fits(q, k, v, backward=backward)
+
+
 def _forward(q, k, v, out, lse, bias, mask, key_mask, seed, scale, causal, dropout_p):
-    problem = _problem(q, k, (bias, mask, key_mask), seed, scale, causal, dropout_p)
-    stream_forward(problem, _rows(q), _rows(k), _rows(v), _rows(out.transpose(1, 2)), lse)
+    out = out.transpose(1, 2)
+    if takes_short(q, k, v, seed, causal):
+        short_attention.short_forward(q, k, v, out, scale=scale, lse=lse, bias=bias, **_hook(None, mask, key_mask, q, k))
+        return
+    problem = _problem(q, k, _hook(bias, mask, key_mask, q, k), seed, scale, causal, dropout_p)
+    stream_forward(problem, _rows(q), _rows(k), _rows(v), _rows(out), lse)
 
 
 def _backward(grad, out, lse, q, k, v, dq, dk, dv, dbias, bias, mask, key_mask, seed, scale, causal, dropout_p, needs_bias):
-    problem = _problem(q, k, (bias, mask, key_mask), seed, scale, causal, dropout_p)
-    grad = _rows(_unit_last(grad).transpose(1, 2))
-    operands = _rows(q), _rows(k), _rows(v)
-    delta = torch.empty_like(lse)
-    stream_backward(problem, *operands, _rows(out.transpose(1, 2)), grad, lse, delta, _rows(dq), _rows(dk), _rows(dv))
+    grad = _unit_last(grad).transpose(1, 2)
+    if takes_short(q, k, v, seed, causal, backward=True):
+        hook = _hook(None, mask, key_mask, q, k)
+        total = short_backward(grad, q, k, v, dq, dk, dv, scale=scale, bias=bias, bias_grad=needs_bias, **hook)
+    else:
+        problem = _problem(q, k, _hook(bias, mask, key_mask, q, k), seed, scale, causal, dropout_p)
+        operands, delta = (_rows(q), _rows(k), _rows(v)), torch.empty_like(lse)
+        gradients = _rows(dq), _rows(dk), _rows(dv)
+        stream_backward(problem, *operands, _rows(out.transpose(1, 2)), _rows(grad), lse, delta, *gradients)
+        if needs_bias:
+            kept = dict(per_group=bias.shape[0] != 1, per_head=bias.shape[1] != 1)
+            total = stream_bias_gradient(problem, *operands, _rows(grad), lse, delta, **kept).sum_to_size(bias.shape)
     if needs_bias:
-        total = stream_bias_gradient(problem, *operands, grad, lse, delta, per_group=bias.shape[0] > 1, per_head=bias.shape[1] > 1)
-        dbias.copy_(total.sum_to_size(bias.shape))
+        dbias.copy_(total)
 
 
-def _problem(q, k, terms, seed, scale, causal, dropout_p) -> Stream:
+def _problem(q, k, hook, seed, scale, causal, dropout_p) -> Stream:
     batch, heads, n, head_dim = q.shape
     kv_heads, m = k.shape[1:3]
-    score_args = _score_args(*terms, n, m)
-    score = scores.terms if score_args else scores.plain
-    return Stream(
-        batch, heads, kv_heads, n, m, head_dim, scale, score=score, score_args=score_args, causal=causal, dropout_p=dropout_p, seed=seed
-    )
+    return Stream(batch, heads, kv_heads, n, m, head_dim, scale, causal=causal, dropout_p=dropout_p, seed=seed, **hook)
 
 
-def _score_args(bias, mask, key_mask, n, m):
-    """The arguments of `scores.terms`."""
+def _hook(bias, mask, key_mask, q, k) -> dict:
+    """Score hook and its arguments for the terms that are there."""
     if key_mask is not None:
         key_mask = key_mask[:, None, None, :]
-    return tuple(_term(term, n, m) for term in (bias, mask, key_mask) if term is not None)
+    args = tuple(_term(term, q.shape[2], k.shape[2]) for term in (bias, mask, key_mask) if term is not None)
+    return dict(score=scores.terms if args else scores.plain, score_args=args)
 
 
 def _term(term: Tensor, n: int, m: int):
     """One term with strides of 0 where it broadcasts. Rows whose loads would not be 16 bytes wide are copied to a padded place.
 
-    The copy is of the term as it is, unexpanded: H N M elements for a bias that the batch shares.
+    The copy is of the term before any expansion: H N M elements for a bias that the batch shares.
     """
+    term = term[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in term.stride())]
     keys = m
     if term.shape[3] > 1 and term.shape[2] > 1:
         keys = -(-m // 16) * 16

@@ -74,22 +74,32 @@ def short_tile(queries, keys):
 
 
 def short_forward_config(rows, columns, itemsize, arch):
-    """One-pass softmax: a block of rows against all columns at once. float32 halves the rows, its operands being twice as wide."""
-    block_m = min(rows, 64 if itemsize < 4 or columns <= 64 else 32)
-    return Config(block_m, columns, 1 if max(block_m, columns) <= 16 else 4, 2 if columns <= 64 else 1)
+    """One-pass softmax: a block of rows against all columns at once."""
+    return Config(min(rows, 64), columns, 1 if max(rows, columns) <= 16 else 4, 2 if columns <= 64 else 1)
 
 
 def short_backward_config(rows, columns, itemsize, arch):
     """All columns in registers, rows in blocks: beyond 64 columns the dK and dV accumulators take the place of rows."""
-    if columns <= 64:
-        return Config(min(rows, 64), columns, 1 if max(rows, columns) <= 16 else 4, 1)
-    return Config(min(rows, 32 if itemsize < 4 else 16), columns, 8, 1)
+    if columns > 64:
+        return Config(min(rows, 32), columns, 8, 1)
+    if itemsize == 4:
+        return Config(min(rows, 32), columns, 1 if max(rows, columns) <= 16 else 8, 1)
+    return Config(min(rows, 64), columns, 1 if max(rows, columns) <= 16 else 4, 1)
+
+
+def short_takes(queries, keys, head_dim, itemsize, walks):
+    """Whether the short kernels hold a group in registers, which the tests hold them to. ``walks``: a program adds over groups (the gradient
+    of a bias, a padding vector or a cosine scale), or holds a bias."""
+    longest = max(queries, keys)
+    if itemsize == 4:
+        return longest <= 64 and head_dim <= 32
+    return longest <= 64 and head_dim <= 64 or longest <= 256 and head_dim <= 64 and not walks
 
 
 def groups_per_program(groups, programs_per_group, arch):
     """Groups that one program walks: several waves of programs, yet a bias tile or a partial sum that serves many groups."""
     if arch == INTERPRETER:
-        return 2
+        return 2  # so that small tests have programs of several groups, and a last one that is short of them
     return max(1, min(32, groups * programs_per_group // 2048))
 
 
@@ -207,13 +217,13 @@ def mlp_config(channels, itemsize, arch):
     return Config(64, 64, 4 if channels <= 128 else 8, 2)
 
 
-def matmul_config(itemsize, arch):
-    """A product with an epilogue. Returns (Config, depth of the inner blocks)."""
+def matmul_config(itemsize, arch, heavy=False):
+    """A product with an epilogue; ``heavy``: one that holds several tiles at once. Its rows do not depend on that. Returns (Config, inner block)."""
     if arch == INTERPRETER:
         return Config(32, 64, 4, 1), 64
     if itemsize == 4:
         return Config(64, 64, 4, 3), 32
-    return Config(128, 128, 8, 3), 64
+    return Config(128, 64 if heavy else 128, 8, 3), 64
 
 
 def pointwise_config(arch):

@@ -15,14 +15,14 @@ from .launch import launch
 
 
 @triton.jit
-def load_tile(pointer, rows, stride, row_mask, channels, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr):
+def load_tile(pointer, rows, stride, row_mask, channels, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr, EVICT: tl.constexpr = ""):
     """Rows [BLOCK_M] of a matrix with contiguous channels -> [BLOCK_M, BLOCK_C] float32, zero outside."""
     c = tl.arange(0, BLOCK_C)
     where = pointer + rows.to(tl.int64)[:, None] * stride + c[None, :]
     mask = row_mask[:, None]
     if not EVEN_C:
         mask = mask & (c < channels)[None, :]
-    return tl.load(where, mask=mask, other=0.0).to(tl.float32)
+    return tl.load(where, mask=mask, other=0.0, eviction_policy=EVICT).to(tl.float32)
 
 
 @triton.jit
@@ -37,14 +37,13 @@ def store_tile(pointer, rows, stride, tile, row_mask, channels, BLOCK_C: tl.cons
 
 
 @triton.jit
-def load_channels(pointer, default, channels, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr):
+def load_channels(pointer, default: tl.constexpr, channels, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr):
     """[BLOCK_C] float32, one per channel; ``default`` throughout where there is no pointer."""
     if pointer is None:
         return tl.full([BLOCK_C], default, tl.float32)
-    c = tl.arange(0, BLOCK_C)
-    if EVEN_C:
-        return tl.load(pointer + c).to(tl.float32)
-    return tl.load(pointer + c, mask=c < channels, other=0.0).to(tl.float32)
+    else:
+        c = tl.arange(0, BLOCK_C)
+        return tl.load(pointer + c, mask=None if EVEN_C else c < channels, other=None if EVEN_C else 0.0).to(tl.float32)
 
 
 @triton.jit

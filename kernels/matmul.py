@@ -22,11 +22,12 @@ def tile_offsets(row, col, cols):
 
 
 @triton.jit
-def load_columns(pointer, default, col, cols):
+def load_columns(pointer, default: tl.constexpr, col, cols):
     """[BLOCK_N] float32, one value per column; ``default`` where there is no pointer."""
     if pointer is None:
         return tl.full(col.shape, default, tl.float32)
-    return tl.load(pointer + col, mask=col < cols, other=0.0).to(tl.float32)
+    else:
+        return tl.load(pointer + col, mask=col < cols, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -93,19 +94,19 @@ def pointwise(product, epilogue, args, *, act="gelu", exact=False):
     )  # fmt: skip
 
 
-def multiply(a, b, epilogue, args, *, own, act="gelu"):
+def multiply(a, b, epilogue, args, *, own, act="gelu", heavy=False):
     """EPILOGUE(a @ b): by the kernel above if ``own``, else by cuBLAS and one pointwise kernel.
 
     Args:
         a: (rows, inner), its rows contiguous. b: (inner, cols), one of its strides 1, dtype of a.
-        args: the hook's tuple.
+        args: the hook's tuple. heavy: the hook holds several tiles at once.
     """
     exact = a.dtype == torch.float32
     if not own:
         pointwise(torch.mm(a, b), epilogue, args, act=act, exact=exact)
         return
     (rows, inner), cols = a.shape, b.shape[1]
-    config, block_k = configs.matmul_config(a.element_size(), configs.arch_of(a))
+    config, block_k = configs.matmul_config(a.element_size(), configs.arch_of(a), heavy)
     launch(
         _matmul, (triton.cdiv(rows, config.block_m) * triton.cdiv(cols, config.block_n),),
         a, b, args, rows, cols, inner, a.stride(0), b.stride(0), b.stride(1),

@@ -59,11 +59,25 @@ def regions(s, group, head, qi, ki, args):
     meets_y = ((group // cols) % rows == rows - 1) & (SHIFT_H > 0)
     meets_x = (group % cols == cols - 1) & (SHIFT_W > 0)
     if meets_y | meets_x:
-        q_late_y = (qi // WINDOW_W >= WINDOW_H - SHIFT_H) & meets_y
-        q_late_x = (qi % WINDOW_W >= WINDOW_W - SHIFT_W) & meets_x
-        k_late_y = (ki // WINDOW_W >= WINDOW_H - SHIFT_H) & meets_y
-        k_late_x = (ki % WINDOW_W >= WINDOW_W - SHIFT_W) & meets_x
-        q_region = q_late_y.to(tl.int32) * 2 + q_late_x.to(tl.int32)
-        k_region = k_late_y.to(tl.int32) * 2 + k_late_x.to(tl.int32)
+        first_y = tl.where(meets_y, WINDOW_H - SHIFT_H, WINDOW_H) * WINDOW_W  # first token of the later region
+        first_x = tl.where(meets_x, WINDOW_W - SHIFT_W, WINDOW_W)
+        # Zero, which the compiler cannot tell: else it holds the coordinates of all columns in registers throughout a loop over groups.
+        zero = tl.minimum(group, 0)
+        q_region = (qi >= first_y).to(tl.int32) * 2 + ((qi + zero) % WINDOW_W >= first_x).to(tl.int32)
+        k_region = (ki >= first_y).to(tl.int32) * 2 + ((ki + zero) % WINDOW_W >= first_x).to(tl.int32)
         s = tl.where(q_region != k_region, s + value, s)
     return s
+
+
+@triton.jit
+def tile(s, group, head, qi, ki, args):
+    """Adds a tile per head that all groups share. args (pointer, COLUMNS, ROWS): (H, ROWS, COLUMNS) float32 in units of log2, padded so that
+    every block lies within it."""
+    pointer, COLUMNS, ROWS = args
+    return s + tl.load(pointer + head.to(tl.int64) * (ROWS * COLUMNS) + qi * COLUMNS + ki)
+
+
+@triton.jit
+def tile_and_regions(s, group, head, qi, ki, args):
+    """`tile`, then `regions`. args: a tuple of theirs."""
+    return regions(tile(s, group, head, qi, ki, args[0]), group, head, qi, ki, args[1])

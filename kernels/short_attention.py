@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import scores, tokens
-from .configs import alignment, arch_of, groups_per_program, head_tile, short_forward_config, short_tile
+from .configs import alignment, arch_of, dot_precision, groups_per_program, head_tile, short_forward_config, short_takes, short_tile
 from .launch import launch
 from .tiles import LOG2E, load_rows, store_rows
 
@@ -25,22 +25,17 @@ LOG2_OF_E = LOG2E.value
 
 
 @triton.jit
-def load_tokens(pointer, offsets, inside, padding, PADDED: tl.constexpr, ALIGN: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[BLOCK, BLOCK_D] rows; where a token is not ``inside``, zero, or its row is ``padding`` [BLOCK_D]."""
-    rows = load_rows(pointer, offsets, inside, HEAD_DIM, ALIGN, BLOCK_D, HEAD_DIM == BLOCK_D)
+def load_tokens(
+    pointer, offsets, inside, valid, padding, PADDED: tl.constexpr, ALIGN: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """[BLOCK, BLOCK_D] rows where ``valid``, else zero. A token that is not ``inside`` is zero, or PADDED: the row at ``padding``."""
     if PADDED:
-        rows = tl.where(inside[:, None], rows, padding[None, :])
-    return rows
-
-
-@triton.jit
-def load_padding(padding, head, heads, part, PADDED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[BLOCK_D] of the vector (3, H, D) that padded tokens hold; ``part`` 0 q, 1 k, 2 v."""
-    d = tl.arange(0, BLOCK_D)
-    if PADDED:
-        return tl.load(padding + (part * heads + head) * HEAD_DIM + d, mask=d < HEAD_DIM, other=0.0)
+        d = tl.arange(0, BLOCK_D)
+        # Choosing between addresses, not values, leaves the load a plain copy to shared memory.
+        where = tl.where(inside[:, None], pointer + (offsets * ALIGN)[:, None] + d[None, :], (padding + d)[None, :])
+        return tl.load(where, mask=valid[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
     else:
-        return d
+        return load_rows(pointer, offsets, valid & inside, HEAD_DIM, ALIGN, BLOCK_D, HEAD_DIM == BLOCK_D)
 
 
 @triton.jit
@@ -82,9 +77,11 @@ def _short_fwd(
     k += head.to(tl.int64) * head_strides[1] * ALIGN
     v += head.to(tl.int64) * head_strides[2] * ALIGN
     out += head.to(tl.int64) * head_strides[3] * ALIGN
-    pad_q = load_padding(padding, head, heads, 0, PADDED, HEAD_DIM, BLOCK_D)
-    pad_k = load_padding(padding, head, heads, 1, PADDED, HEAD_DIM, BLOCK_D)
-    pad_v = load_padding(padding, head, heads, 2, PADDED, HEAD_DIM, BLOCK_D)
+    pad_q, pad_k, pad_v = padding, padding, padding
+    if PADDED:  # (3, H, D)
+        pad_q += head * HEAD_DIM
+        pad_k += (heads + head) * HEAD_DIM
+        pad_v += (2 * heads + head) * HEAD_DIM
     if COSINE:
         scale = tl.load(head_scale + head) * LOG2E
     if BIAS == "held":
@@ -97,9 +94,9 @@ def _short_fwd(
         else:
             k_at, k_inside = K_TOKENS(group, ki, k_strides, k_args)
             v_at = k_at if SHARED == "kv" else K_TOKENS(group, ki, v_strides, k_args)[0]
-        q_rows = load_tokens(q, q_at, q_inside & (qi < N), pad_q, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
-        k_rows = load_tokens(k, k_at, k_inside & (ki < M), pad_k, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
-        v_rows = load_tokens(v, v_at, k_inside & (ki < M), pad_v, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+        q_rows = load_tokens(q, q_at, q_inside, qi < N, pad_q, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+        k_rows = load_tokens(k, k_at, k_inside, ki < M, pad_k, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+        v_rows = load_tokens(v, v_at, k_inside, ki < M, pad_v, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
         if COSINE:
             q_rows = normalise(q_rows)[0].to(q_rows.dtype)
             k_rows = normalise(k_rows)[0].to(k_rows.dtype)
@@ -157,11 +154,6 @@ class Geometry(NamedTuple):
     score_args: tuple = ()
 
 
-def dot_precision(tensor):
-    """Precision of float32 products: what torch.backends.cuda.matmul allows."""
-    return "tf32" if tensor.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
 def common_alignment(*views):
     """`alignment` over every stride of ``views``."""
     itemsize = max(view.data.element_size() for view in views)
@@ -188,7 +180,7 @@ def run_forward(geometry, q, k, v, out, *, lse=None, bias=None, padding=None, he
     arch = arch_of(q.data)
     config = short_forward_config(rows, columns, q.data.element_size(), arch)
     row_blocks = -(-g.queries // config.block_m)
-    chunk = groups_per_program(g.groups, g.heads * row_blocks, arch)
+    chunk = groups_per_program(g.groups, g.heads, arch) if row_blocks == 1 else 1
     align = common_alignment(q, k, v, out)
     launch(
         _short_fwd, (-(-g.groups // chunk) * row_blocks * g.heads,),
@@ -199,7 +191,7 @@ def run_forward(geometry, q, k, v, out, *, lse=None, bias=None, padding=None, he
         Q_TOKENS=g.q_tokens, K_TOKENS=g.k_tokens, SCORE=g.score, HEAD_DIM=g.head_dim,
         BLOCK_M=config.block_m, BLOCK_N=columns, BLOCK_D=head_tile(g.head_dim), ROW_BLOCKS=row_blocks, ALIGN=align,
         BIAS=bias.kind if bias else "none", COSINE=head_scale is not None, PADDED=padding is not None, LSE=lse is not None,
-        SHARED=shared_offsets(g, config.block_m, columns, (q,), (k, v)), PRECISION=dot_precision(q.data), num_warps=config.num_warps, num_stages=config.num_stages,
+        SHARED=shared_offsets(g, config.block_m, columns, (q,), (k, v)), PRECISION=dot_precision(q.data.dtype), num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
 
@@ -228,17 +220,12 @@ def dense_bias(bias, geometry):
     return Bias(tile, (0, rows * columns, columns, 1), "held" if columns <= 64 else "baked")
 
 
-def fits(q, k, v, *, backward=False):
-    """Whether (B, H, N, D), (B, H, M, D) are for this file: one tile of keys, equal head counts, unit last strides, nothing empty."""
+def fits(q, k, v, *, bias=False):
+    """Whether (B, H, N, D), (B, H, M, D) are for this file: a group in one tile, equal head counts, unit last strides, nothing empty."""
     (batch, heads, queries, head_dim), keys = q.shape, k.shape[2]
     if min(batch, heads, queries, keys, head_dim) == 0 or k.shape[1] != heads or v.shape[3] != head_dim:
         return False
-    if any(x.stride(3) != 1 for x in (q, k, v)):
-        return False
-    if q.element_size() == 4:
-        return max(queries, keys) <= 64 and head_dim <= 64
-    largest_dim = 64 if backward or keys > 128 else 128
-    return max(queries, keys) <= 256 and head_dim <= largest_dim
+    return all(x.stride(3) == 1 for x in (q, k, v)) and short_takes(queries, keys, head_dim, q.element_size(), bias)
 
 
 def short_forward(q, k, v, out, *, scale, lse=None, bias=None, score=scores.plain, score_args=()):

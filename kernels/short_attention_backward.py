@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import scores
-from .configs import arch_of, groups_per_program, head_tile, short_backward_config, short_tile
+from .configs import arch_of, dot_precision, groups_per_program, head_tile, short_backward_config, short_tile
 from .launch import launch
 from .short_attention import (
     LOG2_OF_E,
@@ -21,8 +21,6 @@ from .short_attention import (
     dense_bias,
     dense_geometry,
     dense_view,
-    dot_precision,
-    load_padding,
     load_tokens,
     normalise,
     scaled,
@@ -64,9 +62,11 @@ def _short_bwd(
     dq += head.to(tl.int64) * head_strides[4] * ALIGN
     dk += head.to(tl.int64) * head_strides[5] * ALIGN
     dv += head.to(tl.int64) * head_strides[6] * ALIGN
-    pad_q = load_padding(padding, head, heads, 0, PADDED, HEAD_DIM, BLOCK_D)
-    pad_k = load_padding(padding, head, heads, 1, PADDED, HEAD_DIM, BLOCK_D)
-    pad_v = load_padding(padding, head, heads, 2, PADDED, HEAD_DIM, BLOCK_D)
+    pad_q, pad_k, pad_v = padding, padding, padding
+    if PADDED:  # (3, H, D)
+        pad_q += head * HEAD_DIM
+        pad_k += (heads + head) * HEAD_DIM
+        pad_v += (2 * heads + head) * HEAD_DIM
     if COSINE:
         scale = tl.load(head_scale + head)
         scale_sum = tl.zeros([BLOCK_M], tl.float32)
@@ -82,8 +82,9 @@ def _short_bwd(
         k_at, k_inside = K_TOKENS(group, ki, k_strides, k_args)
         v_at = k_at if SHARED != "none" else K_TOKENS(group, ki, v_strides, k_args)[0]
         k_valid = k_inside & (ki < M)
-        k_rows = load_tokens(k, k_at, k_valid, pad_k, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
-        v_rows = load_tokens(v, v_at, k_valid, pad_v, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+        outside = (ki < M) & (k_inside == 0)
+        k_rows = load_tokens(k, k_at, k_inside, ki < M, pad_k, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+        v_rows = load_tokens(v, v_at, k_inside, ki < M, pad_v, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
         if COSINE:
             k_unit, k_inverse, k_passes = normalise(k_rows)
             k_rows = k_unit.to(k_rows.dtype)
@@ -97,7 +98,7 @@ def _short_bwd(
                 q_at, q_inside = Q_TOKENS(group, qi, q_strides, q_args)
             grad_at = Q_TOKENS(group, qi, grad_strides, q_args)[0]
             q_valid = q_inside & (qi < N)
-            q_rows = load_tokens(q, q_at, q_valid, pad_q, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+            q_rows = load_tokens(q, q_at, q_inside, qi < N, pad_q, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
             g_rows = load_rows(grad, grad_at, q_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
             if COSINE:
                 q_unit, q_inverse, q_passes = normalise(q_rows)
@@ -115,6 +116,11 @@ def _short_bwd(
             total = tl.sum(p, 1)
             p *= (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
             dv_sum += tl.dot(tl.trans(p.to(g_rows.dtype)), g_rows, input_precision=PRECISION)  # [BLOCK_N, BLOCK_D]
+            if block == ROW_BLOCKS - 1:  # at once, and not after the loop: it frees the registers
+                dv_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dv_strides, k_args)[0]
+                store_rows(dv, dv_at, dv_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+                if PADDED:
+                    pad_dv += tl.sum(tl.where(outside[:, None], dv_sum, 0.0), 0)
             dp = tl.dot(g_rows, tl.trans(v_rows), input_precision=PRECISION)
             ds = p * (dp - tl.sum(p * dp, 1)[:, None])  # zero in rows without a gradient: padding and rows past N
             if DBIAS == "held":
@@ -128,7 +134,6 @@ def _short_bwd(
                 else:
                     tl.store(place, ds, mask=in_tile)
             low = ds.to(q_rows.dtype)
-            dk_sum += tl.dot(tl.trans(low), q_rows, input_precision=PRECISION)
             dq_rows = tl.dot(low, k_rows, input_precision=PRECISION)  # [BLOCK_M, BLOCK_D]
             if COSINE:
                 scale_sum += tl.sum(dq_rows * q_unit, 1)
@@ -137,17 +142,14 @@ def _short_bwd(
                 dq_rows *= scale
             dq_at = q_at if SHARED == "qkv" else Q_TOKENS(group, qi, dq_strides, q_args)[0]
             store_rows(dq, dq_at, dq_rows, q_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+            dk_sum += tl.dot(tl.trans(low), q_rows, input_precision=PRECISION)
         dk_sum *= scale
         if COSINE:
             dk_sum = _through_normalise(dk_sum, k_unit, k_inverse, k_passes)
         dk_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dk_strides, k_args)[0]
-        dv_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dv_strides, k_args)[0]
         store_rows(dk, dk_at, dk_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
-        store_rows(dv, dv_at, dv_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
         if PADDED:
-            outside = ((ki < M) & (k_inside == 0))[:, None]
-            pad_dk += tl.sum(tl.where(outside, dk_sum, 0.0), 0)
-            pad_dv += tl.sum(tl.where(outside, dv_sum, 0.0), 0)
+            pad_dk += tl.sum(tl.where(outside[:, None], dk_sum, 0.0), 0)
         if DBIAS == "chunk":
             tl.debug_barrier()  # the next group reads back what other threads of this program stored
     if PADDED:
@@ -173,7 +175,8 @@ def run_backward(geometry, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=Fa
     arch = arch_of(q.data)
     config = short_backward_config(rows, columns, q.data.element_size(), arch)
     row_blocks = -(-g.queries // config.block_m)
-    chunk = groups_per_program(g.groups, g.heads * (1 if columns <= 64 else 4), arch)
+    walks = row_blocks == 1 or bias_grad or padding is not None or head_scale is not None
+    chunk = groups_per_program(g.groups, g.heads, arch) if walks else 1
     parts = -(-g.groups // chunk)
     align = common_alignment(q, k, v, grad, dq, dk, dv)
     kind = "none"
@@ -187,6 +190,9 @@ def run_backward(geometry, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=Fa
     if head_scale is not None:
         dhead_scale = q.data.new_empty((parts, g.heads), dtype=torch.float32)
     views = (q, k, v, grad, dq, dk, dv)
+    bias_kind = bias.kind if bias else "none"
+    if bias_kind == "held" and (row_blocks > 1 or padding is not None or head_scale is not None):
+        bias_kind = "baked"  # no single tile to hold, or no registers to hold it in
     launch(
         _short_bwd, (parts * g.heads,),
         *(view.data for view in views), dbias, dpadding, dhead_scale, bias and bias.data, head_scale, padding,
@@ -195,8 +201,8 @@ def run_backward(geometry, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=Fa
         g.groups, g.heads, chunk, g.queries, g.keys, g.scale,
         Q_TOKENS=g.q_tokens, K_TOKENS=g.k_tokens, SCORE=g.score, HEAD_DIM=g.head_dim,
         BLOCK_M=config.block_m, BLOCK_N=columns, BLOCK_D=head_tile(g.head_dim), ROW_BLOCKS=row_blocks, TILE_ROWS=rows, ALIGN=align,
-        BIAS=bias.kind if bias else "none", DBIAS=kind, COSINE=head_scale is not None, PADDED=padding is not None,
-        SHARED=shared_offsets(g, config.block_m, columns, (q, dq), (k, v, dk, dv)), PRECISION=dot_precision(q.data), num_warps=config.num_warps, num_stages=config.num_stages,
+        BIAS=bias_kind, DBIAS=kind, COSINE=head_scale is not None, PADDED=padding is not None,
+        SHARED=shared_offsets(g, config.block_m, columns, (q, dq), (k, v, dk, dv)), PRECISION=dot_precision(q.data.dtype), num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     if dbias is not None and kind != "group":
         dbias = dbias.sum(0)
@@ -208,7 +214,7 @@ def run_backward(geometry, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=Fa
 
 
 def short_backward(grad, q, k, v, dq, dk, dv, *, scale, bias=None, bias_grad=False, score=scores.plain, score_args=()):
-    """Dense attention's gradients, where ``fits(q, k, v, backward=True)`` holds.
+    """Dense attention's gradients, where `fits` holds.
 
     Args:
         grad: gradient of the output, (B, H, N, D) with a last stride of 1.

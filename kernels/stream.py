@@ -82,7 +82,7 @@ def _stream_fwd(
             acc = acc * shrink[:, None]
             if seed is not None:
                 keep = keep_mask(tl.load(seed), row, qi[:, None], ki[None, :], dropout_p)
-                weights = tl.where(keep, weights / (1.0 - dropout_p), 0.0)
+                weights = tl.where(keep, weights * (1.0 / (1.0 - dropout_p)), 0.0)
             values = load_tokens(
                 v, v_strides, k_args, padding, 2 * heads + head, group, kv_head, ki, M,
                 K_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, MASKED and not EVEN_M, PADDED,

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import configs
+from . import configs, scores
 from .stream import Rows, Stream, aligned, constants
 from .launch import launch
 from .tiles import LOG2E, keep_mask, load_tokens, normalize, normalize_backward, probabilities, store_tokens
@@ -83,7 +83,7 @@ def _stream_bwd_dq(
             slope = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
             if seed is not None:
                 keep = keep_mask(tl.load(seed), row, qi[:, None], ki[None, :], dropout_p)
-                slope = tl.where(keep, slope / (1.0 - dropout_p), 0.0)
+                slope = tl.where(keep, slope * (1.0 / (1.0 - dropout_p)), 0.0)
             slope = weights * (slope - deltas[:, None])
             acc = tl.dot(slope.to(k.dtype.element_ty), keys, acc, input_precision=PRECISION)
 
@@ -152,8 +152,8 @@ def _stream_bwd_dkdv(
         dropped = weights
         if seed is not None:
             keep = keep_mask(tl.load(seed), row, qi[None, :], ki[:, None], dropout_p)
-            dropped = tl.where(keep, weights / (1.0 - dropout_p), 0.0)
-            slope = tl.where(keep, slope / (1.0 - dropout_p), 0.0)
+            dropped = tl.where(keep, weights * (1.0 / (1.0 - dropout_p)), 0.0)
+            slope = tl.where(keep, slope * (1.0 / (1.0 - dropout_p)), 0.0)
         acc_v = tl.dot(dropped.to(grad.dtype.element_ty), grads, acc_v, input_precision=PRECISION)
         deltas = tl.load(delta + row.to(tl.int64) * N + qi, mask=qi < N, other=0.0)
         slope = weights * (slope - deltas[None, :])
@@ -231,7 +231,7 @@ def _stream_bwd_bias(
         slope = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
         if seed is not None:
             keep = keep_mask(tl.load(seed), row, qi[:, None], ki[None, :], dropout_p)
-            slope = tl.where(keep, slope / (1.0 - dropout_p), 0.0)
+            slope = tl.where(keep, slope * (1.0 / (1.0 - dropout_p)), 0.0)
         deltas = tl.load(delta + row.to(tl.int64) * N + qi, mask=qi < N, other=0.0)
         acc += weights * (slope - deltas[:, None])
 
@@ -250,9 +250,9 @@ def stream_backward(
     align, out_align = aligned(q, k, v), aligned(out, grad, dq, dk, dv)
     shared = (s.q_args, s.k_args, s.score_args, s.padding, s.cosine, s.seed, s.heads, s.n, s.m, s.scale, s.dropout_p)
     options = dict(KV_SHARE=s.heads // max(s.kv_heads, 1), ALIGN=align, OUT_ALIGN=out_align)
-    plain = not s.score_args
+    hooked = s.score is not scores.plain
 
-    config = configs.stream_dq_config(s.head_dim, itemsize, arch, s.n, not plain)
+    config = configs.stream_dq_config(s.head_dim, itemsize, arch, s.n, hooked)
     blocks = triton.cdiv(s.n, config.block_m)
     cosine_grad = None if s.cosine is None else torch.empty(s.groups, s.heads, blocks, dtype=torch.float32, device=lse.device)
     launch(
@@ -262,7 +262,7 @@ def stream_backward(
         *shared, **options, **constants(s, q, config),
     )  # fmt: skip
 
-    config = configs.stream_dkdv_config(s.head_dim, itemsize, arch, s.m, not plain)
+    config = configs.stream_dkdv_config(s.head_dim, itemsize, arch, s.m, hooked)
     blocks = triton.cdiv(s.m, config.block_n)
     padding_grad = None
     if s.padding is not None:

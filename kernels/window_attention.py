@@ -10,14 +10,18 @@ import torch
 import triton.language as tl
 
 from . import scores, tokens
-from .configs import short_tile
+from .configs import short_takes, short_tile
 from .relative_table import expand_table, reduce_table
 from .short_attention import LOG2_OF_E, Bias, Geometry, View, run_forward
 from .short_attention_backward import run_backward
+from .stream import Rows, Stream, stream_forward
+from .stream_backward import stream_backward, stream_bias_gradient
 
 
-def _fits_short(window, head_dim):
-    return window[0] * window[1] <= 256
+def _is_short(qkv, num_heads, window):
+    """Whether a window is one tile of `short_attention`; a larger one streams."""
+    size = window[0] * window[1]
+    return short_takes(size, size, qkv.shape[3] // (3 * num_heads), qkv.element_size(), True)
 
 
 def _counts(qkv, window):
@@ -40,6 +44,26 @@ def _geometry(qkv, num_heads, window, shift, wrap, scale, mask_value):
     return Geometry(
         batch * rows * cols, num_heads, size, size, head_dim, scale, tokens.window, tokens.window, args, args, score, score_args
     )
+
+
+def _stream(geometry, table, padding, head_scale, window):
+    """`Stream` of the same problem: the table joins the score hook."""
+    g = geometry
+    score, score_args = g.score, g.score_args
+    if table is not None:
+        padded = -(-g.queries // 128) * 128
+        tile = (expand_table(table, window, padded, padded), tl.constexpr(padded), tl.constexpr(padded))
+        score, score_args = (scores.tile_and_regions, (tile, score_args)) if score is scores.regions else (scores.tile, tile)
+    if padding is not None:
+        padding = padding.view(3, g.heads, g.head_dim)
+    return Stream(
+        g.groups, g.heads, g.heads, g.queries, g.keys, g.head_dim, g.scale, g.q_tokens, g.k_tokens, g.q_args, g.k_args,
+        score, score_args, padding=padding, cosine=head_scale,
+    )  # fmt: skip
+
+
+def _rows(packed, head_dim, parts):
+    return [Rows(*view) for view in _views(packed, head_dim, parts)]
 
 
 def _views(packed, head_dim, parts):
@@ -68,7 +92,11 @@ def _unit_last_stride(x):
 def window_attention_outputs(qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value):
     """(out (B, img_h, img_w, C), lse): the log-sum-exp is empty where the backward needs none."""
     batch, img_h, img_w, packed = qkv.shape
-    return qkv.new_empty((batch, img_h, img_w, packed // 3)), qkv.new_empty(0, dtype=torch.float32)
+    out = qkv.new_empty((batch, img_h, img_w, packed // 3))
+    if _is_short(qkv, num_heads, window):
+        return out, qkv.new_empty(0, dtype=torch.float32)
+    rows, cols = _counts(qkv, window)
+    return out, qkv.new_empty((batch * rows * cols, num_heads, window[0] * window[1]), dtype=torch.float32)
 
 
 def window_attention_forward(qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value):
@@ -85,11 +113,13 @@ def window_attention_forward(qkv, table, padding, head_scale, num_heads, window,
     out, lse = window_attention_outputs(qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value)
     qkv = _unit_last_stride(qkv)
     geometry = _geometry(qkv, num_heads, window, shift, wrap, scale, mask_value)
-    q, k, v = _views(qkv, geometry.head_dim, 3)
-    run_forward(
-        geometry, q, k, v, *_views(out, geometry.head_dim, 1),
-        bias=_bias(table, geometry, window), padding=_padding(qkv, padding, window), head_scale=head_scale,
-    )  # fmt: skip
+    padding = _padding(qkv, padding, window)
+    if _is_short(qkv, num_heads, window):
+        views = *_views(qkv, geometry.head_dim, 3), *_views(out, geometry.head_dim, 1)
+        run_forward(geometry, *views, bias=_bias(table, geometry, window), padding=padding, head_scale=head_scale)
+    else:
+        rows = *_rows(qkv, geometry.head_dim, 3), *_rows(out, geometry.head_dim, 1)
+        stream_forward(_stream(geometry, table, padding, head_scale, window), *rows, lse)
     return out, lse
 
 
@@ -110,11 +140,22 @@ def window_attention_backward(
     dqkv = qkv.new_empty(qkv.shape)
     qkv, grad = _unit_last_stride(qkv), _unit_last_stride(grad)
     geometry = _geometry(qkv, num_heads, window, shift, wrap, scale, mask_value)
-    dbias, dpadding, dhead_scale = run_backward(
-        geometry, *_views(grad, geometry.head_dim, 1), *_views(qkv, geometry.head_dim, 3), *_views(dqkv, geometry.head_dim, 3),
-        bias=_bias(table, geometry, window), bias_grad=table is not None and needs[1],
-        padding=_padding(qkv, padding, window), head_scale=head_scale,
-    )  # fmt: skip
+    vector = _padding(qkv, padding, window)
+    wants_table = table is not None and needs[1]
+    qkv_parts, dqkv_parts, (grad_part, out_part) = _views(qkv, geometry.head_dim, 3), _views(dqkv, geometry.head_dim, 3), (
+        View(x, geometry.head_dim, x.stride()[:3]) for x in (grad, out)
+    )
+    if _is_short(qkv, num_heads, window):
+        dbias, dpadding, dhead_scale = run_backward(
+            geometry, grad_part, *qkv_parts, *dqkv_parts,
+            bias=_bias(table, geometry, window), bias_grad=wants_table, padding=vector, head_scale=head_scale,
+        )  # fmt: skip
+    else:
+        problem, delta, dbias = _stream(geometry, table, vector, head_scale, window), torch.empty_like(lse), None
+        q, k, v, dq, dk, dv, grad_rows, out_rows = (Rows(*view) for view in (*qkv_parts, *dqkv_parts, grad_part, out_part))
+        dpadding, dhead_scale = stream_backward(problem, q, k, v, out_rows, grad_rows, lse, delta, dq, dk, dv)
+        if wants_table:
+            dbias = stream_bias_gradient(problem, q, k, v, grad_rows, lse, delta, per_group=False, per_head=True)[0]
     if dpadding is None and padding is not None:
         dpadding = torch.zeros_like(padding)
     dtable = None if dbias is None else reduce_table(dbias, window)

@@ -1,4 +1,6 @@
-"""Every architecture against timm's of that name, with the same random weights: logits, gradients, odd and rectangular images."""
+"""Every architecture against timm's of that name, with the same random weights: logits, gradients, odd and rectangular
+images.
+"""
 
 import math
 
@@ -10,12 +12,21 @@ import vitkern.models as models
 timm = pytest.importorskip("timm", reason="timm is the reference of this file")
 
 # One block of each kind that a stage has is enough; the full depths are compared on the meta device.
-SHALLOW = {"vit": dict(depth=2), "deit": dict(depth=2), "swin": dict(depths=(2, 2, 2, 1)), "swinv2": dict(depths=(2, 2, 2, 1))}
+SHALLOW = {
+    "vit": dict(depth=2),
+    "deit": dict(depth=2),
+    "swin": dict(depths=(2, 2, 2, 1)),
+    "swinv2": dict(depths=(2, 2, 2, 1)),
+}
 
 
 def shallow(name):
     family = name.split("_")[0]
-    return dict(SHALLOW[family]) if "large" not in name and "huge" not in name else {"vit": dict(depth=1)}.get(family, dict(depths=(2, 1, 1, 1)))
+    return (
+        dict(SHALLOW[family])
+        if "large" not in name and "huge" not in name
+        else {"vit": dict(depth=1)}.get(family, dict(depths=(2, 1, 1, 1)))
+    )
 
 
 def randomise(model, seed=0):
@@ -56,7 +67,17 @@ def assert_logits_agree(ours, theirs, size, batch=2, channels=3):
     assert expected.std() > 1e-2, "the comparison has no signal"
 
 
-@pytest.mark.parametrize("name", models.list_models())
+def distinct():
+    """One name of those that differ in image size or number of classes alone: the test sets both."""
+    seen = {}
+    for name in models.list_models():
+        found = models.registry.resolve(name)
+        arguments = {key: value for key, value in found.arguments.items() if key not in ("img_size", "num_classes")}
+        seen.setdefault((name.split("_")[0], found.build, repr(arguments)), name)
+    return list(seen.values())
+
+
+@pytest.mark.parametrize("name", distinct())
 def test_logits_agree_with_timm(name):
     patch = int(name.split("patch")[1].split("_")[0]) if "patch" in name else 4
     window = int(name.split("window")[1].split("_")[0].split("to")[-1]) if "window" in name else 0
@@ -76,7 +97,9 @@ def test_parameters_are_those_of_timm(name):
     assert models.describe(name).parameters == sum(p.numel() for p in theirs.parameters())
     assert ours.num_classes == theirs.num_classes
     assert models.describe(name).input_size == timm.get_pretrained_cfg(name).input_size
-    assert [m.eps for m in ours.modules() if isinstance(m, models.vit.LayerNorm)] == [m.eps for m in theirs.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert {m.eps for m in ours.modules() if hasattr(m, "eps")} == {
+        m.eps for m in theirs.modules() if hasattr(m, "eps")
+    }
 
 
 @pytest.mark.parametrize(
@@ -108,7 +131,8 @@ def test_huge_with_a_head_has_the_published_count():
 
 
 SMALL = dict(embed_dim=32, num_heads=(1, 2, 4, 8), depths=(2, 2, 2, 2), num_classes=7)
-# Grids that the window does not divide, that are smaller than it in one direction or both, odd before merging, rectangular, one token thin.
+# Grids that the window does not divide, that are smaller than it in one direction or both, odd before merging,
+# rectangular, one token thin.
 SIZES = [(100, 100), (60, 92), (36, 20), (44, 120), (24, 100), (28, 28), (4, 40), (58, 43), (36, 36)]
 
 
@@ -170,19 +194,21 @@ def test_swin_v2_normalises_offsets_by_the_pretrained_window():
 )
 def test_vit_options(options):
     overrides = dict(embed_dim=48, num_heads=3, depth=2, img_size=(48, 80), num_classes=7) | options
-    if options.get("no_embed_class"):
-        options = dict(options)
     assert_logits_agree(*pair("vit_tiny_patch16_224", **overrides), (48, 80), channels=overrides.get("in_chans", 3))
 
 
 def test_vit_resamples_positions():
-    ours, theirs = pair("vit_tiny_patch16_224", embed_dim=48, num_heads=3, depth=1, img_size=64, num_classes=7, dynamic_img_size=True)
+    ours, theirs = pair(
+        "vit_tiny_patch16_224", embed_dim=48, num_heads=3, depth=1, img_size=64, num_classes=7, dynamic_img_size=True
+    )
     for size in (64, (96, 32), (80, 112)):
         assert_logits_agree(ours, theirs, size)
 
 
 def test_distilled_training_gives_both_heads():
-    ours, theirs = pair("deit_tiny_distilled_patch16_224", embed_dim=48, num_heads=3, depth=1, img_size=32, num_classes=5)
+    ours, theirs = pair(
+        "deit_tiny_distilled_patch16_224", embed_dim=48, num_heads=3, depth=1, img_size=32, num_classes=5
+    )
     for model in (ours, theirs):
         model.train().set_distilled_training(True)
     x = torch.randn(2, 3, 32, 32)
@@ -201,9 +227,11 @@ TRAINED = [
 
 @pytest.mark.parametrize("name, overrides, size", TRAINED, ids=[t[0] for t in TRAINED])
 def test_gradients_agree_with_timm(name, overrides, size):
-    """Training mode with DropPath: the same seed drops the same samples, and every parameter gets timm's gradient, in float64."""
-    ours, theirs = pair(name, drop_path_rate=0.4, **overrides)
-    x = torch.randn(3, 3, *((size, size) if isinstance(size, int) else size), dtype=torch.float64)
+    """Training mode with DropPath: the same seed drops the same samples, and every parameter gets timm's gradient, in
+    float64.
+    """
+    ours, theirs = pair(name, drop_path_rate=0.2, **overrides)
+    x = torch.randn(4, 3, *((size, size) if isinstance(size, int) else size), dtype=torch.float64)
     results = []
     for model in (ours, theirs):
         model.double().train().zero_grad()
@@ -222,8 +250,10 @@ def test_gradients_agree_with_timm(name, overrides, size):
     torch.testing.assert_close(d_image, d_expected, rtol=1e-7, atol=1e-9 * d_expected.abs().max().item())
     assert gradients.keys() == peers.keys()
     for key, peer in peers.items():
-        assert peer.abs().max() > 0, key
-        torch.testing.assert_close(gradients[key], peer, rtol=1e-7, atol=1e-9 * peer.abs().max().item(), msg=lambda m, key=key: f"{key}: {m}")
+        assert peer.abs().max() > 0, f"no signal in {key}"
+        torch.testing.assert_close(
+            gradients[key], peer, rtol=1e-7, atol=1e-9 * peer.abs().max().item(), msg=lambda m, key=key: f"{key}: {m}"
+        )
 
 
 @pytest.mark.parametrize("name, overrides, size", TRAINED, ids=[t[0] for t in TRAINED])
@@ -232,7 +262,7 @@ def test_gradient_checkpointing_changes_nothing(name, overrides, size):
     x = torch.randn(2, 3, *((size, size) if isinstance(size, int) else size))
     found = []
     for enable in (False, True):
-        (model.set_grad_checkpointing(enable))
+        model.set_grad_checkpointing(enable)
         model.zero_grad()
         torch.manual_seed(3)
         model(x).sum().backward()
@@ -267,10 +297,19 @@ def test_a_wrong_image_size_is_refused(size):
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: models.create_model("vit_tiny_patch16_224", global_pool="mean"), "unknown pooling: got global_pool='mean'"),
+        (
+            lambda: models.create_model("vit_tiny_patch16_224", global_pool="mean"),
+            "unknown pooling: got global_pool='mean'",
+        ),
         (lambda: models.create_model("vit_tiny_patch16_224", class_token=False), "no token to pool"),
-        (lambda: models.create_model("vit_tiny_patch16_224", num_heads=5), "do not split into heads: got dim=192, num_heads=5"),
-        (lambda: models.create_model("deit_tiny_distilled_patch16_224", global_pool="avg"), "class and the distillation token"),
+        (
+            lambda: models.create_model("vit_tiny_patch16_224", num_heads=5),
+            "do not split into heads: got dim=192, num_heads=5",
+        ),
+        (
+            lambda: models.create_model("deit_tiny_distilled_patch16_224", global_pool="avg"),
+            "class and the distillation token",
+        ),
         (lambda: models.create_model("swin_tiny_patch4_window7_224", depths=(1, 1)), "stages do not fit each other"),
         (lambda: models.create_model("swin_tiny_patch4_window7_224", img_size=3), "holds no patch"),
         (lambda: models.create_model("swin_tiny_patch4_window7_224", window_size=0), "one positive entry per stage"),

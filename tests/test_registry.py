@@ -22,7 +22,10 @@ GOOGLE = {
     "google/vit-huge-patch14-224-in21k": ("vit_huge_patch14_224", 0),
 }
 FACEBOOK = {
-    f"facebook/deit-{size}{distilled}-patch16-{pixels}": (f"deit_{size}{distilled.replace('-', '_')}_patch16_{pixels}", 1000)
+    f"facebook/deit-{size}{distilled}-patch16-{pixels}": (
+        f"deit_{size}{distilled.replace('-', '_')}_patch16_{pixels}",
+        1000,
+    )
     for size, pixels in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384))
     for distilled in ("", "-distilled")
 }
@@ -58,7 +61,11 @@ def test_published_configurations_build_the_same_model_in_transformers(name):
     with torch.device("meta"):
         peer = head(built)
     own = models.describe(name)
-    parameters = sum(p.numel() for key, p in peer.named_parameters() if not key.startswith("pooler.") and not key.endswith("mask_token"))
+    parameters = sum(
+        p.numel()
+        for key, p in peer.named_parameters()
+        if not key.startswith("pooler.") and not key.endswith("mask_token")
+    )
     assert own.parameters == parameters
     assert own.input_size == (built.num_channels, built.image_size, built.image_size)
 
@@ -83,10 +90,15 @@ def test_tags_of_timm_give_the_head_of_that_checkpoint():
     assert compared > 80
 
 
-@pytest.mark.parametrize("name", ["google/vit-hybrid-base-bit-384", "timm/vit_giant_patch14_dinov2.lvd142m", "vit_giant_patch14_dinov2.lvd142m"])
+@pytest.mark.parametrize(
+    "name",
+    ["google/vit-hybrid-base-bit-384", "timm/vit_giant_patch14_dinov2.lvd142m", "vit_giant_patch14_dinov2.lvd142m"],
+)
 def test_ids_of_other_families_say_so(name):
     for call in (models.create_model, models.describe, hub.config):
-        with pytest.raises(NotImplementedError, match=f"not built here yet: got '{re.escape(name)}'.*vitkern.accelerate"):
+        with pytest.raises(
+            NotImplementedError, match=f"not built here yet: got '{re.escape(name)}'.*vitkern.accelerate"
+        ):
             call(name)
 
 
@@ -101,7 +113,9 @@ def test_ids_of_other_families_say_so(name):
 )
 def test_unknown_names_list_near_matches(name, near):
     for call in (models.create_model, models.describe):
-        with pytest.raises(ValueError, match=f"unknown model name: got '{re.escape(name)}'.*Did you mean .*{re.escape(near)}"):
+        with pytest.raises(
+            ValueError, match=f"unknown model name: got '{re.escape(name)}'.*Did you mean .*{re.escape(near)}"
+        ):
             call(name)
 
 
@@ -114,7 +128,9 @@ def test_other_wrong_calls():
         models.create_model("vit_tiny_patch16_224", pretrained=True)
     with pytest.raises(TypeError, match="takes no such argument: got img_sise=; expected one of img_size, patch_size"):
         models.create_model("vit_tiny_patch16_224", img_sise=32)
-    with pytest.raises(TypeError, match="takes no such argument: got img_sise=; expected one of .*pretrained_window_sizes"):
+    with pytest.raises(
+        TypeError, match="takes no such argument: got img_sise=; expected one of .*pretrained_window_sizes"
+    ):
         models.create_model("swinv2_tiny_window8_256", img_sise=32)
     with pytest.raises(ValueError, match="the name is taken"):
         models.register("vit_tiny_patch16_224", models.vit.VisionTransformer, "")
@@ -122,7 +138,14 @@ def test_other_wrong_calls():
 
 def test_a_description_prints():
     text = str(models.describe("swin_tiny_patch4_window7_224"))
-    for part in ("swin_tiny_patch4_window7_224", "SwinTransformer(", "28,288,354", "3 x 224 x 224", "1000", "arXiv 2103.14030"):
+    for part in (
+        "swin_tiny_patch4_window7_224",
+        "SwinTransformer(",
+        "28,288,354",
+        "3 x 224 x 224",
+        "1000",
+        "arXiv 2103.14030",
+    ):
         assert part in text
     assert "pretrained_window_sizes=(12, 12, 12, 6)" in str(models.describe("swinv2_large_window12to16_192to256"))
 
@@ -130,4 +153,6 @@ def test_a_description_prints():
 def test_overrides_win_over_the_name():
     with torch.device("meta"):
         model = models.create_model("google/vit-base-patch16-224", num_classes=3, img_size=(64, 96), depth=1, eps=1e-6)
-    assert model.head.weight.shape == (3, 768) and model.pos_embed.shape == (1, 4 * 6 + 1, 768) and model.norm.eps == 1e-6
+    assert (
+        model.head.weight.shape == (3, 768) and model.pos_embed.shape == (1, 4 * 6 + 1, 768) and model.norm.eps == 1e-6
+    )

@@ -1,4 +1,6 @@
-"""Weights: other libraries' checkpoints give the same logits, files load as a whole, and a failed load changes nothing."""
+"""Weights: other libraries' checkpoints give the same logits, files load as a whole, and a failed load changes
+nothing.
+"""
 
 import re
 
@@ -8,8 +10,18 @@ import torch
 import vitkern.models as models
 from vitkern.models.convert import FAMILIES, detect_family
 
-VIT = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, image_size=48, patch_size=16, num_labels=5)
-SWIN = dict(embed_dim=16, depths=[2, 2, 2], num_heads=[1, 2, 4], image_size=112, window_size=7, num_labels=5, drop_path_rate=0.0)
+VIT = dict(
+    hidden_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=96,
+    image_size=48,
+    patch_size=16,
+    num_labels=5,
+)
+SWIN = dict(
+    embed_dim=16, depths=[2, 2, 2], num_heads=[1, 2, 4], image_size=112, window_size=7, num_labels=5, drop_path_rate=0.0
+)
 OWN_VIT = dict(embed_dim=48, depth=2, num_heads=3, mlp_ratio=2.0, img_size=48, num_classes=5)
 OWN_SWIN = dict(embed_dim=16, depths=(2, 2, 2), num_heads=(1, 2, 4), img_size=112, num_classes=5)
 
@@ -20,7 +32,13 @@ def randomise(model):
         for name, p in model.named_parameters():
             noise = torch.randn(p.shape, generator=generator)
             norm = p.dim() == 1 and name.endswith("weight")
-            p.copy_(1.0 + 0.3 * noise if norm else noise / p[0].numel() ** 0.5 if p.dim() == 2 and "table" not in name else 0.5 * noise)
+            p.copy_(
+                1.0 + 0.3 * noise
+                if norm
+                else noise / p[0].numel() ** 0.5
+                if p.dim() == 2 and "table" not in name
+                else 0.5 * noise
+            )
     return model.eval()
 
 
@@ -42,7 +60,9 @@ def from_transformers(kind):
     else:
         config = {**SWIN, "window_size": 8, "image_size": 128, "pretrained_window_sizes": [6, 6, 3]}
         peer = transformers.Swinv2ForImageClassification(transformers.Swinv2Config(**config))
-        own = models.create_model("swinv2_tiny_window8_256", **{**OWN_SWIN, "img_size": 128, "pretrained_window_sizes": (6, 6, 3)})
+        own = models.create_model(
+            "swinv2_tiny_window8_256", **{**OWN_SWIN, "img_size": 128, "pretrained_window_sizes": (6, 6, 3)}
+        )
     randomise(peer)
 
     def logits(x):
@@ -81,7 +101,9 @@ PEERS = [
 ]
 
 
-@pytest.mark.parametrize("build, kind, family", PEERS, ids=[f"{p[2]}{'-headless' * ('headless' in p[1])}" for p in PEERS])
+@pytest.mark.parametrize(
+    "build, kind, family", PEERS, ids=[f"{p[2]}{'-headless' * ('headless' in p[1])}" for p in PEERS]
+)
 def test_converted_weights_give_the_peers_logits(build, kind, family, tmp_path):
     peer, logits, own = build(kind)
     state = peer.state_dict()
@@ -94,7 +116,9 @@ def test_converted_weights_give_the_peers_logits(build, kind, family, tmp_path):
         assert expected.std() > 1e-2
 
         other = randomise(models.registry.resolve("vit_tiny_patch16_224").build(depth=1, embed_dim=48, num_heads=3))
-        assert not torch.equal(other.norm.weight, own.norm.weight[:48] if own.norm.weight.numel() >= 48 else other.norm.weight * 2)
+        assert not torch.equal(
+            other.norm.weight, own.norm.weight[:48] if own.norm.weight.numel() >= 48 else other.norm.weight * 2
+        )
         torch.save(state, tmp_path / "peer.bin")
         for p in own.parameters():
             p.zero_()
@@ -108,7 +132,11 @@ def hub_names(key):
     inner = "attention.attention" if key.startswith(("vit.", "deit.")) else "attention.self"
     for new, old in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
         key = key.replace(f"attention.{new}", f"{inner}.{old}")
-    key = key.replace("attention.o_proj", "attention.output.dense").replace("mlp.fc1", "intermediate.dense").replace("mlp.fc2", "output.dense")
+    key = (
+        key.replace("attention.o_proj", "attention.output.dense")
+        .replace("mlp.fc1", "intermediate.dense")
+        .replace("mlp.fc2", "output.dense")
+    )
     return key.replace("attention.relative_position_bias.", "attention.self.")
 
 
@@ -133,7 +161,10 @@ def test_names_of_checkpoints_on_the_hub_convert_too(kind):
 def test_checkpoints_of_the_authors_of_swin_load(name, tmp_path):
     """They merge patches at the end of a stage, call the head ``head``, and save index buffers."""
     source = randomise(models.create_model(name, **OWN_SWIN))
-    theirs = {"layers.0.blocks.0.attn.relative_position_index": torch.zeros(2, 2), "layers.0.blocks.1.attn_mask": torch.zeros(2)}
+    theirs = {
+        "layers.0.blocks.0.attn.relative_position_index": torch.zeros(2, 2),
+        "layers.0.blocks.1.attn_mask": torch.zeros(2),
+    }
     for key, value in source.state_dict().items():
         key = re.sub(r"layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key)
         theirs[key.replace("head.fc", "head")] = value
@@ -170,7 +201,9 @@ def save(kind, state, path):
         torch.save(state, path)
 
 
-@pytest.mark.parametrize("kind, name", [(".safetensors", "w.safetensors"), ("model", "w.pth"), ("state_dict", "w.pt"), ("plain", "w.bin")])
+@pytest.mark.parametrize(
+    "kind, name", [(".safetensors", "w.safetensors"), ("model", "w.pth"), ("state_dict", "w.pt"), ("plain", "w.bin")]
+)
 def test_files_load(model, tmp_path, kind, name):
     import safetensors.torch  # noqa: F401
 
@@ -204,19 +237,43 @@ def broken(tmp_path, model):
     return [
         (tmp_path / "absent.pth", FileNotFoundError, "there is no such file: got '.*absent.pth'"),
         (tmp_path, FileNotFoundError, "there is no such file"),
-        (write("weights.npz", b"x"), ValueError, r"unknown kind of file: got 'weights.npz'; expected \.safetensors, \.pth"),
+        (
+            write("weights.npz", b"x"),
+            ValueError,
+            r"unknown kind of file: got 'weights.npz'; expected \.safetensors, \.pth",
+        ),
         (write("empty.pth", b""), ValueError, "cannot be read: got 'empty.pth'"),
         (write("cut.pth", raw[: len(raw) // 2]), ValueError, "cannot be read: got 'cut.pth'"),
         (write("noise.bin", b"\x00\x01 not a checkpoint" * 9), ValueError, "cannot be read: got 'noise.bin'"),
-        (write("noise.safetensors", b"\x00\x01 not a checkpoint" * 9), ValueError, "cannot be read: got 'noise.safetensors'"),
-        (write("code.pth", opaque), ValueError, "cannot be read: got 'code.pth' .it holds Python objects beside tensors"),
+        (
+            write("noise.safetensors", b"\x00\x01 not a checkpoint" * 9),
+            ValueError,
+            "cannot be read: got 'noise.safetensors'",
+        ),
+        (
+            write("code.pth", opaque),
+            ValueError,
+            "cannot be read: got 'code.pth' .it holds Python objects beside tensors",
+        ),
         (write("list.pt", [torch.zeros(2)]), ValueError, "no state dict inside: got list in 'list.pt'"),
         (write("none.pt", {}), ValueError, "no state dict inside: got a mapping of nothing"),
         (write("mixed.pt", {"a": torch.zeros(2), "b": 3}), ValueError, "no state dict inside: got a mapping of a, b"),
-        (write("few.pth", few), ValueError, r"does not fit VisionTransformer: got 4 missing \(norm\.weight, norm\.bias, head\.weight, \.\.\.\)"),
-        (write("more.pth", {**state, "head_dist.weight": torch.zeros(2)}), ValueError, r"got 1 unexpected \(head_dist\.weight\) in 'more\.pth'"),
+        (
+            write("few.pth", few),
+            ValueError,
+            r"does not fit VisionTransformer: got 4 missing \(norm\.weight, norm\.bias, head\.weight, \.\.\.\)",
+        ),
+        (
+            write("more.pth", {**state, "head_dist.weight": torch.zeros(2)}),
+            ValueError,
+            r"got 1 unexpected \(head_dist\.weight\) in 'more\.pth'",
+        ),
         (write("wide.pth", wide), ValueError, r"got 2 mis-shaped \(head\.weight \(9, 48\) for \(5, 48\), head\.bias"),
-        (write("both.pth", {**few, "head.weight": torch.zeros(9, 48)}), ValueError, r"got 3 missing .*; 1 mis-shaped \(head\.weight"),
+        (
+            write("both.pth", {**few, "head.weight": torch.zeros(9, 48)}),
+            ValueError,
+            r"got 3 missing .*; 1 mis-shaped \(head\.weight",
+        ),
     ]
 
 
@@ -262,5 +319,8 @@ def test_values_take_the_dtype_of_the_model(model, tmp_path):
 
 def test_the_image_size_of_a_checkpoint_matters(model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"1 mis-shaped \(pos_embed \(1, 10, 48\) for \(1, 17, 48\)\).*Check the name, num_classes and img_size"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 mis-shaped \(pos_embed \(1, 10, 48\) for \(1, 17, 48\)\).*Check the name, num_classes and img_size",
+    ):
         models.create_model("vit_tiny_patch16_224", **{**OWN_VIT, "img_size": 64}, weights=tmp_path / "w.pth")

@@ -53,7 +53,8 @@ class KernelOp:
                 grads = grads[: self.graded]
                 if all(grad is None for grad in grads):
                     return (None,) * len(ctx.values)
-                outputs, tensors = ctx.saved_tensors[: ctx.output_count], ctx.saved_tensors[ctx.output_count :]
+                saved = ctx.saved_tensors  # once: a checkpoint unpacks it a single time
+                outputs, tensors = saved[: ctx.output_count], saved[ctx.output_count :]
                 inputs = list(ctx.values)
                 for slot, tensor in zip(ctx.tensor_slots, tensors, strict=True):
                     inputs[slot] = tensor

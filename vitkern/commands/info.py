@@ -2,15 +2,15 @@
 
 import importlib.metadata
 import platform
-import sys
 
 import torch
 
+import vitkern
 from vitkern import dispatch
 from vitkern.commands.check_cases import OPS
 from vitkern.commands.report import table
 
-PACKAGES = ("vitkern", "torch", "triton", "numpy", "timm", "transformers", "torchvision", "safetensors")
+PACKAGES = ("triton", "numpy", "timm", "transformers", "torchvision", "safetensors")
 
 
 def add_arguments(parser) -> None:
@@ -19,13 +19,12 @@ def add_arguments(parser) -> None:
 
 def versions() -> dict[str, str]:
     """Python's and each package's version, "not installed" where it is not."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "vitkern": vitkern.__version__, "torch": torch.__version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            module = sys.modules.get(name)
-            found[name] = getattr(module, "__version__", "not installed")
+            found[name] = "not installed"
     return found
 
 

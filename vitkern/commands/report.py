@@ -11,11 +11,17 @@ class BadInput(Exception):
 
 
 def near_matches(name: str, known: Iterable[str], count: int = 5) -> str:
-    """`` Near: a, b, c.`` or nothing: the names that look like ``name`` or hold it."""
-    known = sorted(set(known))
-    close = difflib.get_close_matches(name, known, count, cutoff=0.5)
-    close += [other for other in known if name and name.lower() in other.lower() and other not in close]
-    return f" Near: {', '.join(close[:count])}." if close else ""
+    """`` Near: a, b, c.`` or nothing: the names that look like ``name``, as a whole or in their beginning."""
+    matcher = difflib.SequenceMatcher(b=name.lower())
+    scored = []
+    for other in sorted(set(known)):
+        scores = []
+        for part in (other, other[: len(name)]):
+            matcher.set_seq1(part.lower())
+            scores.append(matcher.ratio())
+        scored.append((scores[0] + scores[1], max(scores), other))
+    close = [other for _, best, other in sorted(scored, key=lambda item: -item[0]) if best >= 0.6][:count]
+    return f" Near: {', '.join(close)}." if close else ""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence]) -> str:

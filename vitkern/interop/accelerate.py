@@ -53,7 +53,7 @@ def _swap(module: nn.Module, name: str, allowed, report: Report, interface: bool
     kind = type(module)
     reason, adapter = _obstacle(module)
     if adapter is None and reason is None:
-        # Attention of a class nobody adapted is worth a line, unless it goes through the exchanged attention function.
+        # Attention of a class nobody adapted is worth a line; transformers' models have one for all of theirs.
         if "Attention" in kind.__name__ and not interface and not any("Attention" in type(m).__name__ for m in module.children()):
             report.kept.append(Kept(name, kind, "no adapter for this class"))
         return []
@@ -112,12 +112,13 @@ def _restore(module: nn.Module, name: str, original: type, adapter: type) -> str
 
 
 def _set_attention_interface(model: nn.Module, allowed, report: Report) -> bool:
-    """Exchange the attention function of transformers' models inside ``model`` -> whether any was."""
+    """Exchange the attention function of transformers' models inside ``model`` -> whether there are any."""
     if "transformers" not in sys.modules or not any(_is_pretrained(module) for module in model.modules()):
         return False
     from vitkern.interop import transformers
 
-    return transformers.set_attention(model, allowed, report)
+    transformers.set_attention(model, allowed, report)
+    return True
 
 
 def _is_pretrained(module: nn.Module) -> bool:

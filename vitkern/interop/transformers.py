@@ -87,16 +87,15 @@ def _with_weights(query, key, value, bias, mask, causal, scaling, dropout):
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     if causal:
         scores = scores.masked_fill(scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1), float("-inf"))
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
     weights = torch.dropout(weights, dropout, train=dropout > 0.0)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-def set_attention(model: nn.Module, allowed, report: Report) -> bool:
-    """Give each outermost model of transformers inside ``model`` this attention function -> whether any has it now."""
+def set_attention(model: nn.Module, allowed, report: Report) -> None:
+    """Give each outermost model of transformers inside ``model`` this attention function, and say so in ``report``."""
     register()
-    outermost = ""
-    found = done = False
+    found, outermost = False, ""
     for name, module in model.named_modules():
         if not isinstance(module, PreTrainedModel) or (found and name.startswith(outermost)):
             continue
@@ -110,8 +109,6 @@ def set_attention(model: nn.Module, allowed, report: Report) -> bool:
         report.undo.append(lambda before=before: _put_back(before))
         module.set_attn_implementation(NAME)
         report.swapped.append(Swapped(name, type(module), (f'attention, as attn_implementation="{NAME}"',)))
-        done = True
-    return done
 
 
 def _reason_to_keep(module: PreTrainedModel, name: str, allowed) -> str | None:

@@ -6,7 +6,6 @@ would get at run time: which pointers and integers are divisible by 16, which in
 """
 
 import argparse
-import fnmatch
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -28,14 +27,13 @@ class Compiled:
     arch: int
     num_warps: int
     num_stages: int
-    grid: tuple[int, ...]
     machine: sass.Machine
     shared: int  # bytes per program
     tensor_memory: int  # columns of tensor memory per program, sm_100
     has_dot: bool
     half_input: bool  # some pointer argument is fp16 or bf16
     ieee: bool  # every product is full fp32, which tensor cores do not have
-    constants: dict
+    constants: tuple[str, ...]  # "name=value"
 
     @property
     def programs(self) -> int:
@@ -125,26 +123,33 @@ def _tensors(values):
             yield from _tensors(value)
 
 
+_machines: dict[str, sass.Machine] = {}  # by the hash of what was compiled
+
+
+def _machine(built) -> sass.Machine:
+    if built.hash not in _machines:
+        code = built.asm
+        _machines[built.hash] = sass.read_cubin(code["cubin"]) if "cubin" in code else sass.read_amdgcn(code["amdgcn"])
+    return _machines[built.hash]
+
+
 def _describe(kernel, arch: int, grid, args, constants, options) -> Compiled:
     built = kernel.warmup(*args, grid=grid, **constants, **options)
     built = built.result() if hasattr(built, "result") else built
-    machine = sass.read_cubin(built.asm["cubin"]) if "cubin" in built.asm else sass.read_amdgcn(built.asm["amdgcn"])
     dots = [line for line in str(built.asm["ttir"]).splitlines() if "tt.dot " in line]
     return Compiled(
         name=kernel.fn.__name__,
         arch=arch,
         num_warps=options["num_warps"],
         num_stages=options["num_stages"],
-        grid=tuple(grid),
-        machine=machine,
+        machine=_machine(built),
         shared=built.metadata.shared,
         tensor_memory=getattr(built.metadata, "tmem_size", None) or 0,
         has_dot=bool(dots),
         half_input=any(t.dtype in (torch.float16, torch.bfloat16) for t in _tensors(args)),
-        # tl.dot in full fp32 is the one kind of product that names no input precision
-        ieee=bool(dots)
-        and all("f32" in line.split(":")[-1].split("*")[0] and "inputPrecision" not in line for line in dots),
-        constants=dict(constants),
+        # a product in full fp32 is the one kind that names no input precision
+        ieee=bool(dots) and all("xf32>" in line.split("*")[0] and "inputPrecision" not in line for line in dots),
+        constants=tuple(f"{name}={value}" for name, value in constants.items()),
     )
 
 
@@ -158,9 +163,7 @@ def compile_launches(fn: Callable[[], object], arch: int) -> list[Compiled]:
         RuntimeError: TRITON_INTERPRET is set, so kernels are not compiled in this process; or ``fn`` launched nothing.
     """
     if dispatch.INTERPRETED:
-        raise RuntimeError(
-            "compile: TRITON_INTERPRET is set: got an interpreter; expected a compiler. Start Python without it."
-        )
+        raise RuntimeError("compile: TRITON_INTERPRET is set: got an interpreter. Start Python without it.")
     from vitkern.kernels import configs, launch
 
     compiled = []
@@ -173,9 +176,7 @@ def compile_launches(fn: Callable[[], object], arch: int) -> list[Compiled]:
     with _driver(arch), configs.forced_arch(arch), launch.redirected(receive), dispatch.any_device():
         fn()
     if not compiled:
-        raise RuntimeError(
-            "compile: nothing was launched: got a call that took another path; expected a kernel launch."
-        )
+        raise RuntimeError("compile: nothing was launched: got a call that starts no kernel.")
     return compiled
 
 
@@ -183,19 +184,13 @@ def main(arguments: list[str] | None = None) -> int:
     from vitkern.lab.cases import CASES
 
     parser = argparse.ArgumentParser(prog="python -m vitkern.lab.compile", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "case", nargs="*", default=["*"], help="names or patterns of vitkern/lab/cases.py; all of them by default"
-    )
+    parser.add_argument("case", nargs="*", help="parts of names in vitkern/lab/cases.py; default: all")
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES), choices=sorted(budget.LIMITS))
     options = parser.parse_args(arguments)
-    chosen = [
-        case for case in CASES if any(fnmatch.fnmatch(case.name, f"*{pattern.strip('*')}*") for pattern in options.case)
-    ]
+    chosen = [case for case in CASES if any(part in case.name for part in options.case or [""])]
     if not chosen:
-        print(
-            f"no case matches {' '.join(options.case)}; there are {', '.join(case.name for case in CASES)}",
-            file=sys.stderr,
-        )
+        known = ", ".join(case.name for case in CASES)
+        print(f"compile: no such case: got {' '.join(options.case)}; expected parts of {known}.", file=sys.stderr)
         return 2
     bad = 0
     print(HEADER)

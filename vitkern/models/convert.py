@@ -1,7 +1,7 @@
 """Other libraries' parameter names -> ours (which are timm's): one explicit table per family.
 
-A key of a checkpoint that no row of its table matches is an error, so nothing is dropped unseen. Rows with None say what is dropped: buffers
-that are computed from the architecture, and parts that timm's architecture does not have.
+A key of a checkpoint that no row of its table matches is an error, so nothing is dropped unseen. Rows with None say
+what is dropped: buffers that are computed from the architecture, and parts that timm's architecture does not have.
 """
 
 import re
@@ -85,7 +85,9 @@ _MICROSOFT_SWIN_STEM = [
 
 
 class _Table(NamedTuple):
-    """``prefix`` is removed from keys; ``stem`` rows match whole keys; after the ``block`` prefix ``rows`` match the rest of a key."""
+    """``prefix`` is removed from keys; ``stem`` rows match whole keys; after the ``block`` prefix ``rows`` match the
+    rest of a key.
+    """
 
     prefix: str
     stem: list
@@ -94,7 +96,9 @@ class _Table(NamedTuple):
 
 
 _HF_VIT = _Table(r"(?:vit|deit)\.", _HF_VIT_STEM, (r"(?:encoder\.layer|layers)\.(\d+)\.", r"blocks.\1."), _HF_ROWS)
-_HF_SWIN = _Table(r"(?:swin|swinv2)\.", _HF_SWIN_STEM, (r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.", r"layers.\1.blocks.\2."), _HF_ROWS)
+_HF_SWIN = _Table(
+    r"(?:swin|swinv2)\.", _HF_SWIN_STEM, (r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.", r"layers.\1.blocks.\2."), _HF_ROWS
+)
 _TORCHVISION_SWIN = _Table(
     "",
     _TORCHVISION_SWIN_STEM,
@@ -113,7 +117,10 @@ FAMILIES: dict[str, _Table] = {
     "torchvision_swin": _TORCHVISION_SWIN,
     "torchvision_swinv2": _TORCHVISION_SWIN,
     "microsoft_swin": _Table(
-        "", _MICROSOFT_SWIN_STEM, (r"layers\.(\d+)\.blocks\.(\d+)\.", r"\g<0>"), [(r"(?:norm[12]|attn|mlp)\..+", r"\g<0>")]
+        "",
+        _MICROSOFT_SWIN_STEM,
+        (r"layers\.(\d+)\.blocks\.(\d+)\.", r"\g<0>"),
+        [(r"(?:norm[12]|attn|mlp)\..+", r"\g<0>")],
     ),
 }
 
@@ -156,7 +163,8 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], family: str) -> dict[st
             renamed[name] = value
     if unknown:
         raise ValueError(
-            f"convert_state_dict: these are no names of {family}: got {', '.join(unknown[:4])}{', ...' if len(unknown) > 4 else ''}; "
+            f"convert_state_dict: these are no names of {family}: got "
+            f"{', '.join(unknown[:4])}{', ...' if len(unknown) > 4 else ''}; "
             "expected a state dict of that library's unchanged model."
         )
     return _split_bias(_join_projections(renamed, family), family)
@@ -179,7 +187,9 @@ def _expand(found: re.Match, target: str | Callable | None) -> str | None:
 
 
 def _join_projections(renamed: dict[str, Tensor], family: str) -> dict[str, Tensor]:
-    """``attn.q``, ``attn.k``, ``attn.v`` -> ``attn.qkv``; SwinV2 keeps the biases of q and v apart, and has none for k."""
+    """``attn.q``, ``attn.k``, ``attn.v`` -> ``attn.qkv``; SwinV2 keeps the biases of q and v apart, and has none for
+    k.
+    """
     out = {}
     for name, value in renamed.items():
         part = re.fullmatch(r"(.*attn\.)([qkv])\.(weight|bias)", name)
@@ -191,7 +201,10 @@ def _join_projections(renamed: dict[str, Tensor], family: str) -> dict[str, Tens
             names = [f"{part[1]}{letter}.{part[3]}" for letter in "qkv"]
             missing = [wanted for wanted in names if wanted not in renamed]
             if missing:
-                raise ValueError(f"convert_state_dict: a projection is missing: got no source of {missing[0]}; expected q, k and v of each block.")
+                raise ValueError(
+                    f"convert_state_dict: a projection is missing: got no source of {missing[0]}; expected q, k and v "
+                    "of each block."
+                )
             out[f"{part[1]}qkv.{part[3]}"] = torch.cat([renamed[wanted] for wanted in names])
     return out
 

@@ -1,4 +1,6 @@
-"""DeiT (Touvron et al. 2020, arXiv 2012.12877): a ViT, with or without a distillation token. Parameters are named as in `timm.models.deit`."""
+"""DeiT (Touvron et al. 2020, arXiv 2012.12877): a ViT, with or without a distillation token. Parameters are named as in
+`timm.models.deit`.
+"""
 
 import torch
 import torch.nn as nn
@@ -7,14 +9,16 @@ from torch import Tensor
 from vitkern.models.registry import register
 from vitkern.models.vit import SIZES, VisionTransformer
 
-PAPER = "Training data-efficient image transformers & distillation through attention, Touvron et al. 2020, arXiv 2012.12877"
+PAPER = (
+    "Training data-efficient image transformers & distillation through attention, Touvron et al. 2020, arXiv 2012.12877"
+)
 
 
 class VisionTransformerDistilled(VisionTransformer):
     """A ViT with a distillation token beside the class token and a head for each (arXiv 2012.12877, section 4).
 
-    The result is the mean of both heads, except in training with ``distilled_training = True``, where it is the pair (class head,
-    distillation head). Arguments are `VisionTransformer`'s.
+    The result is the mean of both heads, except in training with ``distilled_training = True``, where it is the pair
+    (class head, distillation head). Arguments are `VisionTransformer`'s.
 
     Raises:
         ValueError: ``global_pool`` is not "token", or there is no class token.
@@ -24,7 +28,8 @@ class VisionTransformerDistilled(VisionTransformer):
         super().__init__(*args, **kwargs)
         if self.global_pool != "token" or self.reg_token is not None or self.no_embed_class:
             raise ValueError(
-                f"VisionTransformerDistilled: its heads read the class and the distillation token: got global_pool={self.global_pool!r}; "
+                "VisionTransformerDistilled: its heads read the class and the distillation token: got "
+                f"global_pool={self.global_pool!r}; "
                 "expected global_pool='token', reg_tokens=0 and no_embed_class=False."
             )
         self.num_prefix_tokens = 2

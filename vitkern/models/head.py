@@ -15,11 +15,15 @@ def pool(tokens: Tensor, kind: str) -> Tensor:
 
 def check_pool(model: str, kind: str, allowed: tuple[str, ...]) -> None:
     if kind not in allowed:
-        raise ValueError(f"{model}: unknown pooling: got global_pool={kind!r}; expected one of {', '.join(map(repr, allowed))}.")
+        raise ValueError(
+            f"{model}: unknown pooling: got global_pool={kind!r}; expected one of {', '.join(map(repr, allowed))}."
+        )
 
 
 class ClassifierHead(nn.Module):
-    """Pools an image of tokens and projects it to logits; ``num_classes`` 0 gives the pooled features. Named as in timm: ``fc``."""
+    """Pools an image of tokens and projects it to logits; ``num_classes`` 0 gives the pooled features. Named as in
+    timm: ``fc``.
+    """
 
     POOLS = ("avg", "max", "avgmax", "")
 

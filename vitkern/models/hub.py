@@ -1,7 +1,8 @@
 """Ids of the Hugging Face hub: which architecture each one is, and its published configuration. No network is used.
 
-`CONFIGS` holds keyword arguments for `transformers.AutoConfig.for_model`, so that the model of an id can be built offline. ``architectures``
-names the class that the checkpoint was saved from; "ViTModel" checkpoints have no classifier.
+`CONFIGS` holds keyword arguments for `transformers.AutoConfig.for_model`, so that the model of an id can be built
+offline. ``architectures`` names the class that the checkpoint was saved from; "ViTModel" checkpoints have no
+classifier.
 """
 
 from typing import Any
@@ -27,7 +28,9 @@ _OTHER_FAMILIES = {
 }
 
 
-def _vit(size: str, patch: int, pixels: int, *, model_type: str = "vit", head: str = "ViTForImageClassification") -> dict[str, Any]:
+def _vit(
+    size: str, patch: int, pixels: int, *, model_type: str = "vit", head: str = "ViTForImageClassification"
+) -> dict[str, Any]:
     labels = {} if head == "ViTModel" else {"num_labels": 1000}
     return dict(
         model_type=model_type,
@@ -46,7 +49,9 @@ def _vit(size: str, patch: int, pixels: int, *, model_type: str = "vit", head: s
     )
 
 
-def _swin(size: str, window: int, pixels: int, labels: int, *, v2: bool = False, pretrained: list[int] | None = None) -> dict[str, Any]:
+def _swin(
+    size: str, window: int, pixels: int, labels: int, *, v2: bool = False, pretrained: list[int] | None = None
+) -> dict[str, Any]:
     return dict(
         model_type="swinv2" if v2 else "swin",
         architectures=["Swinv2ForImageClassification" if v2 else "SwinForImageClassification"],
@@ -70,10 +75,21 @@ def _swin(size: str, window: int, pixels: int, labels: int, *, v2: bool = False,
 
 
 def _configs():
-    for size, patch, pixels in (("base", 16, 224), ("base", 16, 384), ("base", 32, 384), ("large", 16, 224), ("large", 16, 384), ("large", 32, 384)):
+    for size, patch, pixels in (
+        ("base", 16, 224),
+        ("base", 16, 384),
+        ("base", 32, 384),
+        ("large", 16, 224),
+        ("large", 16, 384),
+        ("large", 32, 384),
+    ):
         yield f"google/vit-{size}-patch{patch}-{pixels}", f"vit_{size}_patch{patch}_{pixels}", _vit(size, patch, pixels)
     for size, patch in (("base", 16), ("base", 32), ("large", 16), ("large", 32), ("huge", 14)):
-        yield f"google/vit-{size}-patch{patch}-224-in21k", f"vit_{size}_patch{patch}_224", _vit(size, patch, 224, head="ViTModel")
+        yield (
+            f"google/vit-{size}-patch{patch}-224-in21k",
+            f"vit_{size}_patch{patch}_224",
+            _vit(size, patch, 224, head="ViTModel"),
+        )
     for size, pixels in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384)):
         distilled = _vit(size, 16, pixels, model_type="deit", head="DeiTForImageClassificationWithTeacher")
         yield f"facebook/deit-{size}-patch16-{pixels}", f"deit_{size}_patch16_{pixels}", _vit(size, 16, pixels)
@@ -92,7 +108,11 @@ def _configs():
             name = f"microsoft/swinv2-{size}-patch4-window{window}-256"
             yield name, f"swinv2_{size}_window{window}_256", _swin(size, window, 256, 1000, v2=True)
     for size in ("base", "large"):
-        yield f"microsoft/swinv2-{size}-patch4-window12-192-22k", f"swinv2_{size}_window12_192", _swin(size, 12, 192, 21841, v2=True)
+        yield (
+            f"microsoft/swinv2-{size}-patch4-window12-192-22k",
+            f"swinv2_{size}_window12_192",
+            _swin(size, 12, 192, 21841, v2=True),
+        )
         for window, pixels in ((16, 256), (24, 384)):
             name = f"microsoft/swinv2-{size}-patch4-window12to{window}-192to{pixels}-22kto1k-ft"
             config = _swin(size, window, pixels, 1000, v2=True, pretrained=[12, 12, 12, 6])
@@ -114,12 +134,15 @@ def config(hub_id: str) -> dict[str, Any]:
     """
     resolve(hub_id)
     if hub_id not in CONFIGS:
-        raise ValueError(f"hub: no published configuration is known: got {hub_id!r}; expected one of {', '.join(CONFIGS)}.")
+        raise ValueError(
+            f"hub: no published configuration is known: got {hub_id!r}; expected one of {', '.join(CONFIGS)}."
+        )
     return {key: list(value) if isinstance(value, list) else value for key, value in CONFIGS[hub_id].items()}
 
 
 def resolve(name: str) -> tuple[str, dict[str, Any]]:
-    """(architecture, arguments that the checkpoint needs) of a hub id or of timm's ``architecture.tag``; any other name comes back as it is.
+    """(architecture, arguments that the checkpoint needs) of a hub id or of timm's ``architecture.tag``; any other name
+    comes back as it is.
 
     Raises:
         NotImplementedError: an id of a family that is not built here.
@@ -127,7 +150,8 @@ def resolve(name: str) -> tuple[str, dict[str, Any]]:
     if name in _OTHER_FAMILIES or f"timm/{name}" in _OTHER_FAMILIES:
         kind = _OTHER_FAMILIES.get(name) or _OTHER_FAMILIES[f"timm/{name}"]
         raise NotImplementedError(
-            f"create_model: this architecture is not built here yet: got {name!r}, {kind}; expected one of vitkern.list_models(). "
+            f"create_model: this architecture is not built here yet: got {name!r}, {kind}; expected one of "
+            "vitkern.list_models(). "
             "Build it with its own library and pass the model to vitkern.accelerate."
         )
     if name in CONFIGS:

@@ -18,7 +18,9 @@ from vitkern.models.weights import load_weights
 
 @dataclass(frozen=True)
 class Architecture:
-    """A name and how to build it. ``arguments`` are the keyword arguments of ``build`` that differ from its defaults."""
+    """A name and how to build it. ``arguments`` are the keyword arguments of ``build`` that differ from its
+    defaults.
+    """
 
     name: str
     build: Callable[..., nn.Module]
@@ -30,7 +32,8 @@ class Architecture:
 class Description:
     """What `describe` says of an architecture; `str` prints it.
 
-    parameters: their number. input_size: (channels, height, width) in pixels. num_classes: logits, 0 for a model without a head.
+    parameters: their number. input_size: (channels, height, width) in pixels. num_classes: logits, 0 for a model
+        without a head.
     """
 
     name: str
@@ -67,7 +70,8 @@ def register(name: str, build: Callable[..., nn.Module], paper: str, **arguments
 
 
 def resolve(name: str) -> Architecture:
-    """The architecture of a name of `list_models` or of a hub id, with the head and the eps that the hub's checkpoint has.
+    """The architecture of a name of `list_models` or of a hub id, with the head and the eps that the hub's checkpoint
+    has.
 
     Raises:
         TypeError: ``name`` is no string.
@@ -75,25 +79,37 @@ def resolve(name: str) -> Architecture:
         NotImplementedError: a hub id of another family.
     """
     if not isinstance(name, str):
-        raise TypeError(f"create_model: the name is no string: got {type(name).__name__}; expected one of vitkern.list_models().")
+        raise TypeError(
+            f"create_model: the name is no string: got {type(name).__name__}; expected one of vitkern.list_models()."
+        )
     found = _architectures.get(name)
     if found is not None:
         return found
     base, changes = hub.resolve(name)
     found = _architectures.get(base)
     if found is None:
-        known = [*list_models(), *hub.CONFIGS]
-        near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+        near = _near(name) or _near(base)
         remedy = f"Did you mean {', '.join(near)}?" if near else "vitkern.list_models() lists them."
-        raise ValueError(f"create_model: unknown model name: got {name!r}; expected one of {len(_architectures)} names or a hub id. {remedy}")
+        raise ValueError(
+            f"create_model: unknown model name: got {name!r}; expected one of {len(_architectures)} names or a hub "
+            f"id. {remedy}"
+        )
     return Architecture(name, found.build, found.paper, {**found.arguments, **changes})
+
+
+def _near(name: str) -> list[str]:
+    """Up to five names that contain ``name``, then such as are spelled alike."""
+    known = [*list_models(), *hub.CONFIGS]
+    within = [candidate for candidate in known if name.lower() in candidate.lower()]
+    return list(dict.fromkeys([*within, *difflib.get_close_matches(name, known, n=5, cutoff=0.5)]))[:5]
 
 
 def create_model(name: str, *, weights=None, pretrained: bool = False, **overrides) -> nn.Module:
     """Builds a model, with random weights unless a file is given. Names and parameters are timm's.
 
     Args:
-        name: one of `list_models`, or a hub id such as "google/vit-base-patch16-224" or "timm/swin_tiny_patch4_window7_224.ms_in1k".
+        name: one of `list_models`, or a hub id such as "google/vit-base-patch16-224" or
+            "timm/swin_tiny_patch4_window7_224.ms_in1k".
         weights: path of a .safetensors, .pth, .pt or .bin file; see `load_weights`.
         pretrained: refused: nothing is downloaded here.
         **overrides: arguments of the model's class, for example num_classes, img_size, in_chans, drop_path_rate.
@@ -107,7 +123,8 @@ def create_model(name: str, *, weights=None, pretrained: bool = False, **overrid
     architecture = resolve(name)
     if pretrained:
         raise ValueError(
-            "create_model: nothing is downloaded here: got pretrained=True; expected weights=<path>. Download the checkpoint, or let timm, "
+            "create_model: nothing is downloaded here: got pretrained=True; expected weights=<path>. Download the "
+            "checkpoint, or let timm, "
             "transformers or torchvision load it and pass that model to vitkern.accelerate."
         )
     try:
@@ -117,7 +134,8 @@ def create_model(name: str, *, weights=None, pretrained: bool = False, **overrid
             raise
         argument = str(error).rsplit("argument ", 1)[-1].strip("'")
         raise TypeError(
-            f"create_model: {name} takes no such argument: got {argument}=; expected one of {', '.join(_parameters(architecture.build))}."
+            f"create_model: {name} takes no such argument: got {argument}=; expected one of "
+            f"{', '.join(_parameters(architecture.build))}."
         ) from None
     if weights is not None:
         load_weights(model, weights)

@@ -1,6 +1,5 @@
 """Swin Transformer (Liu et al. 2021, arXiv 2103.14030). Parameters are named as in `timm.models.swin_transformer`."""
 
-import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -15,15 +14,21 @@ from vitkern.nn.window import WindowAttention
 PAPER = "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows, Liu et al. 2021, arXiv 2103.14030"
 
 
-def fit_window(grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(window, shift) for a grid of tokens: in each direction a window that is not smaller than the grid becomes it and is not shifted."""
+def fit_window(
+    grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(window, shift) for a grid of tokens: in each direction a window that is not smaller than the grid becomes it and
+    is not shifted.
+    """
     fitted = tuple(min(size, extent) for size, extent in zip(grid, window, strict=True))
     offset = tuple(0 if size <= extent else step for size, extent, step in zip(grid, fitted, shift, strict=True))
     return fitted, offset
 
 
 class SwinTransformerBlock(nn.Module):
-    """x + attn(norm1(x)), then x + mlp(norm2(x)), with attention in windows shifted by ``shift_size`` (arXiv 2103.14030, equation 3)."""
+    """x + attn(norm1(x)), then x + mlp(norm2(x)), with attention in windows shifted by ``shift_size`` (arXiv
+    2103.14030, equation 3).
+    """
 
     post_norm = False
 
@@ -53,13 +58,17 @@ class SwinTransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, img_h, img_w, C) -> the same shape."""
         branch = self.norm1(self.attn(x)) if self.post_norm else self.attn(self.norm1(x))
-        return mlp_residual(x + self.drop_path1(branch), self.norm2, self.mlp, self.drop_path2, post_norm=self.post_norm)
+        return mlp_residual(
+            x + self.drop_path1(branch), self.norm2, self.mlp, self.drop_path2, post_norm=self.post_norm
+        )
 
 
 class SwinTransformerStage(nn.Module):
     """Patch merging in all stages but the first, then blocks whose windows are shifted in every second one."""
 
-    def __init__(self, dim: int, out_dim: int, blocks: list[nn.Module], *, downsample: bool, post_norm: bool, eps: float):
+    def __init__(
+        self, dim: int, out_dim: int, blocks: list[nn.Module], *, downsample: bool, post_norm: bool, eps: float
+    ):
         super().__init__()
         self.downsample = PatchMerging(dim, out_dim, post_norm=post_norm, eps=eps) if downsample else nn.Identity()
         self.blocks = nn.Sequential(*blocks)
@@ -84,12 +93,15 @@ class SwinTransformer(nn.Module):
         global_pool: "avg", "max", "avgmax", or "" for logits of every token.
         embed_dim: channels of the first stage; each stage doubles them.
         depths, num_heads: blocks and heads of each stage.
-        window_size: tokens: one number, (height, width), or one of either per stage. It shrinks to the grid where the grid is smaller.
+        window_size: tokens: one number, (height, width), or one of either per stage. It shrinks to the grid where the
+            grid is smaller.
         always_partition: keep window and shift even where the grid is smaller.
         dynamic_img_size: take images of other sizes, with the windows fitted to ``img_size``.
         mlp_ratio: hidden channels of an MLP over C. qkv_bias: biases of the q, k, v projections.
-        wrap: "image" as timm, "padded" as transformers and torchvision; they differ where windows do not divide the grid.
-        drop_rate, proj_drop_rate, attn_drop_rate: dropout before the head, of projections and MLPs, of attention weights.
+        wrap: "image" as timm, "padded" as transformers and torchvision; they differ where windows do not divide the
+            grid.
+        drop_rate, proj_drop_rate, attn_drop_rate: dropout before the head, of projections and MLPs, of attention
+            weights.
             drop_path_rate: DropPath of the last block; it grows linearly from 0.
         eps: of every LayerNorm.
 
@@ -139,14 +151,25 @@ class SwinTransformer(nn.Module):
             for number in range(depths[index]):
                 shift = (window[0] // 2, window[1] // 2) if number % 2 else (0, 0)
                 fitted = (window, shift) if always_partition else fit_window(grid, window, shift)
-                attention = dict(qkv_bias=qkv_bias, wrap=wrap, attn_drop=attn_drop_rate, **self._attention_arguments(index))
+                attention = dict(
+                    qkv_bias=qkv_bias, wrap=wrap, attn_drop=attn_drop_rate, **self._attention_arguments(index)
+                )
                 blocks.append(
                     self.block(
-                        out_dim, num_heads[index], *fitted, mlp_ratio, proj_drop=proj_drop_rate, drop_path=next(rates), eps=eps, **attention
+                        out_dim,
+                        num_heads[index],
+                        *fitted,
+                        mlp_ratio,
+                        proj_drop=proj_drop_rate,
+                        drop_path=next(rates),
+                        eps=eps,
+                        **attention,
                     )
                 )
             layers.append(
-                SwinTransformerStage(dim, out_dim, blocks, downsample=index > 0, post_norm=self.block.post_norm, eps=eps)
+                SwinTransformerStage(
+                    dim, out_dim, blocks, downsample=index > 0, post_norm=self.block.post_norm, eps=eps
+                )
             )
             dim = out_dim
         self.layers = nn.Sequential(*layers)
@@ -157,12 +180,15 @@ class SwinTransformer(nn.Module):
     def _stage_windows(self, window_size, depths, num_heads) -> list[tuple[int, int]]:
         """One (height, width) per stage."""
         stages = len(depths)
-        if isinstance(window_size, int) or (len(window_size) == 2 and all(isinstance(size, int) for size in window_size)):
+        if isinstance(window_size, int) or (
+            len(window_size) == 2 and all(isinstance(size, int) for size in window_size)
+        ):
             window_size = [window_size] * stages
         windows = [pair(size) for size in window_size]
         if not len(windows) == len(num_heads) == stages or min(map(min, windows)) < 1:
             raise ValueError(
-                f"{type(self).__name__}: stages do not fit each other: got depths={tuple(depths)}, num_heads={tuple(num_heads)}, "
+                f"{type(self).__name__}: stages do not fit each other: got depths={tuple(depths)}, "
+                f"num_heads={tuple(num_heads)}, "
                 f"window_size={windows}; expected one positive entry per stage in each."
             )
         return windows

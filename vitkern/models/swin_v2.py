@@ -1,4 +1,6 @@
-"""Swin Transformer V2 (Liu et al. 2021, arXiv 2111.09883). Parameters are named as in `timm.models.swin_transformer_v2`."""
+"""Swin Transformer V2 (Liu et al. 2021, arXiv 2111.09883). Parameters are named as in
+`timm.models.swin_transformer_v2`.
+"""
 
 import torch.nn as nn
 
@@ -10,7 +12,9 @@ PAPER = "Swin Transformer V2: Scaling Up Capacity and Resolution, Liu et al. 202
 
 
 class SwinTransformerV2Block(SwinTransformerBlock):
-    """x + norm1(attn(x)), then x + norm2(mlp(x)): the norms follow the branches (arXiv 2111.09883, section 3.2), attention is cosine."""
+    """x + norm1(attn(x)), then x + norm2(mlp(x)): the norms follow the branches (arXiv 2111.09883, section 3.2),
+    attention is cosine.
+    """
 
     post_norm = True
     make_attention = WindowAttentionV2
@@ -22,7 +26,8 @@ class SwinTransformerV2(SwinTransformer):
     Arguments are `SwinTransformer`'s, and
 
     Args:
-        pretrained_window_sizes: for each stage the window of the pre-training, by which the position bias normalises offsets; 0: its own.
+        pretrained_window_sizes: for each stage the window of the pre-training, by which the position bias normalises
+            offsets; 0: its own.
     """
 
     block = SwinTransformerV2Block
@@ -39,7 +44,8 @@ class SwinTransformerV2(SwinTransformer):
     def _attention_arguments(self, stage: int) -> dict:
         if stage >= len(self._pretrained_window_sizes):
             raise ValueError(
-                f"SwinTransformerV2: stages do not fit each other: got pretrained_window_sizes={self._pretrained_window_sizes}; "
+                "SwinTransformerV2: stages do not fit each other: got "
+                f"pretrained_window_sizes={self._pretrained_window_sizes}; "
                 "expected one entry per stage."
             )
         return {"pretrained_window_size": self._pretrained_window_sizes[stage]}

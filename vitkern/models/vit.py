@@ -1,4 +1,6 @@
-"""Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929). Parameters are named as in `timm.models.vision_transformer`."""
+"""Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929). Parameters are named as in
+`timm.models.vision_transformer`.
+"""
 
 import torch
 import torch.nn as nn
@@ -17,7 +19,9 @@ PAPER = "An Image is Worth 16x16 Words, Dosovitskiy et al. 2020, arXiv 2010.1192
 
 
 class Block(nn.Module):
-    """x + attn(norm1(x)), then x + mlp(norm2(x)) (arXiv 2010.11929, equations 2 and 3), with optional LayerScale and DropPath."""
+    """x + attn(norm1(x)), then x + mlp(norm2(x)) (arXiv 2010.11929, equations 2 and 3), with optional LayerScale and
+    DropPath.
+    """
 
     def __init__(
         self,
@@ -67,9 +71,11 @@ class VisionTransformer(nn.Module):
         class_token: a class token precedes the patches. reg_tokens: so many register tokens follow it.
         no_embed_class: class and register tokens have no position embedding.
         fc_norm: the last norm follows the pooling; by default it does for "avg", "max", "avgmax".
-        dynamic_img_size: take images of any whole number of patches; position embeddings are resampled (bicubic, antialiased).
-        drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate: dropout before the head, of the embedded tokens, of projections and MLPs,
-            of attention weights. drop_path_rate: DropPath of the last block; it grows linearly from 0.
+        dynamic_img_size: take images of any whole number of patches; position embeddings are resampled (bicubic,
+            antialiased).
+        drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate: dropout before the head, of the embedded tokens, of
+            projections and MLPs, of attention weights. drop_path_rate: DropPath of the last block; it grows linearly
+            from 0.
         act: "gelu", "gelu_tanh" or "quick_gelu".
         eps: of every LayerNorm; 1e-6 in timm and torchvision, 1e-12 in transformers' ViT and DeiT.
 
@@ -108,7 +114,9 @@ class VisionTransformer(nn.Module):
         name = type(self).__name__
         check_pool(name, global_pool, ("token", "avg", "max", "avgmax", ""))
         if global_pool == "token" and not class_token:
-            raise ValueError(f"{name}: no token to pool: got global_pool='token', class_token=False; expected global_pool='avg'.")
+            raise ValueError(
+                f"{name}: no token to pool: got global_pool='token', class_token=False; expected global_pool='avg'."
+            )
         self.num_classes, self.global_pool, self.embed_dim = num_classes, global_pool, embed_dim
         self.num_prefix_tokens = int(class_token) + reg_tokens
         self.no_embed_class, self.dynamic_img_size = no_embed_class, dynamic_img_size
@@ -213,7 +221,11 @@ SIZES = {
     "large": dict(embed_dim=1024, depth=24, num_heads=16),
     "huge": dict(embed_dim=1280, depth=32, num_heads=16),
 }
-VARIANTS = {"tiny": "16_224 16_384", "small": "8_224 16_224 16_384 32_224 32_384", "base": "8_224 16_224 16_384 32_224 32_384"}
+VARIANTS = {
+    "tiny": "16_224 16_384",
+    "small": "8_224 16_224 16_384 32_224 32_384",
+    "base": "8_224 16_224 16_384 32_224 32_384",
+}
 VARIANTS.update(large="14_224 16_224 16_384 32_224 32_384", huge="14_224")
 # Their checkpoints of the first choice have no head, and neither have timm's models of these names.
 HEADLESS = {"vit_small_patch8_224", "vit_large_patch32_224", "vit_huge_patch14_224"}

@@ -16,8 +16,8 @@ _WRAPPERS = ("model", "state_dict")
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors, .pth, .pt or .bin file by name, on the CPU.
 
-    PyTorch files are read with ``weights_only=True`` and in no other way: one that holds more than tensors could run code and is refused.
-    {"model": ...} and {"state_dict": ...} are unwrapped, a "module." before every name is removed.
+    PyTorch files are read with ``weights_only=True`` and in no other way: one that holds more than tensors could run
+    code and is refused. {"model": ...} and {"state_dict": ...} are unwrapped, a "module." before every name is removed.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -26,19 +26,26 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"load_weights: there is no such file: got {str(path)!r}; expected a path of a weights file.")
+        raise FileNotFoundError(
+            f"load_weights: there is no such file: got {str(path)!r}; expected a path of a weights file."
+        )
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         state = _read_safetensors(path)
     elif suffix in TORCH_SUFFIXES:
         state = _read_torch(path)
     else:
-        raise ValueError(f"load_weights: unknown kind of file: got {path.name!r}; expected .safetensors, {', '.join(TORCH_SUFFIXES)}.")
+        raise ValueError(
+            f"load_weights: unknown kind of file: got {path.name!r}; expected .safetensors, "
+            f"{', '.join(TORCH_SUFFIXES)}."
+        )
     for wrapper in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"load_weights: no state dict inside: got {_contents(state)} in {path.name!r}; expected names and tensors.")
+        raise ValueError(
+            f"load_weights: no state dict inside: got {_contents(state)} in {path.name!r}; expected names and tensors."
+        )
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return dict(state)
@@ -55,7 +62,8 @@ def _read_safetensors(path: Path):
         from safetensors.torch import load_file
     except ImportError:
         raise ImportError(
-            f"load_weights: the safetensors package is missing: got {path.name!r}; expected it installed. Run: pip install safetensors"
+            f"load_weights: the safetensors package is missing: got {path.name!r}; expected it installed. Run: pip "
+            "install safetensors"
         ) from None
     try:
         return load_file(path)
@@ -82,8 +90,8 @@ def _unreadable(path: Path, error: Exception) -> str:
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Loads every parameter of ``model`` from a file, strictly; the model changes as a whole or not at all.
 
-    Names are timm's. Checkpoints of transformers, torchvision and Swin's authors are recognised by their names and converted
-    (`vitkern.models.convert_state_dict`). Values are cast to the dtype of the model's parameters.
+    Names are timm's. Checkpoints of transformers, torchvision and Swin's authors are recognised by their names and
+    converted (`vitkern.models.convert_state_dict`). Values are cast to the dtype of the model's parameters.
 
     Raises:
         FileNotFoundError, ImportError: as `read_weights`.
@@ -97,11 +105,15 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     problems = _differences(own, state)
     if problems:
         raise ValueError(
-            f"load_weights: the checkpoint does not fit {type(model).__name__}: got {'; '.join(problems)} in {Path(path).name!r}; "
+            f"load_weights: the checkpoint does not fit {type(model).__name__}: got {'; '.join(problems)} in "
+            f"{Path(path).name!r}; "
             "expected the parameters of this architecture. Check the name, num_classes and img_size."
         )
     if any(value.is_meta for value in own.values()):
-        raise ValueError("load_weights: the model has no memory: got parameters on the meta device; expected real ones. Call to_empty first.")
+        raise ValueError(
+            "load_weights: the model has no memory: got parameters on the meta device; expected real ones. Call "
+            "to_empty first."
+        )
     model.load_state_dict(state, strict=True)
 
 
@@ -116,4 +128,8 @@ def _differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list
         "unexpected": [name for name in state if name not in own],
         "mis-shaped": shapes,
     }
-    return [f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for kind, names in found.items() if names]
+    return [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in found.items()
+        if names
+    ]

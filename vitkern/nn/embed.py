@@ -14,7 +14,8 @@ def pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 class PatchEmbed(nn.Module):
-    """Cuts an image into patches and projects each (ViT, arXiv 2010.11929, equation 1). Parameters are named as in `timm.layers.PatchEmbed`.
+    """Cuts an image into patches and projects each (ViT, arXiv 2010.11929, equation 1). Parameters are named as in
+    `timm.layers.PatchEmbed`.
 
     Args:
         img_size: pixels, one number or (height, width). A remainder that fills no patch is dropped, as by timm.
@@ -58,22 +59,26 @@ class PatchEmbed(nn.Module):
         """
         if x.dim() != 4 or x.shape[1] != self.proj.in_channels:
             raise ValueError(
-                f"PatchEmbed: not a batch of images: got shape {tuple(x.shape)}; expected (B, {self.proj.in_channels}, height, width)."
+                f"PatchEmbed: not a batch of images: got shape {tuple(x.shape)}; expected (B, "
+                f"{self.proj.in_channels}, height, width)."
             )
         if self.strict_img_size and tuple(x.shape[2:]) != self.img_size:
             raise ValueError(
-                f"PatchEmbed: the image size differs from the model's: got {tuple(x.shape[2:])}; expected {self.img_size}. "
+                f"PatchEmbed: the image size differs from the model's: got {tuple(x.shape[2:])}; expected "
+                f"{self.img_size}. "
                 "Resize the image, or build the model with img_size=."
             )
         if not self.strict_img_size and (x.shape[2] % self.patch_size[0] or x.shape[3] % self.patch_size[1]):
             raise ValueError(
-                f"PatchEmbed: patches do not divide the image: got {tuple(x.shape[2:])}; expected multiples of {self.patch_size}."
+                f"PatchEmbed: patches do not divide the image: got {tuple(x.shape[2:])}; expected multiples of "
+                f"{self.patch_size}."
             )
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
 class PatchMerging(nn.Module):
-    """Joins each 2 x 2 tokens into one of ``out_dim`` channels (Swin, arXiv 2103.14030, section 3.1). Odd sizes are padded with zeros.
+    """Joins each 2 x 2 tokens into one of ``out_dim`` channels (Swin, arXiv 2103.14030, section 3.1). Odd sizes are
+    padded with zeros.
 
     Swin normalises the 4 C joined channels, then projects; SwinV2 (``post_norm``) projects, then normalises.
     """
@@ -91,5 +96,7 @@ class PatchMerging(nn.Module):
         if img_h % 2 or img_w % 2:
             x = F.pad(x, (0, 0, 0, img_w % 2, 0, img_h % 2))
         x = x.reshape(batch, (img_h + 1) // 2, 2, (img_w + 1) // 2, 2, channels)
-        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # channel blocks in the order (0, 0), (1, 0), (0, 1), (1, 1) of (y, x)
+        x = x.permute(0, 1, 3, 4, 2, 5).flatten(
+            3
+        )  # channel blocks in the order (0, 0), (1, 0), (0, 1), (1, 1) of (y, x)
         return self.norm(self.reduction(x)) if self.post_norm else self.reduction(self.norm(x))

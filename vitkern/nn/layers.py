@@ -1,4 +1,6 @@
-"""What stands between a block's branches and the residual stream: LayerScale, DropPath, and the whole MLP branch in one call."""
+"""What stands between a block's branches and the residual stream: LayerScale, DropPath, and the whole MLP branch in one
+call.
+"""
 
 import torch
 import torch.nn as nn
@@ -20,7 +22,8 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch for whole samples in training (stochastic depth, arXiv 1603.09382) and divides the rest by 1 - p.
+    """Drops a residual branch for whole samples in training (stochastic depth, arXiv 1603.09382) and divides the rest
+    by 1 - p.
 
     Draws from torch's generator exactly as `timm.layers.DropPath` does: one seed drops the same samples in both.
     """
@@ -52,7 +55,9 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
 
 
 def unhooked(module: nn.Module, kind: type) -> bool:
-    """Reading its weights is the same as calling it: no adapter, hook, parametrisation or patched forward would be passed over."""
+    """Reading its weights is the same as calling it: no adapter, hook, parametrisation or patched forward would be
+    passed over.
+    """
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return type(module) is kind and "forward" not in module.__dict__ and not any(hooks)
 
@@ -68,7 +73,8 @@ def mlp_residual(
 ) -> Tensor:
     """``x + drop_path(layer_scale(mlp(norm(x))))``, or with ``post_norm`` (SwinV2) ``x + drop_path(norm(mlp(x)))``.
 
-    One call of `vitkern.ops.mlp.layernorm_mlp` where that computes the same; modules that are adapted, hooked or drop activations are called.
+    One call of `vitkern.ops.mlp.layernorm_mlp` where that computes the same; modules that are adapted, hooked or drop
+    activations are called.
 
     Args:
         x: (B, ..., C).

@@ -1,6 +1,8 @@
-"""Attention in shifted windows: Swin (Liu et al. 2021, arXiv 2103.14030) and SwinV2 (Liu et al. 2021, arXiv 2111.09883).
+"""Attention in shifted windows: Swin (Liu et al. 2021, arXiv 2103.14030) and SwinV2 (Liu et al. 2021, arXiv
+2111.09883).
 
-Both take the image as it lies in memory, (B, img_h, img_w, C); rolling, padding and cutting into windows is the op's addressing.
+Both take the image as it lies in memory, (B, img_h, img_w, C); rolling, padding and cutting into windows is the op's
+addressing.
 """
 
 import math
@@ -23,12 +25,15 @@ class _Windowed(nn.Module):
         super().__init__()
         name = type(self).__name__
         if dim % num_heads:
-            raise ValueError(f"{name}: channels do not split into heads: got dim={dim}, num_heads={num_heads}; expected a divisor.")
+            raise ValueError(
+                f"{name}: channels do not split into heads: got dim={dim}, num_heads={num_heads}; expected a divisor."
+            )
         self.num_heads = num_heads
         self.window_size, self.shift_size = pair(window_size), pair(shift_size)
         if not all(0 <= shift < window for shift, window in zip(self.shift_size, self.window_size, strict=True)):
             raise ValueError(
-                f"{name}: the shift leaves the window: got window_size={self.window_size}, shift_size={self.shift_size}; "
+                f"{name}: the shift leaves the window: got window_size={self.window_size}, "
+                f"shift_size={self.shift_size}; "
                 "expected 0 <= shift < window in each direction."
             )
         self.wrap = wrap
@@ -46,6 +51,7 @@ class _Windowed(nn.Module):
             table=table,
             wrap=self.wrap,
             logit_scale=logit_scale,
+            dropout_p=self.attn_drop.p if self.training else 0.0,
         )
         return self.proj_drop(self.proj(out))
 
@@ -54,7 +60,8 @@ class _Windowed(nn.Module):
 
 
 class WindowAttention(_Windowed):
-    """softmax(q k^T / sqrt(D) + B) v in each window, B from a table of relative positions (arXiv 2103.14030, equation 4).
+    """softmax(q k^T / sqrt(D) + B) v in each window, B from a table of relative positions (arXiv 2103.14030, equation
+    4).
 
     Parameters are named as in `timm.models.swin_transformer.WindowAttention`.
 
@@ -64,7 +71,8 @@ class WindowAttention(_Windowed):
         window_size: tokens, one number or (height, width).
         shift_size: tokens by which the windows are shifted, one number or (height, width).
         qkv_bias: q, k and v projections have a bias.
-        wrap: "image" rolls, then pads (timm); "padded" pads, then rolls (transformers, torchvision). Equal where windows divide the image.
+        wrap: "image" rolls, then pads (timm); "padded" pads, then rolls (transformers, torchvision). Equal where
+            windows divide the image.
         attn_drop: dropout of the attention weights, in training.
         proj_drop: dropout after the output projection, in training.
 
@@ -86,7 +94,9 @@ class WindowAttention(_Windowed):
     ):
         super().__init__(dim, num_heads, window_size, shift_size, wrap, attn_drop, proj_drop)
         window_h, window_w = self.window_size
-        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_h - 1) * (2 * window_w - 1), num_heads))
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty((2 * window_h - 1) * (2 * window_w - 1), num_heads)
+        )
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
@@ -96,10 +106,11 @@ class WindowAttention(_Windowed):
 
 
 class WindowAttentionV2(_Windowed):
-    """softmax(tau cos(q, k) + B) v in each window: cosine attention and log-spaced continuous position bias (arXiv 2111.09883, sections 3.3, 3.4).
+    """softmax(tau cos(q, k) + B) v in each window: cosine attention and log-spaced continuous position bias (arXiv
+    2111.09883, sections 3.3, 3.4).
 
-    tau = exp(min(logit_scale, ln 100)) per head; B = 16 sigmoid(mlp(log-spaced offset)). Keys have no bias. Parameters are named as in
-    `timm.models.swin_transformer_v2.WindowAttention`. Arguments as in `WindowAttention`, and
+    tau = exp(min(logit_scale, ln 100)) per head; B = 16 sigmoid(mlp(log-spaced offset)). Keys have no bias. Parameters
+    are named as in `timm.models.swin_transformer_v2.WindowAttention`. Arguments as in `WindowAttention`, and
 
     Args:
         pretrained_window_size: window of the pre-training, by which offsets are normalised; 0: this window.
@@ -129,16 +140,20 @@ class WindowAttentionV2(_Windowed):
         self.register_buffer("relative_coords_table", self._offsets(), persistent=False)
 
     def init_non_persistent_buffers(self) -> None:
-        """Computes again what no checkpoint holds: call it after `to_empty` on a model that was built on the meta device."""
+        """Computes again what no checkpoint holds: call it after `to_empty` on a model that was built on the meta
+        device.
+        """
         self.relative_coords_table = self._offsets()
 
     def _offsets(self) -> Tensor:
-        """Log-spaced coordinates of each relative position (arXiv 2111.09883, equation 4): ((2 Wh - 1) (2 Ww - 1), 2)."""
+        """Log-spaced coordinates of each relative position (arXiv 2111.09883, equation 4): ((2 Wh - 1) (2 Ww - 1),
+        2).
+        """
         reference = self.pretrained_window_size if self.pretrained_window_size[0] > 0 else self.window_size
         weight = self.cpb_mlp[0].weight
         axes = []
         for window, full in zip(self.window_size, reference, strict=True):
-            steps = torch.arange(1 - window, window, device=weight.device, dtype=torch.float32) * (8.0 / max(full - 1, 1))
+            steps = torch.arange(1 - window, window, device=weight.device, dtype=torch.float32) / max(full - 1, 1) * 8.0
             axes.append(steps.sign() * (steps.abs() + 1.0).log2() / 3.0)  # log2(8) = 3
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1).to(weight.dtype)
 

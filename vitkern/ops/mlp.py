@@ -1,17 +1,80 @@
 """LayerNorm, two linear layers with an activation between, and the residual: validation, dispatch, the registered operator, the PyTorch path."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, runs_kernel
+from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
 from vitkern.ops import checks
 from vitkern.ops.layernorm import channel_reasons, check_devices, check_norm, normalise
 from vitkern.register import kernel_op
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
 _CHUNK = 2048  # rows whose hidden layer stays in a CPU's cache
+
+if HAS_TRITON:
+    from vitkern.kernels import configs
+    from vitkern.kernels import mlp as kernels
+
+    _PARAMETERS = ("norm_weight", "norm_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "layer_scale")
+
+    @kernel_op(kernels.layernorm_mlp_outputs, differentiable=("x", *_PARAMETERS))
+    def layernorm_mlp_forward(
+        x: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        fc1_weight: Tensor,
+        fc1_bias: Tensor | None,
+        fc2_weight: Tensor,
+        fc2_bias: Tensor | None,
+        layer_scale: Tensor | None,
+        row_scale: Tensor | None,
+        eps: float,
+        act: str,
+        post_norm: bool,
+        plan: str,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        weights = (norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+        return kernels.layernorm_mlp_forward(x, *weights, layer_scale, row_scale, eps, act, post_norm, plan, keep)
+
+    @layernorm_mlp_forward.backward(kernels.layernorm_mlp_gradients)
+    def layernorm_mlp_backward(
+        grad: Tensor,
+        out: Tensor,
+        pre: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        branch: Tensor,
+        x: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        fc1_weight: Tensor,
+        fc1_bias: Tensor | None,
+        fc2_weight: Tensor,
+        fc2_bias: Tensor | None,
+        layer_scale: Tensor | None,
+        row_scale: Tensor | None,
+        eps: float,
+        act: str,
+        post_norm: bool,
+        plan: str,
+        keep: bool,
+        needs: list[bool],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        kept, weights = (out, pre, mean, rstd, branch), (norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+        return kernels.layernorm_mlp_backward(grad, *kept, x, *weights, layer_scale, row_scale, eps, act, post_norm, plan, keep, needs)
+
+    @register_flop_formula(torch.ops.vitkern.layernorm_mlp)
+    def _forward_flops(x_shape, norm_weight, norm_bias, fc1_shape, *args, out_shape=None, **kwargs) -> int:
+        return 4 * math.prod(x_shape) * fc1_shape[0]
+
+    @register_flop_formula(torch.ops.vitkern.layernorm_mlp_backward)
+    def _backward_flops(grad, out, pre, mean, rstd, branch, x_shape, norm_weight, norm_bias, fc1_shape, *args, out_shape=None, **kwargs) -> int:
+        return 8 * math.prod(x_shape) * fc1_shape[0]
 
 
 def layernorm_mlp(
@@ -97,6 +160,14 @@ def _check_scales(op: str, x: Tensor, layer_scale: Tensor | None, row_scale: Ten
         checks.check_shape(op, "row_scale", row_scale, (x.shape[0] if x.dim() > 1 else 1,), f"(B,), one per sample of x {tuple(x.shape)}")
         checks.check_no_gradient(op, "row_scale", row_scale)
         check_devices(op, x=x, row_scale=row_scale)
+
+
+def _run_kernel(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale, eps, act, post_norm):
+    fc1_weight, fc1_bias, fc2_weight, fc2_bias = autocast(fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    plan = configs.mlp_plan(x.shape[-1], fc1_weight.dtype, configs.arch_of(x), keep)
+    return layernorm_mlp_forward(*tensors, eps, act, post_norm, plan, keep)[0]
 
 
 def _in_pytorch(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale, eps, act, post_norm):

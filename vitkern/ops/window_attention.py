@@ -1,6 +1,5 @@
 """Self-attention within (shifted) windows of an image: Swin (arXiv 2103.14030) and Swin V2 (arXiv 2111.09883)."""
 
-import importlib.util
 import math
 from collections.abc import Callable
 
@@ -9,15 +8,14 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
-from vitkern.ops.checks import check_same, check_scale, check_shape, check_tensor
+from vitkern.ops.checks import check_probability, check_same, check_scale, check_shape, check_tensor
 from vitkern.ops.window_softmax import Scores, window_softmax
 from vitkern.ops.windows import padded_size, windows_of
 from vitkern.register import kernel_op
 
 MAX_LOGIT_SCALE = math.log(100.0)
-HAS_KERNEL = HAS_TRITON and importlib.util.find_spec("vitkern.kernels.window_attention") is not None
 
-if HAS_KERNEL:
+if HAS_TRITON:
     from vitkern.kernels import window_attention as kernels
 
     @kernel_op(kernels.window_attention_outputs, differentiable=("qkv", "table", "padding", "head_scale"))
@@ -135,7 +133,7 @@ def _is_padded(image: Tensor, window: tuple[int, int]) -> bool:
 
 def _reasons(image: Tensor, shift: tuple[int, int], wrap: str) -> list[str]:
     """Why the kernel cannot run, beside the tensors themselves."""
-    reasons = [] if HAS_KERNEL else ["there is no kernel"]
+    reasons = []
     if wrap == "image" and (shift[0] >= image.shape[1] or shift[1] >= image.shape[2]):
         reasons.append(f"the shift {shift} reaches beyond the image {tuple(image.shape[1:3])}")
     return reasons
@@ -239,6 +237,7 @@ def projected_window_attention(
     mask_value: float | None = -100.0,
     scale: float | None = None,
     logit_scale: Tensor | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """`window_attention` of ``project(x)``, with ``project`` called where that is cheapest; padded tokens are zeros before it.
 
@@ -247,6 +246,7 @@ def projected_window_attention(
         project: maps (..., C_in) to (..., 3 * C), each token by itself: the qkv projection, called as a module so that hooks and adapters
             count. The kernel path calls it on the image, and on one zero token where padding is needed; the PyTorch path on the tokens in
             window order, (tokens, C_in).
+        dropout_p: probability of dropping an attention weight, 0 <= p < 1. Above 0 the PyTorch path runs.
 
     The other arguments, the result and the errors are those of `window_attention`.
     """
@@ -257,22 +257,13 @@ def projected_window_attention(
     arguments = dict(num_heads=num_heads, window=window, shift=shift, table=table, wrap=wrap, mask_value=mask_value)
     arguments.update(scale=scale, logit_scale=logit_scale)
     window, shift = _check(op, x, num_heads, **arguments)
-    if runs_kernel(op, (*autocast(x), table, logit_scale), _reasons(x, shift, wrap)):
+    check_probability(op, "dropout_p", dropout_p)
+    reasons = _reasons(x, shift, wrap) + ["the kernel does not drop attention weights"] * (dropout_p > 0.0)
+    if runs_kernel(op, (*autocast(x), table, logit_scale), reasons):
         padding = project(x.new_zeros(x.shape[-1])) if _is_padded(x, window) else None
         return window_attention(project(x), padding=padding, **arguments)
-
-    def checked(tokens):
-        rows = autocast(project(tokens))[0]
-        check_tensor(op, "project(x)", rows, ndim=2)
-        if rows.shape[-1] % (3 * num_heads):
-            raise ValueError(
-                f"{op}: project does not give q, k and v of {num_heads} heads: got {rows.shape[-1]} channels; expected a multiple of "
-                f"{3 * num_heads}."
-            )
-        return rows
-
-    scores = Scores(num_heads, window, table, mask_value, scale, _head_scale(logit_scale))
-    return _in_pytorch(x, checked, None, shift, wrap, scores)
+    scores = Scores(num_heads, window, table, mask_value, scale, _head_scale(logit_scale), dropout_p)
+    return _in_pytorch(x, project, None, shift, wrap, scores)
 
 
 def _in_pytorch(image, project, padding, shift, wrap, scores: Scores) -> Tensor:

@@ -1,8 +1,8 @@
 """Softmax attention of tokens that lie in window order: the arithmetic of window attention's PyTorch path.
 
-Two ways to one result. `attend` is plain SDPA, one call per class of windows: it traces, and serves half precision and other devices. On a
-CPU in float32 and float64 a few windows at a time go through explicit batched products instead, whose scores never leave the cache: SDPA's
-CPU kernel is slow on groups as small as a window, and refuses a bias that needs a gradient.
+Two ways to one result. `attend` is plain SDPA, one call per class of windows: it traces, and serves other devices. On a CPU a few windows at a
+time go through explicit batched products instead, whose scores never leave the cache: SDPA's CPU kernel is slow on groups as small as a
+window, and refuses a bias that needs a gradient. Half precision is computed in float32 there.
 """
 
 import math
@@ -13,16 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkern.dispatch import autocast
+from vitkern.ops.checks import check_tensor
 from vitkern.ops.windows import Windows, gather_windows, is_eager, relative_index, scatter_windows
 
-_CHUNK_TOKENS = 2048  # window tokens per step on a CPU
+_CHUNK_TOKENS = 2048  # window tokens that a CPU projects at a time
+_CHUNK_SCORES = 1 << 18  # scores that it holds at a time
+_LARGE = 100  # tokens per window from which SDPA's CPU kernel is the faster one
 _EPS = 1e-12  # smallest norm that a cosine divides by
 
 
 class Scores(NamedTuple):
     """How scores are made: H heads, (window_h, window_w), the bias table and what is added between regions, the factor of q . k.
 
-    ``head_scale`` (H,) makes them cosines times that factor, and ``scale`` is ignored.
+    ``head_scale`` (H,) makes them cosines times that factor, and ``scale`` is ignored. ``dropout_p`` drops weights of the softmax.
     """
 
     num_heads: int
@@ -31,15 +35,20 @@ class Scores(NamedTuple):
     mask_value: float | None
     scale: float | None
     head_scale: Tensor | None
+    dropout_p: float = 0.0
 
     @property
     def size(self) -> int:
         return self.window[0] * self.window[1]
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _masks(windows: Windows, scores: Scores, dtype: torch.dtype) -> list[Tensor | None]:
     """What is added to the scores of each class: (1, H, N, N); (1, 1, N, N) without a table; None for nothing. Never in half precision."""
-    dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    dtype = _wide(dtype)
     bias = None
     if scores.table is not None:
         index = relative_index(scores.window, scores.table.device)
@@ -51,27 +60,25 @@ def _masks(windows: Windows, scores: Scores, dtype: torch.dtype) -> list[Tensor 
     return list(added if bias is None else bias + added)
 
 
-def _normalised(x: Tensor) -> Tensor:
-    """Unit vectors; in float32 for half precision, where 1e-12 would be 0."""
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1, eps=_EPS)
-
-
 def attend(rows: Tensor, windows: Windows, scores: Scores) -> Tensor:
     """(windows * N, 3 * C) -> (windows * N, C), by one SDPA call per class of windows."""
     heads, scale = scores.num_heads, scores.scale
     q, k, v = rows.unflatten(-1, (3, heads, -1)).unflatten(0, (-1, scores.size)).permute(2, 0, 3, 1, 4)  # (windows, H, N, D)
     if scores.head_scale is not None:
-        q, k = (_normalised(q) * scores.head_scale.view(-1, 1, 1)).to(v.dtype), _normalised(k).to(v.dtype)
+        q, k, v = (t.to(_wide(t.dtype)) for t in (q, k, v))  # 1e-12 is 0 in half precision, and 100 times its rounding is no small error
+        q = F.normalize(q, dim=-1, eps=_EPS) * scores.head_scale.view(-1, 1, 1)
+        k = F.normalize(k, dim=-1, eps=_EPS)
         scale = 1.0
     masks = _masks(windows, scores, rows.dtype)
     classes = zip(*(t.split(windows.counts) for t in (q, k, v)), masks, strict=True)
-    parts = [F.scaled_dot_product_attention(*qkv, attn_mask=mask, scale=scale).transpose(1, 2) for *qkv, mask in classes]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(rows.shape[0], -1)
+    with torch.autocast(rows.device.type, enabled=False):
+        parts = [F.scaled_dot_product_attention(*qkv, mask, scores.dropout_p, scale=scale).transpose(1, 2) for *qkv, mask in classes]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(rows.shape[0], -1).to(rows.dtype)
 
 
-def _chunks(counts, size: int) -> Iterator[tuple[int, slice]]:
-    """(class, slice of the window tokens) of each step; none spans two classes."""
-    step, start = max(1, _CHUNK_TOKENS // size), 0
+def _chunks(counts, size: int, tokens: int = _CHUNK_TOKENS) -> Iterator[tuple[int, slice]]:
+    """(class, slice of the window tokens) of each step of ``tokens`` or fewer; none spans two classes."""
+    step, start = max(1, tokens // size), 0
     for number, count in enumerate(counts):
         for first in range(0, count, step):
             last = min(first + step, count)
@@ -80,9 +87,11 @@ def _chunks(counts, size: int) -> Iterator[tuple[int, slice]]:
 
 
 def _heads_first(rows: Tensor, parts: int, size: int, heads: int) -> Tensor:
-    """(windows * N, parts * H * D) -> (parts, windows * H, N, D), a copy."""
+    """(windows * N, parts * H * D) -> (parts, windows * H, N, D), a copy, never in half precision."""
     count, head_dim = rows.shape[0] // size, rows.shape[1] // (parts * heads)
-    return rows.reshape(count, size, parts, heads, head_dim).permute(2, 0, 3, 1, 4).reshape(parts, count * heads, size, head_dim)
+    split = rows.reshape(count, size, parts, heads, head_dim).permute(2, 0, 3, 1, 4)
+    copy = torch.empty(split.shape, dtype=_wide(rows.dtype)).copy_(split)  # not reshape: with one head that is a view, and callers write into it
+    return copy.view(parts, count * heads, size, head_dim)
 
 
 def _heads_last(x: Tensor, heads: int, out: Tensor) -> None:
@@ -113,13 +122,19 @@ def _cosine(qk: Tensor, head_scale: Tensor) -> Tensor:
 
 def _step(rows: Tensor, mask: Tensor | None, scores: Scores, out: Tensor) -> None:
     """Attention of a few windows (windows * N, 3 * C) of one class, written to ``out`` (windows * N, C)."""
-    qkv = _heads_first(rows, 3, scores.size, scores.num_heads)
-    scale = qkv.shape[-1] ** -0.5 if scores.scale is None else scores.scale
-    if scores.head_scale is not None:
-        _cosine(qkv[:2], scores.head_scale)
-        scale = 1.0
-    p = _probabilities(qkv[0], qkv[1], mask, scores.num_heads, scale)
-    _heads_last(torch.bmm(p, qkv[2])[None], scores.num_heads, out)
+    heads, size = scores.num_heads, scores.size
+    together = max(1, _CHUNK_SCORES // (heads * size * size)) * size
+    for part, target in zip(rows.split(together), out.split(together), strict=True):
+        qkv = _heads_first(part, 3, size, heads)
+        scale = qkv.shape[-1] ** -0.5 if scores.scale is None else scores.scale
+        if scores.head_scale is not None:
+            _cosine(qkv[:2], scores.head_scale)
+            scale = 1.0
+        if size > _LARGE:
+            result = F.scaled_dot_product_attention(*qkv.unflatten(1, (-1, heads)), attn_mask=mask, scale=scale)
+        else:
+            result = torch.bmm(_probabilities(qkv[0], qkv[1], mask, heads, scale), qkv[2])
+        _heads_last(result.reshape(1, *qkv.shape[1:]), heads, target)
 
 
 class _Attend(torch.autograd.Function):
@@ -134,12 +149,14 @@ class _Attend(torch.autograd.Function):
         ctx.scores, ctx.counts = scores, counts
         scores = scores._replace(head_scale=head_scale)
         out = rows.new_empty(rows.shape[0], rows.shape[1] // 3)
-        for number, part in _chunks(counts, scores.size):
-            _step(rows[part], None if masks is None else masks[number], scores, out[part])
+        with torch.autocast("cpu", enabled=False):
+            for number, part in _chunks(counts, scores.size):
+                _step(rows[part], None if masks is None else masks[number], scores, out[part])
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx, grad):
         rows, masks, head_scale = ctx.saved_tensors
         heads, size = ctx.scores.num_heads, ctx.scores.size
@@ -147,7 +164,7 @@ class _Attend(torch.autograd.Function):
         d_rows = torch.empty_like(rows, memory_format=torch.contiguous_format)
         d_masks = torch.zeros_like(masks) if ctx.needs_input_grad[1] else None
         d_head_scale = None if head_scale is None else torch.zeros_like(head_scale)
-        for number, part in _chunks(ctx.counts, size):
+        for number, part in _chunks(ctx.counts, size, _CHUNK_SCORES // (heads * size)):
             qkv = _heads_first(rows[part], 3, size, heads)
             q, k, v = qkv
             if head_scale is not None:
@@ -183,11 +200,6 @@ def _cosine_backward(d_qk: Tensor, qk: Tensor, inverse: Tensor, head_scale: Tens
     return d_head_scale
 
 
-def _runs_in_steps(*tensors: Tensor | None) -> bool:
-    wide = all(t is None or t.dtype in (torch.float32, torch.float64) for t in tensors)
-    return wide and tensors[0].device.type == "cpu" and is_eager()
-
-
 def _calls_freely(project) -> bool:
     """False where someone watches the calls of ``project``: then it is called once."""
     if not isinstance(project, torch.nn.Module):
@@ -195,15 +207,28 @@ def _calls_freely(project) -> bool:
     return not any(module._forward_hooks or module._forward_pre_hooks for module in project.modules())
 
 
+def _projected(project, tokens: Tensor, heads: int) -> Tensor:
+    """``project`` of (tokens, C_in), or the tokens where it is None: (tokens, 3 * C)."""
+    if project is None:
+        return tokens
+    op = "projected_window_attention"
+    rows = autocast(project(tokens))[0]
+    check_tensor(op, "project(x)", rows, ndim=2)
+    if rows.shape[0] != tokens.shape[0] or rows.shape[1] % (3 * heads):
+        raise ValueError(
+            f"{op}: project does not give q, k and v of {heads} heads for each token: got {tuple(tokens.shape)} -> {tuple(rows.shape)}; "
+            f"expected (tokens, 3 C) with C a multiple of {heads}."
+        )
+    return rows
+
+
 def window_softmax(tokens: Tensor, project: Callable | None, padding: Tensor | None, windows: Windows, scores: Scores) -> Tensor:
     """Image tokens (B * img_h * img_w, C_in) -> attention (B * img_h * img_w, C); ``project`` makes them q, k, v, None where they are."""
-    in_steps = _runs_in_steps(tokens, padding) and not torch.is_autocast_enabled("cpu")
-    if in_steps and not torch.is_grad_enabled() and _calls_freely(project):
+    in_steps = tokens.device.type == "cpu" and is_eager() and scores.dropout_p == 0.0
+    if in_steps and tokens.shape[0] > 0 and not torch.is_grad_enabled() and _calls_freely(project):
         return _inference(tokens, project, padding, windows, scores)
-    rows = gather_windows(tokens, windows, padding)
-    if project is not None:
-        rows = project(rows)
-    if in_steps and _runs_in_steps(rows):
+    rows = _projected(project, gather_windows(tokens, windows, padding), scores.num_heads)
+    if in_steps:
         masks = _masks(windows, scores, rows.dtype)
         masks = None if masks[0] is None else torch.stack([mask[0] for mask in masks])
         out = _Attend.apply(rows, masks, scores.head_scale, scores._replace(table=None, head_scale=None), windows.counts)
@@ -220,10 +245,10 @@ def _inference(tokens, project, padding, windows: Windows, scores: Scores) -> Te
         if windows.outside is not None:
             outside = windows.outside[part]
             rows = rows.masked_fill_(outside, 0.0) if padding is None else torch.where(outside, padding, rows)
-        if project is not None:
-            rows = project(rows)
+        rows = _projected(project, rows, scores.num_heads)
         if out is None:
             masks = _masks(windows, scores, rows.dtype)
             out = rows.new_empty(windows.gather.shape[0], rows.shape[1] // 3)
-        _step(rows, masks[number], scores, out[part])
+        with torch.autocast("cpu", enabled=False):
+            _step(rows, masks[number], scores, out[part])
     return out.index_select(0, windows.scatter)

@@ -145,7 +145,7 @@ class _Gather(torch.autograd.Function):
         d_rows = grad.index_select(0, scatter) if ctx.needs_input_grad[0] else None
         d_padding = None
         if ctx.has_padding and ctx.needs_input_grad[1]:
-            d_padding = torch.zeros_like(grad[0]) if outside is None else torch.where(outside, grad, 0.0).sum(0)
+            d_padding = grad.new_zeros(grad.shape[1]) if outside is None else torch.where(outside, grad, 0.0).sum(0)
         return d_rows, d_padding, None, None, None
 
 
