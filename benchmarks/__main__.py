@@ -1,6 +1,7 @@
 """``python -m benchmarks [op ...]``: verify each case, then time it against its peers.
 
-Results on stdout, progress on stderr. Exit code 1 where a result is wrong or, with --against, more than a tenth slower; 2 for bad input.
+Results on stdout, progress on stderr. Exit code 1 where a result is wrong or, with --against, more than a tenth slower;
+2 for bad input.
 """
 
 import argparse
@@ -39,13 +40,24 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--backward", action="store_true", help="time the backward too; for models a training step")
     top.add_argument("--batch", type=int, help="images in a call; by device and case unless given")
     top.add_argument("--model", nargs="+", default=[], metavar="NAME", help="timm models for `models`")
-    top.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile as a peer; on a GPU unless --no-compile")
+    top.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="torch.compile as a peer; on a GPU unless --no-compile"
+    )
     top.add_argument("--quick", action="store_true", help="one small case an operator, batch 1, short timings")
     top.add_argument("--seconds", type=float, default=20.0, help="time budget of each model")
     top.add_argument("--minutes", type=float, help="start no further case after so long")
-    top.add_argument("--save", metavar="FILE", help="write JSON after each case; 'auto' chooses benchmarks/results/<device>/")
-    top.add_argument("--against", type=Path, metavar="FILE", help="a saved run to compare with; exit code 1 if a case is 10 %% slower")
-    top.add_argument("--plan", action="store_true", help="everything worth recording on a GPU, each part saved as with --save auto")
+    top.add_argument(
+        "--save", metavar="FILE", help="write JSON after each case; 'auto' chooses benchmarks/results/<device>/"
+    )
+    top.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="a saved run to compare with; exit code 1 if a case is 10 %% slower",
+    )
+    top.add_argument(
+        "--plan", action="store_true", help="everything worth recording on a GPU, each part saved as with --save auto"
+    )
     return top
 
 
@@ -68,14 +80,24 @@ def run(arguments) -> int:
     deadline = time.monotonic() + arguments.minutes * 60 if arguments.minutes else float("inf")
     recorded = results.load(arguments.against) if arguments.against else None
     if recorded and recorded["environment"]["device"] != results.device_name(device):
-        raise BadInput(f"{arguments.against} was measured on {recorded['environment']['device']}, and this is {results.device_name(device)}")
+        raise BadInput(
+            f"{arguments.against} was measured on {recorded['environment']['device']}, "
+            f"and this is {results.device_name(device)}"
+        )
     found = results.environment(device)
     _print_environment(found, device)
     gpu = device.type == "cuda"
     if arguments.plan:
         parts = [(ops, dtype, backward, "auto") for ops, dtype, backward in PLAN]
     else:
-        parts = [(tuple(arguments.op) or OPS, arguments.dtype or ("bf16" if gpu else "fp32"), arguments.backward, arguments.save)]
+        parts = [
+            (
+                tuple(arguments.op) or OPS,
+                arguments.dtype or ("bf16" if gpu else "fp32"),
+                arguments.backward,
+                arguments.save,
+            )
+        ]
     rows = []
     for ops, dtype, backward, save in parts:
         path = None
@@ -88,12 +110,19 @@ def run(arguments) -> int:
     for row in wrong:
         print(f"{row.op}: {row.case} {row.mode} {row.dtype}: {row.note}")
     slower = _against(rows, recorded["results"]) if recorded else 0
-    print(f"verdict: {len(wrong)} wrong, {slower} slower than recorded" if wrong or slower else "verdict: every timed result was verified")
+    print(
+        f"verdict: {len(wrong)} wrong, {slower} slower than recorded"
+        if wrong or slower
+        else "verdict: every timed result was verified"
+    )
     return 1 if wrong or slower else 0
 
 
 def _print_environment(found: dict, device: torch.device) -> None:
-    print(f"{found['device']}, torch {found['versions']['torch']}, triton {found['versions']['triton']}, {found['threads']} threads")
+    print(
+        f"{found['device']}, torch {found['versions']['torch']}, triton {found['versions']['triton']}, "
+        f"{found['threads']} threads"
+    )
     if device.type == "cpu":
         place = "Triton's interpreter" if dispatch.INTERPRETED else "PyTorch"
         print(f"no GPU: the operators run in {place} here, and what is timed is that path; there is no roofline")
@@ -146,16 +175,35 @@ def _print_operators(rows: list[Row], device: torch.device, cases: dict) -> None
     peaks, lines = roofline.peaks_of(device), []
     for row in (row for row in rows if row.contender == OURS and row.seconds is not None):
         case = cases[row.case]
-        others = [r for r in rows if results.key(r) == results.key(row) and r.contender != OURS and r.seconds is not None]
+        others = [
+            r for r in rows if results.key(r) == results.key(row) and r.contender != OURS and r.seconds is not None
+        ]
         best = min(others, key=lambda r: r.seconds, default=None)
         moved, flops = roofline.work(case, row.batch, getattr(torch, row.dtype).itemsize, row.mode)
-        share = f"{roofline.bound(case, row.batch, getattr(torch, row.dtype), row.mode, peaks) / row.seconds:.0%}" if peaks else "n/a"
+        share = (
+            f"{roofline.bound(case, row.batch, getattr(torch, row.dtype), row.mode, peaks) / row.seconds:.0%}"
+            if peaks
+            else "n/a"
+        )
         lines.append(
-            (row.op, row.case, row.mode, seconds(row.seconds), f"{row.spread:.1%}", share, f"{moved / row.seconds / 1e9:,.0f}",
+            (row.op, row.case, row.mode, seconds(row.seconds), f"{row.spread:.1%}", share,
+             f"{moved / row.seconds / 1e9:,.0f}",
              f"{flops / row.seconds / 1e12:.2f}", seconds(row.host) if row.host is not None else "n/a",
              best.contender if best else "-", f"{best.seconds / row.seconds:.2f}x" if best else "-")
         )  # fmt: skip
-    header = ("operator", "case", "mode", OURS, "spread", "roofline", "GB/s", "TFLOP/s", "host", "fastest peer", "speed against it")
+    header = (
+        "operator",
+        "case",
+        "mode",
+        OURS,
+        "spread",
+        "roofline",
+        "GB/s",
+        "TFLOP/s",
+        "host",
+        "fastest peer",
+        "speed against it",
+    )
     print(table(header, lines))
     print()
 
@@ -164,7 +212,17 @@ def _print_models(rows: list[Row]) -> None:
     lines = []
     for row in rows:
         times = "" if row.contender == ORIGINAL else row.note
-        lines.append((row.case, row.mode, row.contender, seconds(row.seconds) if row.seconds else "-", f"{row.spread:.1%}", memory(row.peak), times))
+        lines.append(
+            (
+                row.case,
+                row.mode,
+                row.contender,
+                seconds(row.seconds) if row.seconds else "-",
+                f"{row.spread:.1%}",
+                memory(row.peak),
+                times,
+            )
+        )
     if lines:
         batches = ", ".join(sorted({str(row.batch) for row in rows}))
         print(f"whole models, {rows[0].dtype}, batch {batches}, in turn in one run; a backward is a training step")
@@ -176,7 +234,10 @@ def _against(rows: list[Row], recorded: list[Row]) -> int:
     compared = results.against(rows, recorded)
     if not compared:
         raise BadInput("the recorded run holds none of the cases of this one")
-    lines = [(row.op, row.case, row.mode, f"{ratio:.2f}", "SLOWER" if ratio > results.SLOWER else "ok") for row, ratio in compared]
+    lines = [
+        (row.op, row.case, row.mode, f"{ratio:.2f}", "SLOWER" if ratio > results.SLOWER else "ok")
+        for row, ratio in compared
+    ]
     print("time now over the recorded time")
     print(table(("operator", "case", "mode", "ratio", ""), lines))
     print()

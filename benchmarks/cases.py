@@ -1,6 +1,7 @@
-"""The only list of shapes: each is a layer of a model that people run. Sizes are per image; the batch is chosen by the device.
+"""The only list of shapes: each is a layer of a model that people run. Sizes are per image.
 
-``quick`` marks one small case an operator. ``problem(batch)`` is the case as ``python -m vitkern check`` sees it: inputs, operator, reference. What is timed is what was verified.
+``quick`` marks one small case an operator. ``problem(batch)`` is the case as ``python -m vitkern check`` sees it:
+inputs, operator, reference. What is timed is what was verified.
 """
 
 from dataclasses import dataclass
@@ -45,11 +46,14 @@ class Window:
     op = "window_attention"
 
     def problem(self, batch: int):
-        sizes = dict(heads=self.heads, dim=self.channels // self.heads, batch=batch, shift=(self.shift,) * 2, cosine=self.cosine)
+        sizes = dict(
+            heads=self.heads, dim=self.channels // self.heads, batch=batch, shift=(self.shift,) * 2, cosine=self.cosine
+        )
         return check_cases.window_case(self.layer, (self.side,) * 2, (self.window,) * 2, **sizes)
 
     def __str__(self) -> str:
-        return f"{self.layer} {self.side}x{self.side} C{self.channels} window {self.window}{f' shift {self.shift}' if self.shift else ''}"
+        shift = f" shift {self.shift}" if self.shift else ""
+        return f"{self.layer} {self.side}x{self.side} C{self.channels} window {self.window}{shift}"
 
 
 @dataclass(frozen=True)

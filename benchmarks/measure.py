@@ -23,7 +23,10 @@ VERIFIED_IMAGES = 2
 
 @dataclass(frozen=True)
 class Row:
-    """One contender on one case. ``seconds`` is the median, None where ``note`` says why there is none; ``host`` is seconds of CPU time."""
+    """One contender on one case.
+
+    ``seconds`` is the median, None where ``note`` says why. ``host`` is seconds of CPU time, ``peak`` bytes.
+    """
 
     op: str
     case: str
@@ -42,8 +45,10 @@ class Row:
         return asdict(self)
 
 
-def measure(case, dtype: torch.dtype, device: torch.device, *, batch: int, modes=("forward",), quick=False, compiled=True) -> list[Row]:
-    """Every contender on ``case``, ours first: verified, then timed. Ours wrong: one row that says so, and no figures."""
+def measure(
+    case, dtype: torch.dtype, device: torch.device, *, batch: int, modes=("forward",), quick=False, compiled=True
+) -> list[Row]:
+    """Every contender on ``case``, ours first: verified, then timed. Ours wrong: rows that say so, and no figures."""
     problem = case.problem(batch)
     fields = dict(op=case.op, case=str(case), dtype=str(dtype).removeprefix("torch."), batch=batch)
     wrong = verify(case, dtype, device)
@@ -84,8 +89,10 @@ def _first_line(error: Exception) -> str:
 
 
 def verify(case, dtype: torch.dtype, device: torch.device, *, images: int = VERIFIED_IMAGES) -> list[str]:
-    """What is wrong with the operator on ``case``: none, or a line per tensor. Shapes are the case's but for the batch."""
-    results = checker.verify(case.problem(1 if _scores(case) > 2**24 else images), dtype, device, reference_device=device)
+    """What is wrong with the operator on ``case``, a line per tensor. Shapes are the case's but for the batch."""
+    results = checker.verify(
+        case.problem(1 if _scores(case) > 2**24 else images), dtype, device, reference_device=device
+    )
     return [
         f"{result.name} is off by {result.comparison.error:.1e}, {result.comparison.use:.1f} times what is allowed"
         for result in results
@@ -102,7 +109,9 @@ def tensors_of(problem, dtype: torch.dtype, device: torch.device) -> dict[str, T
     """The inputs of a problem as leaves on ``device``."""
     inputs = problem.inputs(torch.Generator().manual_seed(0))
     return {
-        name: value.to(device, dtype).requires_grad_(name in problem.gradients) if value.is_floating_point() else value.to(device)
+        name: value.to(device, dtype).requires_grad_(name in problem.gradients)
+        if value.is_floating_point()
+        else value.to(device)
         for name, value in inputs.items()
     }
 
@@ -130,7 +139,8 @@ def agrees(actual, expected) -> bool:
     """Whether a peer computes the same, roughly: its own rounding is its own."""
     pairs = zip(*(value if isinstance(value, tuple) else (value,) for value in (actual, expected)), strict=True)
     return all(
-        bool((a.detach().float() - b.detach().float()).abs().max() <= PEER_TOLERANCE * b.detach().float().abs().max()) for a, b in pairs
+        bool((a.detach().float() - b.detach().float()).abs().max() <= PEER_TOLERANCE * b.detach().float().abs().max())
+        for a, b in pairs
     )
 
 
@@ -139,7 +149,9 @@ def time_run(run: Callable[[], object], device: torch.device, *, quick: bool) ->
     if device.type == "cuda":
         from triton.testing import do_bench
 
-        return [ms / 1e3 for ms in do_bench(run, warmup=20 if quick else 50, rep=50 if quick else 200, return_mode="all")]
+        return [
+            ms / 1e3 for ms in do_bench(run, warmup=20 if quick else 50, rep=50 if quick else 200, return_mode="all")
+        ]
     timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
     samples = []
     while len(samples) < 5:
@@ -164,7 +176,11 @@ def host_seconds(run: Callable[[], object]) -> float:
 def measurement(row: Row) -> Measurement:
     """For `torch.utils.benchmark.Compare`: a line per case, a column per contender."""
     task = TaskSpec(
-        stmt="", setup="", label=f"{row.op} {row.mode} {row.dtype}", sub_label=f"{row.case} batch {row.batch}", description=row.contender
+        stmt="",
+        setup="",
+        label=f"{row.op} {row.mode} {row.dtype}",
+        sub_label=f"{row.case} batch {row.batch}",
+        description=row.contender,
     )
     return Measurement(1, [row.seconds if row.seconds is not None else math.nan], task)
 

@@ -24,9 +24,17 @@ QUICK_MODELS = ("deit_tiny_patch16_224",)
 
 
 def measure_model(
-    name: str, dtype: torch.dtype, device: torch.device, *, batch: int, modes=("forward",), compiled=False, budget=20.0, progress=print
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    batch: int,
+    modes=("forward",),
+    compiled=False,
+    budget=20.0,
+    progress=print,
 ) -> list[Row]:
-    """Logits (and gradients, where the backward is timed) compared by `equality.compare_models` first; wrong ones get no figure.
+    """`equality.compare_models` first, with the gradients where the backward is timed; wrong results get no figure.
 
     A backward row is a training step: forward, loss, backward.
     """
@@ -38,7 +46,9 @@ def measure_model(
     fields = dict(op="models", case=name, dtype=str(dtype).removeprefix("torch."), batch=batch)
     same = equality.compare_models(original, fast, images[:2], train="backward" in modes)
     if not same.passed:
-        return [Row(**fields, mode=mode, contender=OURS, seconds=None, note="WRONG: its results differ") for mode in modes]
+        return [
+            Row(**fields, mode=mode, contender=OURS, seconds=None, note="WRONG: its results differ") for mode in modes
+        ]
     contenders = {ORIGINAL: original, OURS: fast}
     if compiled:
         contenders["torch.compile"] = torch.compile(copy.deepcopy(original))
@@ -49,7 +59,9 @@ def measure_model(
         runs = {label: step(model, images) for label, model in contenders.items()}
         timed = timing.side_by_side(runs, device, budget=budget, progress=progress)
         for label, result in timed.items():
-            note = "" if label == ORIGINAL else "{:.2f}x ({:.2f} .. {:.2f})".format(*timing.ratio(timed[ORIGINAL], result))
+            note = (
+                "" if label == ORIGINAL else "{:.2f}x ({:.2f} .. {:.2f})".format(*timing.ratio(timed[ORIGINAL], result))
+            )
             figures = dict(spread=result.spread, samples=len(result.samples), peak=result.peak, note=note)
             rows.append(Row(**fields, mode=mode, contender=label, seconds=result.median, **figures))
     return rows

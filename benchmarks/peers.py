@@ -1,6 +1,7 @@
 """What else computes the same: PyTorch's attention backends, FlexAttention, the eager formula, and torch.compile of it.
 
-Each peer is a function of the tensors of a case, by name, and returns the output; differentiable, so that the backward is timed alike.
+Each peer is a function of the tensors of a case, by name, and returns the output; differentiable, so that the backward
+is timed alike.
 """
 
 import functools
@@ -68,7 +69,7 @@ def _flex(case) -> Callable:
 
 
 def _eager_window(options: dict, device: torch.device) -> Callable:
-    """The forward of Swin as its authors and timm write it, from the packed projection on: roll, partition, softmax, reverse, roll."""
+    """Swin's forward as its authors write it, from the packed projection on: roll, partition, softmax, reverse."""
     (window, _), shift, heads = options["window"], options["shift"], options["num_heads"]
     index = relative_position_index(options["window"]).to(device)
     tokens = window * window
@@ -77,7 +78,11 @@ def _eager_window(options: dict, device: torch.device) -> Callable:
         batch, side, _, packed = qkv.shape
         rows = side // window
         x = qkv.roll((-shift[0], -shift[1]), (1, 2)) if shift[0] else qkv
-        x = x.view(batch, rows, window, rows, window, packed).transpose(2, 3).reshape(-1, tokens, 3, heads, packed // 3 // heads)
+        x = (
+            x.view(batch, rows, window, rows, window, packed)
+            .transpose(2, 3)
+            .reshape(-1, tokens, 3, heads, packed // 3 // heads)
+        )
         q, k, v = x.permute(2, 0, 3, 1, 4).unbind(0)  # (B windows, H, N, D)
         bias = table[index.view(-1)].view(tokens, tokens, heads).permute(2, 0, 1)
         if shift[0]:

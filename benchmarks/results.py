@@ -29,7 +29,9 @@ def environment(device: torch.device) -> dict:
     query = "clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,driver_version"
     try:
         command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", f"--id={device.index or 0}"]
-        values = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip().split(", ")
+        values = (
+            subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip().split(", ")
+        )
         found["nvidia-smi"] = dict(zip(query.split(","), values, strict=True))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         found["nvidia-smi"] = f"not available: {type(error).__name__}"
@@ -80,4 +82,8 @@ def key(row: Row) -> tuple:
 def against(rows: list[Row], recorded: list[Row]) -> list[tuple[Row, float]]:
     """Our timings that both runs hold, each with its time now over its time then."""
     before = {key(row): row.seconds for row in recorded if row.contender == OURS and row.seconds}
-    return [(row, row.seconds / before[key(row)]) for row in rows if row.contender == OURS and row.seconds and key(row) in before]
+    return [
+        (row, row.seconds / before[key(row)])
+        for row in rows
+        if row.contender == OURS and row.seconds and key(row) in before
+    ]

@@ -34,7 +34,7 @@ def peaks_of(device: torch.device) -> Peaks | None:
 
 
 def work(case, batch: int, itemsize: int, mode: str) -> tuple[float, float]:
-    """(bytes, FLOPs) that ``case`` cannot do without: each input read once, each result written once; no padding counted.
+    """(bytes, FLOPs) that ``case`` cannot do without: inputs read once, results written once, no padding counted.
 
     The backward counts the recomputed scores: 10 B H N^2 D, as is the custom for attention.
     """

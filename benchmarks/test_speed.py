@@ -1,4 +1,4 @@
-"""The cases of `benchmarks.cases` under pytest-benchmark: ``pytest benchmarks/test_speed.py``, with its --benchmark-* options to save and compare.
+"""The same cases under pytest-benchmark: ``pytest benchmarks/test_speed.py``, with its --benchmark-* options.
 
 On a CPU only the quick cases run. Each is verified before it is timed; there is no timed assertion.
 """
@@ -27,7 +27,11 @@ def test_speed(benchmark, case, mode):
     assert is_right(case) == []
     problem = case.problem(batch_for(case, gpu=GPU, quick=not GPU))
     tensors = tensors_of(problem, DTYPE, DEVICE)
-    run = runner(functools.partial(problem.run, **tensors, **problem.options), [tensors[name] for name in problem.gradients], mode)
+    run = runner(
+        functools.partial(problem.run, **tensors, **problem.options),
+        [tensors[name] for name in problem.gradients],
+        mode,
+    )
     benchmark.group = f"{case.op} {mode}"
     benchmark.extra_info.update(dtype=str(DTYPE), device=torch.cuda.get_device_name() if GPU else "cpu")
 

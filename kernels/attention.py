@@ -1,7 +1,8 @@
-"""Dense attention: the launchers that put (B, H, N, D) tensors, biases and masks before the one-pass or the streaming kernels.
+"""Dense attention: the launchers that put (B, H, N, D) tensors, biases and masks before the one-pass or the streaming
+kernels.
 
-Legend: B batch, H heads, N query and M key tokens, D head dim. ``bias`` and ``mask`` are 4-D and broadcast to (B, H, N, M); ``key_mask`` (B, M)
-is bool; ``seed`` an int64 tensor of one element, or None for no dropout.
+Legend: B batch, H heads, N query and M key tokens, D head dim. ``bias`` and ``mask`` are 4-D and broadcast to (B, H,
+N, M); ``key_mask`` (B, M) is bool; ``seed`` an int64 tensor of one element, or None for no dropout.
 """
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from . import scores, short_attention
 from .short_attention_backward import short_backward
-from .stream import Rows, Stream, stream_forward
-from .stream_backward import stream_backward, stream_bias_gradient
+from .stream import Stream, dense_rows, stream_forward, unit_last
+from .stream_backward import stream_backward
+from .stream_bias import stream_bias_gradient
 
 
 def attention_outputs(q, k, v, bias, mask, key_mask, seed, scale, causal, dropout_p):
@@ -34,7 +36,7 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """q (B, H, N, D), k and v (B, Hk, M, D) of any strides -> out (B, N, H, D), lse (B, H, N)."""
     out, lse = attention_outputs(q, k, v, bias, mask, key_mask, seed, scale, causal, dropout_p)
-    q, k, v = _unit_last(q), _unit_last(k), _unit_last(v)
+    q, k, v = unit_last(q), unit_last(k), unit_last(v)
     _forward(q, k, v, out, lse, bias, mask, key_mask, seed, scale, causal, dropout_p)
     return out, lse
 
@@ -62,9 +64,13 @@ def attention_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """grad and out (B, N, H, D) -> gradients of q, k, v and bias."""
-    dq, dk, dv, dbias = attention_gradients(grad, out, lse, q, k, v, bias, mask, key_mask, seed, scale, causal, dropout_p, needs)
-    q, k, v = _unit_last(q), _unit_last(k), _unit_last(v)
-    _backward(grad, out, lse, q, k, v, dq, dk, dv, dbias, bias, mask, key_mask, seed, scale, causal, dropout_p, needs[3])
+    dq, dk, dv, dbias = attention_gradients(
+        grad, out, lse, q, k, v, bias, mask, key_mask, seed, scale, causal, dropout_p, needs
+    )
+    q, k, v = unit_last(q), unit_last(k), unit_last(v)
+    _backward(
+        grad, out, lse, q, k, v, dq, dk, dv, dbias, bias, mask, key_mask, seed, scale, causal, dropout_p, needs[3]
+    )
     return dq, dk, dv, dbias
 
 
@@ -86,7 +92,7 @@ def attention_qkvpacked_forward(
 ) -> tuple[Tensor, Tensor]:
     """qkv (B, N, 3, H, D) of any strides -> out (B, N, H, D), lse (B, H, N)."""
     out, lse = attention_qkvpacked_outputs(qkv, bias, mask, key_mask, seed, scale, causal, dropout_p)
-    _forward(*_unpacked(_unit_last(qkv)), out, lse, bias, mask, key_mask, seed, scale, causal, dropout_p)
+    _forward(*_unpacked(unit_last(qkv)), out, lse, bias, mask, key_mask, seed, scale, causal, dropout_p)
     return out, lse
 
 
@@ -110,39 +116,51 @@ def attention_qkvpacked_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor]:
     """grad and out (B, N, H, D) -> gradients of qkv, written in place by the kernels, and of bias."""
-    dqkv, dbias = attention_qkvpacked_gradients(grad, out, lse, qkv, bias, mask, key_mask, seed, scale, causal, dropout_p, needs)
-    q, k, v = _unpacked(_unit_last(qkv))
-    _backward(grad, out, lse, q, k, v, *_unpacked(dqkv), dbias, bias, mask, key_mask, seed, scale, causal, dropout_p, needs[1])
+    dqkv, dbias = attention_qkvpacked_gradients(
+        grad, out, lse, qkv, bias, mask, key_mask, seed, scale, causal, dropout_p, needs
+    )
+    q, k, v = _unpacked(unit_last(qkv))
+    _backward(
+        grad, out, lse, q, k, v, *_unpacked(dqkv), dbias, bias, mask, key_mask, seed, scale, causal, dropout_p, needs[1]
+    )
     return dqkv, dbias
 
 
-def takes_short(q, k, v, seed, causal, *, backward=False) -> bool:
-    """Whether the one-pass kernels run and not the loop: they hold a group in one tile, draw no dropout and skip no causal block."""
-    return seed is None and not causal and short_attention.fits(q, k, v, backward=backward)
+def takes_short(q, k, v, bias, seed, causal) -> bool:
+    """Whether the one-pass kernels run and not the loop: they hold a group in one tile, draw no dropout and skip
+    no causal block.
+    """
+    return seed is None and not causal and short_attention.fits(q, k, v, bias=bias is not None)
 
 
 def _forward(q, k, v, out, lse, bias, mask, key_mask, seed, scale, causal, dropout_p):
     out = out.transpose(1, 2)
-    if takes_short(q, k, v, seed, causal):
-        short_attention.short_forward(q, k, v, out, scale=scale, lse=lse, bias=bias, **_hook(None, mask, key_mask, q, k))
+    if takes_short(q, k, v, bias, seed, causal):
+        short_attention.short_forward(
+            q, k, v, out, scale=scale, lse=lse, bias=bias, **_hook(None, mask, key_mask, q, k)
+        )
         return
     problem = _problem(q, k, _hook(bias, mask, key_mask, q, k), seed, scale, causal, dropout_p)
-    stream_forward(problem, _rows(q), _rows(k), _rows(v), _rows(out), lse)
+    stream_forward(problem, dense_rows(q), dense_rows(k), dense_rows(v), dense_rows(out), lse)
 
 
-def _backward(grad, out, lse, q, k, v, dq, dk, dv, dbias, bias, mask, key_mask, seed, scale, causal, dropout_p, needs_bias):
-    grad = _unit_last(grad).transpose(1, 2)
-    if takes_short(q, k, v, seed, causal, backward=True):
+def _backward(
+    grad, out, lse, q, k, v, dq, dk, dv, dbias, bias, mask, key_mask, seed, scale, causal, dropout_p, needs_bias
+):
+    grad = unit_last(grad).transpose(1, 2)
+    if takes_short(q, k, v, bias, seed, causal):
         hook = _hook(None, mask, key_mask, q, k)
         total = short_backward(grad, q, k, v, dq, dk, dv, scale=scale, bias=bias, bias_grad=needs_bias, **hook)
     else:
         problem = _problem(q, k, _hook(bias, mask, key_mask, q, k), seed, scale, causal, dropout_p)
-        operands, delta = (_rows(q), _rows(k), _rows(v)), torch.empty_like(lse)
-        gradients = _rows(dq), _rows(dk), _rows(dv)
-        stream_backward(problem, *operands, _rows(out.transpose(1, 2)), _rows(grad), lse, delta, *gradients)
+        operands, delta = (dense_rows(q), dense_rows(k), dense_rows(v)), torch.empty_like(lse)
+        gradients = dense_rows(dq), dense_rows(dk), dense_rows(dv)
+        stream_backward(problem, *operands, dense_rows(out.transpose(1, 2)), dense_rows(grad), lse, delta, *gradients)
         if needs_bias:
             kept = dict(per_group=bias.shape[0] != 1, per_head=bias.shape[1] != 1)
-            total = stream_bias_gradient(problem, *operands, _rows(grad), lse, delta, **kept).sum_to_size(bias.shape)
+            total = stream_bias_gradient(problem, *operands, dense_rows(grad), lse, delta, **kept).sum_to_size(
+                bias.shape
+            )
     if needs_bias:
         dbias.copy_(total)
 
@@ -162,7 +180,8 @@ def _hook(bias, mask, key_mask, q, k) -> dict:
 
 
 def _term(term: Tensor, n: int, m: int):
-    """One term with strides of 0 where it broadcasts. Rows whose loads would not be 16 bytes wide are copied to a padded place.
+    """One term with strides of 0 where it broadcasts. Rows whose loads would not be 16 bytes wide are copied to a
+    padded place.
 
     The copy is of the term before any expansion: H N M elements for a bias that the batch shares.
     """
@@ -180,14 +199,3 @@ def _term(term: Tensor, n: int, m: int):
 def _unpacked(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(B, N, 3, H, D) -> three views (B, H, N, D)."""
     return qkv.permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def _rows(tensor: Tensor) -> Rows:
-    """(B, H, N, D) with a last stride of 1. A dimension of size 1 has an arbitrary stride, which must not spoil the alignment."""
-    batch, head, token = (0 if size == 1 else stride for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True))
-    return Rows(tensor, head, (batch, token))
-
-
-def _unit_last(tensor: Tensor) -> Tensor:
-    """``tensor`` with a last stride of 1: itself, or a contiguous copy."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

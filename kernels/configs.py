@@ -84,7 +84,7 @@ def short_backward_config(rows, columns, itemsize, arch):
         return Config(min(rows, 32), columns, 8, 1)
     if itemsize == 4:
         return Config(min(rows, 32), columns, 1 if max(rows, columns) <= 16 else 8, 1)
-    return Config(min(rows, 64), columns, 1 if max(rows, columns) <= 16 else 4, 1)
+    return Config(min(rows, 64), columns, 1 if max(rows, columns) <= 16 else 4, 2)
 
 
 def short_takes(queries, keys, head_dim, itemsize, walks):
@@ -124,15 +124,21 @@ def dot_precision(dtype):
 
 
 def stream_forward_config(head_dim, itemsize, arch, queries, hooked):
-    """A query block that stays, key blocks that stream past. ``hooked``: the score hook holds a bias tile in registers."""
+    """A query block that stays, key blocks that stream past. ``hooked``: a score hook needs registers of its own."""
     if arch == INTERPRETER:
         return Config(16, 16, 1, 1)
     block_d = head_tile(head_dim)
     if itemsize == 4:
         return Config(64, 32, 4, 1) if block_d <= 64 else Config(32, 16, 4, 1)
     if block_d <= 64:
-        return Config(64, 64, 4, 3)
-    return Config(64, 64, 4, 2) if block_d <= 128 else Config(64, 32, 4, 2)
+        if hooked or queries <= 64:
+            return Config(64, 64, 4, 3)
+        return Config(128, 64, 4 if arch < 100 else 8, 3)
+    if block_d <= 128:
+        if hooked or queries <= 64:
+            return Config(64, 32 if arch < 90 else 64, 4, 2)
+        return Config(128, 64, 8, 2)
+    return Config(64, 32, 4, 2)
 
 
 def stream_dq_config(head_dim, itemsize, arch, queries, hooked):
@@ -143,8 +149,8 @@ def stream_dq_config(head_dim, itemsize, arch, queries, hooked):
     if itemsize == 4:
         return Config(32, 32, 4, 1) if block_d <= 64 else Config(32, 16, 4, 1)
     if block_d <= 64:
-        return Config(64, 64, 4, 2)
-    return Config(64, 32, 4, 2)
+        return Config(128, 64, 8, 2) if hooked and arch < 90 else Config(64, 64, 4, 2)
+    return Config(64, 32, 4, 2) if block_d <= 128 else Config(32, 32, 4, 1)
 
 
 def stream_dkdv_config(head_dim, itemsize, arch, keys, hooked):
@@ -155,7 +161,7 @@ def stream_dkdv_config(head_dim, itemsize, arch, keys, hooked):
     if itemsize == 4:
         return Config(32, 32, 4, 1) if block_d <= 64 else Config(16, 32, 4, 1)
     if block_d <= 64:
-        return Config(64, 64, 4, 2)
+        return Config(32 if hooked and arch < 90 else 64, 64, 4, 2)
     return Config(32, 64, 4, 2) if block_d <= 128 else Config(32, 32, 4, 1)
 
 
@@ -170,7 +176,7 @@ def stream_bias_config(head_dim, itemsize, arch):
 
 
 def bias_splits(tiles, members, arch):
-    """Shares of the ``members`` that sum into one bias tile: enough programs for the device, few float32 partial tiles."""
+    """Shares of the ``members`` that sum into one bias tile: enough programs for a device, few partial tiles."""
     if arch == INTERPRETER:
         return min(2, max(members, 1))
     return max(1, min(members, 1024 // max(tiles, 1), 32))
@@ -189,7 +195,7 @@ def mlp_plan(channels, dtype, arch, keep):
     return "two" if channels <= 512 else "split"
 
 
-def whole_row(channels, hidden):
+def whole_row(channels):
     """Constants of a kernel that holds whole rows."""
     block_c = head_tile(channels)
     return dict(BLOCK_C=block_c, EVEN_C=block_c == channels)
@@ -214,7 +220,9 @@ def mlp_config(channels, itemsize, arch):
         return Config(32, 64, 4, 1)
     if itemsize == 4:
         return Config(32, 32, 4, 2)
-    return Config(64, 64, 4 if channels <= 128 else 8, 2)
+    if channels <= 128:
+        return Config(64, 64, 4 if arch >= 90 else 8, 2)
+    return Config(64, 32, 8, 2)
 
 
 def matmul_config(itemsize, arch, heavy=False):

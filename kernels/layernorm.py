@@ -206,7 +206,7 @@ def layernorm_backward(grad, grad_total, y, total, mean, rstd, x, weight, bias, 
         grad = torch.zeros_like(y)
     s = x if residual is None else total
     ds = torch.empty(x.shape, dtype=s.dtype, device=x.device)
-    dtotal = None if grad_total is None else as_rows(grad_total)
+    dtotal = None if residual is None or grad_total is None else as_rows(grad_total)
     sums = normalise_rows_backward(as_rows(grad), as_rows(s), mean, rstd, weight, dtotal=dtotal, dx=ds)
     for needed, slot, value in zip(needs, (dx, dweight, dbias, dresidual), (ds, *sums, ds), strict=True):
         if needed:

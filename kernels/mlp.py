@@ -134,7 +134,7 @@ def layernorm_mlp_forward(
     own, sample_rows, norm = plan != "split", _samples(count, row_scale), (norm_weight, norm_bias)
     kept = dict(mean=mean if keep else None, rstd=rstd if keep else None)
     whole_row = dict(
-        ACT=act, EXACT=fc1.dtype == torch.float32, PRECISION=configs.dot_precision(fc1.dtype), **configs.whole_row(channels, hidden_channels)
+        ACT=act, EXACT=fc1.dtype == torch.float32, PRECISION=configs.dot_precision(fc1.dtype), **configs.whole_row(channels)
     )
     arch = configs.arch_of(x)
     if plan == "one":

@@ -17,15 +17,13 @@ from torch import Tensor
 from . import scores, tokens
 from .configs import alignment, arch_of, dot_precision, groups_per_program, head_tile, short_forward_config, short_takes, short_tile
 from .launch import launch
-from .tiles import LOG2E, load_rows, store_rows
+from .tiles import LN2, LOG2E, load_rows, normalize, store_rows
 
-LN2 = tl.constexpr(0.6931471805599453)
-NORM_EPS = tl.constexpr(1e-12)
 LOG2_OF_E = LOG2E.value
 
 
 @triton.jit
-def load_tokens(
+def gather_rows(
     pointer, offsets, inside, valid, padding, PADDED: tl.constexpr, ALIGN: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """[BLOCK, BLOCK_D] rows where ``valid``, else zero. A token that is not ``inside`` is zero, or PADDED: the row at ``padding``."""
@@ -36,15 +34,6 @@ def load_tokens(
         return tl.load(where, mask=valid[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
     else:
         return load_rows(pointer, offsets, valid & inside, HEAD_DIM, ALIGN, BLOCK_D, HEAD_DIM == BLOCK_D)
-
-
-@triton.jit
-def normalise(rows):
-    """rows / max(|rows|, eps) in float32, with 1 / max(|rows|, eps) and whether |rows| is the larger (F.normalize)."""
-    rows = rows.to(tl.float32)
-    norm = tl.sqrt(tl.sum(rows * rows, 1))
-    inverse = 1.0 / tl.maximum(norm, NORM_EPS)
-    return rows * inverse[:, None], inverse, norm >= NORM_EPS
 
 
 @triton.jit
@@ -94,12 +83,12 @@ def _short_fwd(
         else:
             k_at, k_inside = K_TOKENS(group, ki, k_strides, k_args)
             v_at = k_at if SHARED == "kv" else K_TOKENS(group, ki, v_strides, k_args)[0]
-        q_rows = load_tokens(q, q_at, q_inside, qi < N, pad_q, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
-        k_rows = load_tokens(k, k_at, k_inside, ki < M, pad_k, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
-        v_rows = load_tokens(v, v_at, k_inside, ki < M, pad_v, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+        q_rows = gather_rows(q, q_at, q_inside, qi < N, pad_q, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+        k_rows = gather_rows(k, k_at, k_inside, ki < M, pad_k, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+        v_rows = gather_rows(v, v_at, k_inside, ki < M, pad_v, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
         if COSINE:
-            q_rows = normalise(q_rows)[0].to(q_rows.dtype)
-            k_rows = normalise(k_rows)[0].to(k_rows.dtype)
+            q_rows = normalize(q_rows)[0].to(q_rows.dtype)
+            k_rows = normalize(k_rows)[0].to(k_rows.dtype)
         s = tl.dot(q_rows, tl.trans(k_rows), input_precision=PRECISION) * scale  # [BLOCK_M, BLOCK_N]
         if BIAS == "held":
             s += tile

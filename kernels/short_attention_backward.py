@@ -21,19 +21,11 @@ from .short_attention import (
     dense_bias,
     dense_geometry,
     dense_view,
-    load_tokens,
-    normalise,
+    gather_rows,
     scaled,
     shared_offsets,
 )
-from .tiles import LOG2E, load_rows, store_rows
-
-
-@triton.jit
-def _through_normalise(gradient, unit, inverse, passes):
-    """Gradient of `normalise`: gradient and unit [BLOCK, BLOCK_D], inverse and passes [BLOCK]."""
-    along = tl.where(passes, tl.sum(gradient * unit, 1), 0.0)
-    return (gradient - unit * along[:, None]) * inverse[:, None]
+from .tiles import LOG2E, load_rows, normalize, normalize_backward, store_rows
 
 
 @triton.jit
@@ -83,10 +75,10 @@ def _short_bwd(
         v_at = k_at if SHARED != "none" else K_TOKENS(group, ki, v_strides, k_args)[0]
         k_valid = k_inside & (ki < M)
         outside = (ki < M) & (k_inside == 0)
-        k_rows = load_tokens(k, k_at, k_inside, ki < M, pad_k, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
-        v_rows = load_tokens(v, v_at, k_inside, ki < M, pad_v, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+        k_rows = gather_rows(k, k_at, k_inside, ki < M, pad_k, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+        v_rows = gather_rows(v, v_at, k_inside, ki < M, pad_v, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
         if COSINE:
-            k_unit, k_inverse, k_passes = normalise(k_rows)
+            k_unit, k_inverse = normalize(k_rows)
             k_rows = k_unit.to(k_rows.dtype)
         dk_sum = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         dv_sum = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -98,10 +90,10 @@ def _short_bwd(
                 q_at, q_inside = Q_TOKENS(group, qi, q_strides, q_args)
             grad_at = Q_TOKENS(group, qi, grad_strides, q_args)[0]
             q_valid = q_inside & (qi < N)
-            q_rows = load_tokens(q, q_at, q_inside, qi < N, pad_q, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+            q_rows = gather_rows(q, q_at, q_inside, qi < N, pad_q, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
             g_rows = load_rows(grad, grad_at, q_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
             if COSINE:
-                q_unit, q_inverse, q_passes = normalise(q_rows)
+                q_unit, q_inverse = normalize(q_rows)
                 q_rows = q_unit.to(q_rows.dtype)
             s = tl.dot(q_rows, tl.trans(k_rows), input_precision=PRECISION) * (scale * LOG2E)  # [BLOCK_M, BLOCK_N]
             if BIAS == "held":
@@ -137,7 +129,7 @@ def _short_bwd(
             dq_rows = tl.dot(low, k_rows, input_precision=PRECISION)  # [BLOCK_M, BLOCK_D]
             if COSINE:
                 scale_sum += tl.sum(dq_rows * q_unit, 1)
-                dq_rows = _through_normalise(dq_rows * scale, q_unit, q_inverse, q_passes)
+                dq_rows = normalize_backward(dq_rows * scale, q_unit, q_inverse)
             else:
                 dq_rows *= scale
             dq_at = q_at if SHARED == "qkv" else Q_TOKENS(group, qi, dq_strides, q_args)[0]
@@ -145,7 +137,7 @@ def _short_bwd(
             dk_sum += tl.dot(tl.trans(low), q_rows, input_precision=PRECISION)
         dk_sum *= scale
         if COSINE:
-            dk_sum = _through_normalise(dk_sum, k_unit, k_inverse, k_passes)
+            dk_sum = normalize_backward(dk_sum, k_unit, k_inverse)
         dk_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dk_strides, k_args)[0]
         store_rows(dk, dk_at, dk_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
         if PADDED:

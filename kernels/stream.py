@@ -1,16 +1,17 @@
-"""Streaming (flash) attention, forward: one loop over key blocks with an online softmax (FlashAttention-2, arXiv 2307.08691, algorithm 1).
+"""Streaming (flash) attention, forward: one loop over key blocks with an online softmax (FlashAttention-2, arXiv
+2307.08691, algorithm 1).
 
     out = softmax(scale * q k^T changed by SCORE) v,  lse = log of the softmax denominator
 
-Legend: groups (batch entries or windows), H heads, KV key heads, N query and M key tokens of a group, D head dim. One program owns BLOCK_M
-queries of one (group, head); neighbours in the grid share keys. Two hooks make it every dense family: TOKENS (tokens.py) says where a token
-lives, SCORE (scores.py) changes a logit. The backward is in stream_backward.py.
+Legend: groups (batch entries or windows), H heads, KV key heads, N query and M key tokens of a group, D head dim. One
+program owns BLOCK_M queries of one (group, head); neighbours in the grid share keys. Two hooks make it every dense
+family: TOKENS (tokens.py) says where a token lives, SCORE (scores.py) changes a logit. The backward is in
+stream_backward.py.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -71,7 +72,7 @@ def _stream_fwd(
                 s = tl.where(ki[None, :] < M, s, float("-inf"))
             if PLAIN:  # the factor is folded into the exponent: one multiply-add for each score
                 new_maximum = tl.maximum(maximum, tl.max(s, 1) * factor)
-                pivot = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)  # a row without keys so far: exp2(-inf - 0) = 0
+                pivot = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)  # no key so far: exp2(-inf - 0) = 0
                 weights = tl.math.exp2(s * factor - pivot[:, None])
             else:
                 new_maximum = tl.maximum(maximum, tl.max(s, 1))
@@ -111,8 +112,9 @@ class Rows(NamedTuple):
 class Stream(NamedTuple):
     """The problem that the streaming kernels solve.
 
-    ``padding`` (3, H, D), contiguous: rows of q, k and v of the tokens that a hook says are padding; None: no token is. ``cosine`` (H,)
-    float32: unit q and k, their product times this factor instead of ``scale``. ``seed``: int64, one element, or None for no dropout.
+    ``padding`` (3, H, D), contiguous: rows of q, k and v of the tokens that a hook says are padding; None: no token
+    is. ``cosine`` (H,) float32: unit q and k, their product times this factor instead of ``scale``. ``seed``: int64,
+    one element, or None for no dropout.
     """
 
     groups: int
@@ -163,7 +165,8 @@ def constants(s: Stream, q: Rows, config: configs.Config) -> dict:
 
 def stream_forward(s: Stream, q: Rows, k: Rows, v: Rows, out: Rows, lse: Tensor) -> None:
     """Fill ``out`` and ``lse``, (groups, H, N) float32 contiguous, natural logarithm."""
-    config = configs.stream_forward_config(s.head_dim, q.tensor.element_size(), configs.arch_of(q.tensor), s.n, s.score is not scores.plain)
+    arch, itemsize, hooked = configs.arch_of(q.tensor), q.tensor.element_size(), s.score is not scores.plain
+    config = configs.stream_forward_config(s.head_dim, itemsize, arch, s.n, hooked)
     align, out_align = aligned(q, k, v), aligned(out)
     launch(
         _stream_fwd, (triton.cdiv(s.n, config.block_m) * s.groups * s.heads,),
@@ -174,8 +177,11 @@ def stream_forward(s: Stream, q: Rows, k: Rows, v: Rows, out: Rows, lse: Tensor)
 
 
 def dense_rows(tensor: Tensor) -> Rows:
-    """(B, H, N, D) with a last stride of 1. A dimension of size 1 has an arbitrary stride, which must not spoil the alignment."""
-    batch, head, token = (0 if size == 1 else stride for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True))
+    """(B, H, N, D) with a last stride of 1. The stride of a dimension of size 1 is arbitrary and must not spoil
+    the alignment.
+    """
+    strides = (0 if size == 1 else stride for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True))
+    batch, head, token = strides
     return Rows(tensor, head, (batch, token))
 
 

@@ -1,10 +1,11 @@
-"""Streaming attention, backward (FlashAttention-2, arXiv 2307.08691, algorithm 2): probabilities are recomputed, nothing is atomic.
+"""Streaming attention, backward (FlashAttention-2, arXiv 2307.08691, algorithm 2): probabilities are recomputed,
+nothing is atomic.
 
     P = exp(logit - lse), dV = P^T dO, dP = dO V^T, dS = P * (dP - rowsum(dO * O)), dQ = scale dS K, dK = scale dS^T Q
 
-Three kernels: dQ (one program per query block; it also writes delta = rowsum(dO * O), which the others read), dK and dV (one per key block;
-it holds the transposed tile, so that P^T and dS^T feed the matrix unit from registers), and dS summed over the groups that share a bias.
-Legend: see stream.py. ``pivot`` is the lse in units of log2; +inf past the last query, which makes P zero there.
+Two kernels: dQ (one program per query block; it also writes delta = rowsum(dO * O), which the others read), and dK with
+dV (one per key block; it holds the transposed tile, so that P^T and dS^T feed the matrix unit from registers).
+stream_bias.py has the gradient of a bias. Legend: see stream.py.
 """
 
 import torch
@@ -13,21 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs, scores
-from .stream import Rows, Stream, aligned, constants
 from .launch import launch
-from .tiles import LOG2E, keep_mask, load_tokens, normalize, normalize_backward, probabilities, store_tokens
-
-
-@triton.jit
-def _load_pivot(lse, row, qi, N):
-    """[BLOCK_M] lse in units of log2. A row without keys has lse -inf and all logits -inf: 0 keeps its probabilities 0 and not NaN."""
-    pivot = tl.load(lse + row.to(tl.int64) * N + qi, mask=qi < N, other=float("inf"))
-    return tl.where(pivot == float("-inf"), 0.0, pivot * LOG2E)
+from .stream import Rows, Stream, aligned, constants
+from .tiles import LOG2E, keep_mask, load_pivot, load_tokens, normalize, normalize_backward, probabilities, store_tokens
 
 
 @triton.jit
 def _stream_bwd_dq(
-    q, k, v, out, grad, lse, delta, dq, cosine_grad, q_strides, k_strides, v_strides, out_strides, grad_strides, dq_strides,
+    q, k, v, out, grad, lse, delta, dq, cosine_grad,
+    q_strides, k_strides, v_strides, out_strides, grad_strides, dq_strides,
     q_args, k_args, score_args, padding, cosine, seed, heads, N, M, scale, dropout_p,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SHARE: tl.constexpr,
@@ -42,12 +37,21 @@ def _stream_bwd_dq(
     kv_head = head // KV_SHARE
     qi = block * BLOCK_M + tl.arange(0, BLOCK_M)
 
-    rows = load_tokens(q, q_strides, q_args, padding, head, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_N, PADDED)
-    grads = load_tokens(grad, grad_strides, q_args, None, 0, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, not EVEN_N, PADDED)
-    outs = load_tokens(out, out_strides, q_args, None, 0, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, not EVEN_N, PADDED)
+    rows = load_tokens(
+        q, q_strides, q_args, padding, head, group, head, qi, N,
+        Q_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_N, PADDED,
+    )  # fmt: skip
+    grads = load_tokens(
+        grad, grad_strides, q_args, None, 0, group, head, qi, N,
+        Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, not EVEN_N, PADDED,
+    )  # fmt: skip
+    outs = load_tokens(
+        out, out_strides, q_args, None, 0, group, head, qi, N,
+        Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, not EVEN_N, PADDED,
+    )  # fmt: skip
     deltas = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)  # [BLOCK_M]
     tl.store(delta + row.to(tl.int64) * N + qi, deltas, mask=qi < N)
-    pivot = _load_pivot(lse, row, qi, N)
+    pivot = load_pivot(lse, row, qi, N)
     factor = scale * LOG2E
     queries = rows
     if COSINE:
@@ -97,7 +101,8 @@ def _stream_bwd_dq(
 
 @triton.jit
 def _stream_bwd_dkdv(
-    q, k, v, grad, lse, delta, dk, dv, padding_grad, q_strides, k_strides, v_strides, grad_strides, dk_strides, dv_strides,
+    q, k, v, grad, lse, delta, dk, dv, padding_grad,
+    q_strides, k_strides, v_strides, grad_strides, dk_strides, dv_strides,
     q_args, k_args, score_args, padding, cosine, seed, heads, N, M, scale, dropout_p,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SHARE: tl.constexpr,
@@ -113,11 +118,13 @@ def _stream_bwd_dkdv(
     ki = block * BLOCK_N + tl.arange(0, BLOCK_N)
 
     keys = load_tokens(
-        k, k_strides, k_args, padding, heads + kv_head, group, kv_head, ki, M, K_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_M, PADDED
-    )  # [BLOCK_N, BLOCK_D]
+        k, k_strides, k_args, padding, heads + kv_head, group, kv_head, ki, M, K_TOKENS, HEAD_DIM, BLOCK_D,
+        ALIGN, not EVEN_M, PADDED,
+    )  # fmt: skip
     values = load_tokens(
-        v, v_strides, k_args, padding, 2 * heads + kv_head, group, kv_head, ki, M, K_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_M, PADDED
-    )  # [BLOCK_N, BLOCK_D]
+        v, v_strides, k_args, padding, 2 * heads + kv_head, group, kv_head, ki, M, K_TOKENS, HEAD_DIM, BLOCK_D,
+        ALIGN, not EVEN_M, PADDED,
+    )  # fmt: skip
     factor = scale * LOG2E
     if COSINE:
         scale = tl.load(cosine + kv_head)
@@ -136,18 +143,21 @@ def _stream_bwd_dkdv(
         row = group * heads + head
         qi = (first + step % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
         queries = load_tokens(
-            q, q_strides, q_args, padding, head, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_N, PADDED
-        )
+            q, q_strides, q_args, padding, head, group, head, qi, N,
+            Q_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_N, PADDED,
+        )  # fmt: skip
         if COSINE:
             queries = normalize(queries)[0].to(q.dtype.element_ty)
-        pivot = _load_pivot(lse, row, qi, N)
+        pivot = load_pivot(lse, row, qi, N)
         product = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)  # [BLOCK_N, BLOCK_M]
         weights = probabilities(
-            product, factor, pivot[None, :], group, head, qi[None, :], ki[:, None], score_args, N, M, SCORE, PLAIN, CAUSAL, False
-        )
+            product, factor, pivot[None, :], group, head, qi[None, :], ki[:, None], score_args, N, M, SCORE,
+            PLAIN, CAUSAL, False,
+        )  # fmt: skip
         grads = load_tokens(
-            grad, grad_strides, q_args, None, 0, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, not EVEN_N, PADDED
-        )
+            grad, grad_strides, q_args, None, 0, group, head, qi, N,
+            Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, not EVEN_N, PADDED,
+        )  # fmt: skip
         slope = tl.dot(values, tl.trans(grads), input_precision=PRECISION)  # [BLOCK_N, BLOCK_M]
         dropped = weights
         if seed is not None:
@@ -172,75 +182,18 @@ def _stream_bwd_dkdv(
         tl.store(where + HEAD_DIM, tl.sum(tl.where(outside, acc_v, 0.0), 0), mask=d < HEAD_DIM)
 
 
-@triton.jit
-def _stream_bwd_bias(
-    q, k, v, grad, lse, delta, partial, q_strides, k_strides, v_strides, grad_strides,
-    q_args, k_args, score_args, padding, cosine, seed, groups, heads, N, M, scale, dropout_p, splits,
-    PER_GROUP: tl.constexpr, PER_HEAD: tl.constexpr,
-    Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SHARE: tl.constexpr,
-    ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """partial (splits, groups or 1, H or 1, N, M): dS summed over a share of the (group, head) pairs that read the same bias."""
-    PADDED: tl.constexpr = padding is not None
-    pid = tl.program_id(0)
-    key_blocks = tl.cdiv(M, BLOCK_N)
-    query_blocks = tl.cdiv(N, BLOCK_M)
-    key_block, query_block = pid % key_blocks, pid // key_blocks % query_blocks
-    plane = pid // (key_blocks * query_blocks)  # (split, groups or 1, H or 1)
-    shared_heads = 1 if PER_HEAD else heads
-    shared_groups = 1 if PER_GROUP else groups
-    kept_heads = heads if PER_HEAD else 1
-    kept_groups = groups if PER_GROUP else 1
-    split = plane // (kept_heads * kept_groups)
-    first_head = plane % kept_heads
-    first_group = plane // kept_heads % kept_groups
-    members = shared_heads * shared_groups
-    share = tl.cdiv(members, splits)
-    qi = query_block * BLOCK_M + tl.arange(0, BLOCK_M)
-    ki = key_block * BLOCK_N + tl.arange(0, BLOCK_N)
-
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for member in tl.range(split * share, tl.minimum((split + 1) * share, members)):
-        group = first_group + member // shared_heads
-        head = first_head + member % shared_heads
-        row = group * heads + head
-        kv_head = head // KV_SHARE
-        queries = load_tokens(
-            q, q_strides, q_args, padding, head, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_N, PADDED
-        )
-        keys = load_tokens(
-            k, k_strides, k_args, padding, heads + head, group, kv_head, ki, M, K_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_M, PADDED
-        )
-        factor = scale * LOG2E
-        if cosine is not None:
-            factor = tl.load(cosine + head) * LOG2E
-            queries = normalize(queries)[0].to(q.dtype.element_ty)
-            keys = normalize(keys)[0].to(k.dtype.element_ty)
-        product = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
-        pivot = _load_pivot(lse, row, qi, N)
-        weights = probabilities(
-            product, factor, pivot[:, None], group, head, qi[:, None], ki[None, :], score_args, N, M, SCORE, PLAIN, CAUSAL, False
-        )
-        grads = load_tokens(
-            grad, grad_strides, q_args, None, 0, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, not EVEN_N, PADDED
-        )
-        values = load_tokens(
-            v, v_strides, k_args, padding, 2 * heads + head, group, kv_head, ki, M, K_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_M, PADDED
-        )
-        slope = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
-        if seed is not None:
-            keep = keep_mask(tl.load(seed), row, qi[:, None], ki[None, :], dropout_p)
-            slope = tl.where(keep, slope * (1.0 / (1.0 - dropout_p)), 0.0)
-        deltas = tl.load(delta + row.to(tl.int64) * N + qi, mask=qi < N, other=0.0)
-        acc += weights * (slope - deltas[:, None])
-
-    where = partial + plane.to(tl.int64) * N * M + qi.to(tl.int64)[:, None] * M + ki[None, :]
-    tl.store(where, acc, mask=(qi < N)[:, None] & (ki < M)[None, :])
-
-
 def stream_backward(
-    s: Stream, q: Rows, k: Rows, v: Rows, out: Rows, grad: Rows, lse: Tensor, delta: Tensor, dq: Rows, dk: Rows, dv: Rows
+    s: Stream,
+    q: Rows,
+    k: Rows,
+    v: Rows,
+    out: Rows,
+    grad: Rows,
+    lse: Tensor,
+    delta: Tensor,
+    dq: Rows,
+    dk: Rows,
+    dv: Rows,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Fill ``delta`` (groups, H, N) float32, ``dq``, ``dk`` and ``dv``.
 
@@ -254,7 +207,9 @@ def stream_backward(
 
     config = configs.stream_dq_config(s.head_dim, itemsize, arch, s.n, hooked)
     blocks = triton.cdiv(s.n, config.block_m)
-    cosine_grad = None if s.cosine is None else torch.empty(s.groups, s.heads, blocks, dtype=torch.float32, device=lse.device)
+    cosine_grad = (
+        None if s.cosine is None else torch.empty(s.groups, s.heads, blocks, dtype=torch.float32, device=lse.device)
+    )
     launch(
         _stream_bwd_dq, (blocks * s.groups * s.heads,),
         q.tensor, k.tensor, v.tensor, out.tensor, grad.tensor, lse, delta, dq.tensor, cosine_grad,
@@ -274,28 +229,7 @@ def stream_backward(
         *shared, **options, **constants(s, q, config),
     )  # fmt: skip
     if padding_grad is not None:
-        padding_grad = torch.nn.functional.pad(padding_grad.sum((0, 2)).transpose(0, 1), (0, 0, 0, 0, 1, 0))  # (3, H, D)
+        padding_grad = torch.nn.functional.pad(
+            padding_grad.sum((0, 2)).transpose(0, 1), (0, 0, 0, 0, 1, 0)
+        )  # (3, H, D)
     return padding_grad, None if cosine_grad is None else cosine_grad.sum((0, 2))
-
-
-def stream_bias_gradient(
-    s: Stream, q: Rows, k: Rows, v: Rows, grad: Rows, lse: Tensor, delta: Tensor, *, per_group: bool, per_head: bool
-) -> Tensor:
-    """Gradient of the logits summed over what shares a bias: (groups or 1, H or 1, N, M) float32. ``delta`` is that of `stream_backward`."""
-    arch = configs.arch_of(q.tensor)
-    config = configs.stream_bias_config(s.head_dim, q.tensor.element_size(), arch)
-    kept = (s.groups if per_group else 1, s.heads if per_head else 1)
-    planes = kept[0] * kept[1]
-    tiles = triton.cdiv(s.n, config.block_m) * triton.cdiv(s.m, config.block_n) * planes
-    splits = configs.bias_splits(tiles, s.groups * s.heads // max(planes, 1), arch)
-    partial = torch.empty(splits, *kept, s.n, s.m, dtype=torch.float32, device=lse.device)
-    align, grad_align = aligned(q, k, v), aligned(grad)
-    launch(
-        _stream_bwd_bias, (splits * tiles,),
-        q.tensor, k.tensor, v.tensor, grad.tensor, lse, delta, partial,
-        q.over(align), k.over(align), v.over(align), grad.over(grad_align),
-        s.q_args, s.k_args, s.score_args, s.padding, s.cosine, s.seed, s.groups, s.heads, s.n, s.m, s.scale, s.dropout_p, splits,
-        PER_GROUP=per_group, PER_HEAD=per_head, KV_SHARE=s.heads // max(s.kv_heads, 1), ALIGN=align, OUT_ALIGN=grad_align,
-        **constants(s, q, config),
-    )  # fmt: skip
-    return partial[0] if splits == 1 else partial.sum(0)

@@ -1,6 +1,7 @@
 """Jitted helpers that every attention loop shares.
 
-Scores are kept in units of log2: a logit times log2(e), so that the softmax is one exp2. D head dim; BLOCK_D its power of two.
+Scores are kept in units of log2: a logit times log2(e), so that the softmax is one exp2. D head dim; BLOCK_D its
+power of two.
 """
 
 import triton
@@ -12,7 +13,9 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def load_rows(pointer, offsets, row_mask, head_dim, ALIGN: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr):
-    """Rows of D contiguous elements that start at ``offsets * ALIGN``: [BLOCK] -> [BLOCK, BLOCK_D], zero outside. row_mask None: all."""
+    """Rows of D contiguous elements that start at ``offsets * ALIGN``: [BLOCK] -> [BLOCK, BLOCK_D], zero outside.
+    row_mask None: all.
+    """
     d = tl.arange(0, BLOCK_D)
     where = pointer + (offsets * ALIGN)[:, None] + d[None, :]
     if row_mask is None:
@@ -28,7 +31,9 @@ def load_rows(pointer, offsets, row_mask, head_dim, ALIGN: tl.constexpr, BLOCK_D
 
 
 @triton.jit
-def store_rows(pointer, offsets, rows, row_mask, head_dim, ALIGN: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr):
+def store_rows(
+    pointer, offsets, rows, row_mask, head_dim, ALIGN: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr
+):
     """The inverse of `load_rows`; rounds to the pointer's dtype."""
     d = tl.arange(0, BLOCK_D)
     where = pointer + (offsets * ALIGN)[:, None] + d[None, :]
@@ -41,11 +46,14 @@ def store_rows(pointer, offsets, rows, row_mask, head_dim, ALIGN: tl.constexpr, 
 @triton.jit
 def load_tokens(
     pointer, strides, args, padding, padding_row, group, head, i, count,
-    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr,
+    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr,
+    MASKED: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Rows of tokens ``i`` [BLOCK] of a group and head -> [BLOCK, BLOCK_D]; strides (head, strides of TOKENS) in units of ALIGN.
+    """Rows of tokens ``i`` [BLOCK] of a group and head -> [BLOCK, BLOCK_D]; strides (head, strides of TOKENS) in
+    units of ALIGN.
 
-    MASKED: zero from ``count`` on. PADDED: a token outside has row ``padding_row`` of ``padding`` [rows, D], or zeros if that is None.
+    MASKED: zero from ``count`` on. PADDED: a token outside has row ``padding_row`` of ``padding`` [rows, D], or zeros
+    if that is None.
     """
     offsets, inside = TOKENS(group, i, strides[1], args)
     offsets += head.to(tl.int64) * strides[0]
@@ -86,14 +94,18 @@ def normalize(rows):
 
 @triton.jit
 def normalize_backward(grad, unit, inverse):
-    """Gradient of the rows from that of the unit rows; ``inverse`` is 1e12 where the length was clamped, and constant there."""
+    """Gradient of the rows from that of the unit rows; ``inverse`` is 1e12 where the length was clamped, and
+    constant there.
+    """
     along = tl.where(inverse < 1e12, tl.sum(grad * unit, 1), 0.0)
     return (grad - unit * along[:, None]) * inverse[:, None]
 
 
 @triton.jit
 def keep_mask(seed, row, qi, ki, dropout_p):
-    """True with probability 1 - dropout_p. One Philox counter per (row, query, key), so that every tiling draws the same numbers."""
+    """True with probability 1 - dropout_p. One Philox counter per (row, query, key), so that every tiling draws
+    the same numbers.
+    """
     zero = qi * 0 + ki * 0  # the shape of the tile
     bits, _, _, _ = tl.philox(seed, zero + ki, zero + qi, zero + row, zero)
     return tl.uint_to_uniform_float(bits) >= dropout_p
@@ -104,7 +116,9 @@ def probabilities(
     product, factor, pivot, group, head, qi, ki, score_args, N, M,
     SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """exp2(logit - pivot) for a tile of q k^T; ``qi``, ``ki`` and ``pivot`` broadcast against it. MASKED: forbid keys from M on."""
+    """exp2(logit - pivot) for a tile of q k^T; ``qi``, ``ki`` and ``pivot`` broadcast against it. MASKED: forbid
+    keys from M on.
+    """
     s = product * factor
     if not PLAIN:
         s = SCORE(s, group, head, qi, ki, score_args)
@@ -113,3 +127,12 @@ def probabilities(
     if MASKED:
         s = tl.where(ki < M, s, float("-inf"))
     return tl.math.exp2(s - pivot)
+
+
+@triton.jit
+def load_pivot(lse, row, qi, N):
+    """[BLOCK_M] lse in units of log2. A row without keys has lse -inf and all logits -inf: 0 keeps its
+    probabilities 0 and not NaN.
+    """
+    pivot = tl.load(lse + row.to(tl.int64) * N + qi, mask=qi < N, other=float("inf"))
+    return tl.where(pivot == float("-inf"), 0.0, pivot * LOG2E)

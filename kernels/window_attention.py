@@ -14,8 +14,9 @@ from .configs import short_takes, short_tile
 from .relative_table import expand_table, reduce_table
 from .short_attention import LOG2_OF_E, Bias, Geometry, View, run_forward
 from .short_attention_backward import run_backward
-from .stream import Rows, Stream, stream_forward
-from .stream_backward import stream_backward, stream_bias_gradient
+from .stream import Rows, Stream, stream_forward, unit_last
+from .stream_backward import stream_backward
+from .stream_bias import stream_bias_gradient
 
 
 def _is_short(qkv, num_heads, window):
@@ -54,8 +55,6 @@ def _stream(geometry, table, padding, head_scale, window):
         padded = -(-g.queries // 128) * 128
         tile = (expand_table(table, window, padded, padded), tl.constexpr(padded), tl.constexpr(padded))
         score, score_args = (scores.tile_and_regions, (tile, score_args)) if score is scores.regions else (scores.tile, tile)
-    if padding is not None:
-        padding = padding.view(3, g.heads, g.head_dim)
     return Stream(
         g.groups, g.heads, g.heads, g.queries, g.keys, g.head_dim, g.scale, g.q_tokens, g.k_tokens, g.q_args, g.k_args,
         score, score_args, padding=padding, cosine=head_scale,
@@ -78,15 +77,11 @@ def _bias(table, geometry, window):
     return Bias(expand_table(table, window, rows, columns), (0, rows * columns, columns, 1), "held" if columns <= 64 else "baked")
 
 
-def _padding(qkv, padding, window):
-    """The padding vector where some window sticks out of the image, in the dtype of ``qkv``."""
-    if padding is None or (qkv.shape[1] % window[0] == 0 and qkv.shape[2] % window[1] == 0):
+def _padding(qkv, padding, num_heads, window):
+    """(3, H, D) in the dtype of ``qkv`` where some window sticks out of the image, else None."""
+    if qkv.shape[1] % window[0] == 0 and qkv.shape[2] % window[1] == 0:
         return None
-    return padding.to(qkv.dtype).contiguous()
-
-
-def _unit_last_stride(x):
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return padding.to(qkv.dtype).contiguous().view(3, num_heads, -1)
 
 
 def window_attention_outputs(qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value):
@@ -105,15 +100,15 @@ def window_attention_forward(qkv, table, padding, head_scale, num_heads, window,
     Args:
         qkv: (B, img_h, img_w, 3 C), natural token order.
         table: ((2 window_h - 1)(2 window_w - 1), H) of any float dtype, or None.
-        padding: (3 C,), what a token outside the image holds; None: zeros.
+        padding: (3 C,), what a token outside the image holds; needed where the window does not divide the image.
         head_scale: (H,) float32 makes it cosine attention with these factors; ``scale`` is ignored then.
         window, shift, wrap: pairs of ints; the roll by ``shift`` is modulo ``wrap``: the image size, or the padded size.
         mask_value: added between tokens of different regions; may be -inf.
     """
     out, lse = window_attention_outputs(qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value)
-    qkv = _unit_last_stride(qkv)
+    qkv = unit_last(qkv)
     geometry = _geometry(qkv, num_heads, window, shift, wrap, scale, mask_value)
-    padding = _padding(qkv, padding, window)
+    padding = _padding(qkv, padding, num_heads, window)
     if _is_short(qkv, num_heads, window):
         views = *_views(qkv, geometry.head_dim, 3), *_views(out, geometry.head_dim, 1)
         run_forward(geometry, *views, bias=_bias(table, geometry, window), padding=padding, head_scale=head_scale)
@@ -138,30 +133,32 @@ def window_attention_backward(
 ):  # fmt: skip
     """Gradients of `window_attention_forward`; deterministic."""
     dqkv = qkv.new_empty(qkv.shape)
-    qkv, grad = _unit_last_stride(qkv), _unit_last_stride(grad)
+    qkv, grad = unit_last(qkv), unit_last(grad)
     geometry = _geometry(qkv, num_heads, window, shift, wrap, scale, mask_value)
-    vector = _padding(qkv, padding, window)
+    vector = _padding(qkv, padding, num_heads, window)
     wants_table = table is not None and needs[1]
-    qkv_parts, dqkv_parts, (grad_part, out_part) = _views(qkv, geometry.head_dim, 3), _views(dqkv, geometry.head_dim, 3), (
-        View(x, geometry.head_dim, x.stride()[:3]) for x in (grad, out)
-    )
+    inputs, gradients = _views(qkv, geometry.head_dim, 3), _views(dqkv, geometry.head_dim, 3)
+    (grad_view,), (out_view,) = _views(grad, geometry.head_dim, 1), _views(out, geometry.head_dim, 1)
     if _is_short(qkv, num_heads, window):
         dbias, dpadding, dhead_scale = run_backward(
-            geometry, grad_part, *qkv_parts, *dqkv_parts,
+            geometry, grad_view, *inputs, *gradients,
             bias=_bias(table, geometry, window), bias_grad=wants_table, padding=vector, head_scale=head_scale,
         )  # fmt: skip
     else:
         problem, delta, dbias = _stream(geometry, table, vector, head_scale, window), torch.empty_like(lse), None
-        q, k, v, dq, dk, dv, grad_rows, out_rows = (Rows(*view) for view in (*qkv_parts, *dqkv_parts, grad_part, out_part))
-        dpadding, dhead_scale = stream_backward(problem, q, k, v, out_rows, grad_rows, lse, delta, dq, dk, dv)
+        q, k, v, *gradients = (Rows(*view) for view in (*inputs, *gradients))
+        out_rows, grad_rows = Rows(*out_view), Rows(*grad_view)
+        dpadding, dhead_scale = stream_backward(problem, q, k, v, out_rows, grad_rows, lse, delta, *gradients)
         if wants_table:
             dbias = stream_bias_gradient(problem, q, k, v, grad_rows, lse, delta, per_group=False, per_head=True)[0]
-    if dpadding is None and padding is not None:
-        dpadding = torch.zeros_like(padding)
+    if padding is not None:
+        # Through the normalisation of a zero vector a gradient grows by 1e12: finite in float32, and kept finite in float16.
+        largest = torch.finfo(padding.dtype).max
+        dpadding = torch.zeros_like(padding) if dpadding is None else dpadding.clamp(-largest, largest)
     dtable = None if dbias is None else reduce_table(dbias, window)
     results = (dqkv, dtable, dpadding, dhead_scale)
-    inputs = (qkv, table, padding, head_scale)
+    tensors = (qkv, table, padding, head_scale)
     return tuple(
         result.reshape(x.shape).to(x.dtype) if x is not None and needed else qkv.new_empty(0)
-        for result, x, needed in zip(results, inputs, needs, strict=True)
+        for result, x, needed in zip(results, tensors, needs, strict=True)
     )

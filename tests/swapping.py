@@ -26,7 +26,9 @@ def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return out.logits if hasattr(out, "logits") else out[0] if isinstance(out, tuple) else out
 
 
-def gradients(model: nn.Module, images: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
+def gradients(
+    model: nn.Module, images: torch.Tensor, seed: int = 0
+) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
     """(logits, gradient of every parameter and of the images) of a fixed weighted sum, random numbers from ``seed``."""
     model.zero_grad()
     images = images.clone().requires_grad_()

@@ -13,7 +13,10 @@ def explicit(q, k, v, bias=None, mask=None, key_padding_mask=None, causal=False,
     """Row by row, with no tensor tricks: (B, H, N, D) and lse, float64."""
     batch, heads, n, d = q.shape
     m, share = k.shape[2], heads // k.shape[1]
-    out, lse = torch.zeros(batch, heads, n, d, dtype=torch.float64), torch.full((batch, heads, n), -torch.inf, dtype=torch.float64)
+    out, lse = (
+        torch.zeros(batch, heads, n, d, dtype=torch.float64),
+        torch.full((batch, heads, n), -torch.inf, dtype=torch.float64),
+    )
     scale = d**-0.5 if scale is None else scale
     full = (batch, heads, n, m)
     bias = torch.zeros(full, dtype=torch.float64) if bias is None else bias.double().expand(full)
@@ -27,7 +30,11 @@ def explicit(q, k, v, bias=None, mask=None, key_padding_mask=None, causal=False,
     for b in range(batch):
         for h in range(heads):
             for i in range(n):
-                keys = [j for j in range(m) if allowed[b, h, i, j] and (not causal or j <= i + m - n) and bias[b, h, i, j] > -torch.inf]
+                keys = [
+                    j
+                    for j in range(m)
+                    if allowed[b, h, i, j] and (not causal or j <= i + m - n) and bias[b, h, i, j] > -torch.inf
+                ]
                 if keys:
                     logits = (k[b, h // share, keys].double() @ q[b, h, i].double()) * scale + bias[b, h, i, keys]
                     out[b, h, i] = logits.softmax(0) @ v[b, h // share, keys].double()
@@ -119,7 +126,9 @@ def test_the_ideal_errs_by_its_dtype_and_no_more(low_precision):
     exact = reference.attention(*wide)
     eps = torch.finfo(low_precision).eps
     pairs = [(ideal, exact)]
-    pairs += zip(torch.autograd.grad(ideal, (q, k, v), grad), torch.autograd.grad(exact, wide, grad.double()), strict=True)
+    pairs += zip(
+        torch.autograd.grad(ideal, (q, k, v), grad), torch.autograd.grad(exact, wide, grad.double()), strict=True
+    )
     for a, e in pairs:
         error = ((a.double() - e).abs().max() / e.abs().max()).item()
         assert 0.02 * eps < error < 2 * eps
@@ -152,7 +161,10 @@ def test_packed_is_the_unpacked():
     q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
     packed, apart = attention_qkvpacked(qkv, bias=bias), attention(q, k, v, bias=bias).transpose(1, 2)
     assert torch.equal(packed, apart)
-    gradients = torch.autograd.grad(packed.square().sum(), (qkv, bias)), torch.autograd.grad(apart.square().sum(), (qkv, bias))
+    gradients = (
+        torch.autograd.grad(packed.square().sum(), (qkv, bias)),
+        torch.autograd.grad(apart.square().sum(), (qkv, bias)),
+    )
     torch.testing.assert_close(*gradients)
 
 
@@ -226,6 +238,7 @@ def test_the_plain_case_costs_what_pytorch_costs():
 
 def bad_calls():
     q, k, v = torch.zeros(2, 4, 6, 8), torch.zeros(2, 2, 5, 8), torch.zeros(2, 2, 5, 8)
+    three, six = torch.zeros(2, 3, 5, 8), torch.ones(2, 6, dtype=torch.bool)
     return {
         "no tensor": (TypeError, "q is no tensor", dict(q=[1.0])),
         "integer": (TypeError, "unsupported dtype", dict(q=q.int())),
@@ -236,7 +249,7 @@ def bad_calls():
         "head dim": (ValueError, "k has the wrong shape.*D = 8", dict(k=k[..., :4])),
         "value length": (ValueError, "v has the wrong shape", dict(v=v[:, :, :4])),
         "value head dim": (ValueError, "v has the wrong shape", dict(v=v[..., :4])),
-        "heads": (ValueError, "heads do not divide: got 4 query heads and 3", dict(k=torch.zeros(2, 3, 5, 8), v=torch.zeros(2, 3, 5, 8))),
+        "heads": (ValueError, "heads do not divide: got 4 query heads and 3", dict(k=three, v=three)),
         "no head dim": (ValueError, "head dim is 0", dict(q=q[..., :0], k=k[..., :0], v=v[..., :0])),
         "bias shape": (ValueError, r"bias has the wrong shape: got \(4, 6, 6\)", dict(bias=torch.zeros(4, 6, 6))),
         "bias dimensions": (ValueError, "bias has the wrong shape", dict(bias=torch.zeros(1, 2, 4, 6, 5))),
@@ -244,7 +257,7 @@ def bad_calls():
         "mask shape": (ValueError, "mask has the wrong shape", dict(mask=torch.ones(2, 1, 6, 4, dtype=torch.bool))),
         "integer mask": (TypeError, "mask has an unsupported dtype", dict(mask=torch.ones(6, 5, dtype=torch.int8))),
         "mask gradient": (ValueError, "mask requires a gradient", dict(mask=torch.zeros(6, 5, requires_grad=True))),
-        "key mask shape": (ValueError, r"key_padding_mask has the wrong shape.*\(2, 5\)", dict(key_padding_mask=torch.ones(2, 6).bool())),
+        "key mask shape": (ValueError, r"key_padding_mask has the wrong shape.*\(2, 5\)", dict(key_padding_mask=six)),
         "key mask dtype": (TypeError, "key_padding_mask is not a bool tensor", dict(key_padding_mask=torch.ones(2, 5))),
         "scale": (ValueError, "scale is not usable", dict(scale=0.0)),
         "nan scale": (ValueError, "scale is not usable", dict(scale=float("nan"))),

@@ -129,16 +129,21 @@ def test_every_operator_is_measured_with_its_peers(case, monkeypatch):
 
 @pytest.mark.parametrize(
     "case",
-    (Attention("", 2, 20, 16, bias=True), Window("", 14, 32, 2, 7, 3), Window("", 16, 32, 2, 8, 4, cosine=True), LayerNorm("", 5, 64, residual=True)),
+    (
+        Attention("", 2, 20, 16, bias=True),
+        Window("", 14, 32, 2, 7, 3),
+        Window("", 16, 32, 2, 8, 4, cosine=True),
+        LayerNorm("", 5, 64, residual=True),
+    ),
     ids=str,
 )
 def test_peers_compute_the_same(case, monkeypatch):
     monkeypatch.setattr(measure, "time_run", lambda run, device, quick: [1.0, 1.0])
     monkeypatch.setattr(measure, "PEER_TOLERANCE", 1e-5)
     rows = measure.measure(case, torch.float32, CPU, batch=2, compiled=False)
-    assert [row.note for row in rows if row.contender in (measure.OURS, "eager", "SDPA math", "SDPA on windows")] == [""] * (
-        3 if case.op != "layernorm" and not getattr(case, "cosine", False) else 2
-    )
+    assert [row.note for row in rows if row.contender in (measure.OURS, "eager", "SDPA math", "SDPA on windows")] == [
+        ""
+    ] * (3 if case.op != "layernorm" and not getattr(case, "cosine", False) else 2)
 
 
 def test_models_are_compared_and_timed_in_turn(run):
@@ -161,7 +166,7 @@ def test_a_wrong_model_gets_no_figure(run, monkeypatch):
 
 
 def test_time_limit_is_kept(run):
-    code, out, err = run("layernorm", "--quick", "--device", "cpu", "--minutes", "0.000001")
+    code, _out, err = run("layernorm", "--quick", "--device", "cpu", "--minutes", "0.000001")
     assert code == 0 and "out of time: 1 of 1 cases not run" in err
 
 

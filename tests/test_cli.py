@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+
 from vitkern import cli
 from vitkern.commands import check_cases, equality, images, peers, timing
 from vitkern.commands.report import near_matches, table
@@ -78,7 +79,9 @@ def test_check_of_the_pytorch_path_passes(run):
 
 def test_check_fails_on_a_wrong_result(run, monkeypatch):
     case = next(case for case in check_cases.CASES if case.op == "layernorm")
-    monkeypatch.setattr("vitkern.ops.layernorm.layernorm", lambda x, weight, bias, eps, residual=None: x * weight + bias)
+    monkeypatch.setattr(
+        "vitkern.ops.layernorm.layernorm", lambda x, weight, bias, eps, residual=None: x * weight + bias
+    )
     code, out, _ = run("check", "layernorm", "--pytorch", "--dtype", "fp32")
     assert code == 1
     assert f"FAILED  {case} fp32: out fails" in out and "verdict:" in out.splitlines()[-1]
@@ -223,7 +226,11 @@ def test_accelerate_bad_weights_are_one_line(run, tmp_path):
     from safetensors.torch import save_file
 
     save_file({"nothing.weight": torch.zeros(2)}, other)
-    for path, message in ((tmp_path / "none.pth", "no such file"), (corrupt, "cannot be read"), (other, "do not fit the model")):
+    for path, message in (
+        (tmp_path / "none.pth", "no such file"),
+        (corrupt, "cannot be read"),
+        (other, "do not fit the model"),
+    ):
         code, out, err = run("accelerate", TINY, "--weights", path)
         assert (code, out) == (2, ""), path
         assert message in err and "Traceback" not in err
@@ -253,7 +260,9 @@ def test_weights_and_pretrained_exclude_each_other(run, tmp_path):
 
 def test_accelerate_of_transformers_from_a_directory(run, tmp_path, offline):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    sizes = dict(image_size=56, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[1, 2], window_size=7, num_labels=5)
+    sizes = dict(
+        image_size=56, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[1, 2], window_size=7, num_labels=5
+    )
     transformers.SwinForImageClassification(transformers.SwinConfig(**sizes)).save_pretrained(tmp_path)
     transformers.ViTImageProcessor(size=dict(height=56, width=56)).save_pretrained(tmp_path)
     code, out, err = run("accelerate", tmp_path, "--library", "transformers", "--train", *FAST)
@@ -284,7 +293,9 @@ def test_random_tables_are_not_zero():
     peer = peers.build("swin_tiny_patch4_window7_224", "timm")
     tables = [p for name, p in peer.model.named_parameters() if "bias_table" in name]
     assert len(tables) == 12 and all(table.std() > 0.3 for table in tables)
-    assert not any((p == p.flatten()[0]).all() for p in peer.model.parameters() if p.numel() > 1), "a constant hides what it multiplies"
+    assert not any((p == p.flatten()[0]).all() for p in peer.model.parameters() if p.numel() > 1), (
+        "a constant hides what it multiplies"
+    )
 
 
 def test_peak_memory_counts_tensors_alive_at_once():
@@ -331,5 +342,3 @@ def test_table_sets_numbers_right():
 def test_near_matches_is_empty_without_any():
     assert near_matches("zzz", ["vit", "swin"]) == ""
     assert near_matches("vitt", ["vit", "swin"]) == " Near: vit."
-
-

@@ -29,7 +29,9 @@ def swin_v2(**changes):
 
 
 def images_for(model, size=None):
-    return torch.randn(2, 3, *(size or getattr(model.patch_embed, "img_size", None)), generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        2, 3, *(size or getattr(model.patch_embed, "img_size", None)), generator=torch.Generator().manual_seed(1)
+    )
 
 
 VARIANTS = {
@@ -41,7 +43,15 @@ VARIANTS = {
     "vit, quick GELU": lambda: vit(act_layer="quick_gelu"),
     "vit, tanh GELU": lambda: vit(act_layer="gelu_tanh"),
     "deit, distilled": lambda: randomise(
-        timm.create_model("deit_tiny_distilled_patch16_224", depth=2, embed_dim=48, num_heads=3, img_size=32, patch_size=8, num_classes=5)
+        timm.create_model(
+            "deit_tiny_distilled_patch16_224",
+            depth=2,
+            embed_dim=48,
+            num_heads=3,
+            img_size=32,
+            patch_size=8,
+            num_classes=5,
+        )
     ),
     "swin, the window does not divide the image": lambda: swin(),
     "swin, stochastic depth": lambda: swin(drop_path_rate=0.5),

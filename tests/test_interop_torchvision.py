@@ -13,7 +13,9 @@ import vitkern
 
 
 def swin(v2=False, **changes):
-    arguments = dict(patch_size=[4, 4], embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=[4, 4], num_classes=5)
+    arguments = dict(
+        patch_size=[4, 4], embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=[4, 4], num_classes=5
+    )
     if v2:
         arguments.update(block=swins.SwinTransformerBlockV2, downsample_layer=swins.PatchMergingV2)
     return randomise(swins.SwinTransformer(**{**arguments, **changes}))

@@ -13,7 +13,15 @@ import vitkern
 from vitkern.interop.transformers import attention_forward, register
 
 hf.logging.set_verbosity_error()
-VIT = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, image_size=32, patch_size=8, num_labels=5)
+VIT = dict(
+    hidden_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=96,
+    image_size=32,
+    patch_size=8,
+    num_labels=5,
+)
 SWIN = dict(embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, image_size=64, patch_size=4, num_labels=5)
 
 
@@ -113,7 +121,11 @@ def test_attachments_keep_their_effect(build, first):
     images = pictures() if build is vit else pictures(40, 56)
 
     def attach(each):
-        linears = [m for name, m in each.named_modules() if isinstance(m, nn.Linear) and any(w in name for w in ("value", "v_proj", "fc1", "dense"))]
+        linears = [
+            m
+            for name, m in each.named_modules()
+            if isinstance(m, nn.Linear) and any(w in name for w in ("value", "v_proj", "fc1", "dense"))
+        ]
         for linear in linears[:3]:
             linear.register_forward_hook(lambda module, args, out: out * 2)
 
@@ -155,7 +167,9 @@ def test_a_config_that_asks_for_weights_keeps_the_attention_function():
     model.config.output_attentions = True
     report = vitkern.accelerate(model)
     assert model.config._attn_implementation == "eager"
-    assert [kept.reason for kept in report.kept] == ["attention function kept: config.output_attentions asks for the weights"]
+    assert [kept.reason for kept in report.kept] == [
+        "attention function kept: config.output_attentions asks for the weights"
+    ]
 
 
 def test_restore_puts_the_attention_function_back():
@@ -170,9 +184,15 @@ def test_restore_puts_the_attention_function_back():
 
 
 def test_composite_models_and_a_part_of_a_larger_module():
-    text = hf.CLIPTextConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=50)
-    vision = hf.CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8)
-    clip = randomise(hf.CLIPModel(hf.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16))).eval()
+    text = hf.CLIPTextConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=50
+    )
+    vision = hf.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8
+    )
+    clip = randomise(
+        hf.CLIPModel(hf.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16))
+    ).eval()
     ids = torch.randint(0, 49, (2, 9))
     keep = torch.ones(2, 9, dtype=torch.long)
     keep[0, 6:] = 0
@@ -190,7 +210,9 @@ def test_composite_models_and_a_part_of_a_larger_module():
 
 
 def test_padding_masks_reach_a_bidirectional_text_tower():
-    config = hf.SiglipTextConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=50)
+    config = hf.SiglipTextConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=50
+    )
     model = randomise(hf.SiglipTextModel(config)).eval()
     ids, keep = torch.randint(0, 49, (2, 9)), torch.ones(2, 9, dtype=torch.long)
     keep[0, 5:] = 0
@@ -212,7 +234,13 @@ def test_by_name_when_the_model_is_built():
 
 def test_a_relative_bias_has_its_gradient():
     config = hf.BeitConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8, use_relative_position_bias=True
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        use_relative_position_bias=True,
     )
     model = randomise(hf.BeitForImageClassification(config)).double().eval()
     swapped = copy.deepcopy(model)
@@ -227,18 +255,37 @@ def qkv(heads=4, key_heads=4, tokens=6, keys=6):
 
 
 @pytest.mark.parametrize("weights", [False, True])
-@pytest.mark.parametrize("case", ["causal by the module", "causal by default", "not causal", "mask", "bias", "bias and mask", "grouped", "decoding", "prefill"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "causal by the module",
+        "causal by default",
+        "not causal",
+        "mask",
+        "bias",
+        "bias and mask",
+        "grouped",
+        "decoding",
+        "prefill",
+    ],
+)
 def test_attention_function_against_sdpa(case, weights):
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     module = types.SimpleNamespace(num_key_value_groups=2 if case == "grouped" else 1)
     if case != "causal by default":
         module.is_causal = case in ("causal by the module", "grouped", "decoding", "prefill")
-    q, k, v = qkv(key_heads=2 if case == "grouped" else 4, tokens=1 if case == "decoding" else 6, keys=9 if case == "prefill" else 6)
+    q, k, v = qkv(
+        key_heads=2 if case == "grouped" else 4,
+        tokens=1 if case == "decoding" else 6,
+        keys=9 if case == "prefill" else 6,
+    )
     mask = torch.rand(2, 1, 6, 6) > 0.3 if "mask" in case else None
     if mask is not None:
         mask |= torch.eye(6, dtype=torch.bool)
-    arguments = dict(scaling=0.3, dropout=0.0, position_bias=torch.randn(1, 4, 6, 6, dtype=torch.double) if "bias" in case else None)
+    arguments = dict(
+        scaling=0.3, dropout=0.0, position_bias=torch.randn(1, 4, 6, 6, dtype=torch.double) if "bias" in case else None
+    )
     expected, _ = sdpa_attention_forward(module, q, k, v, mask, **arguments)
     actual, p = attention_forward(module, q, k, v, mask, output_attentions=weights, **arguments)
     assert actual.is_contiguous()
@@ -262,7 +309,12 @@ def test_compiles_as_one_graph(build):
     images = pictures() if build is vit else pictures(40, 56)
     torch._dynamo.reset()
     with torch.no_grad():
-        assert_near(torch.compile(model, backend="aot_eager", fullgraph=True)(images).logits, model(images).logits, 1e-5, "compiled")
+        assert_near(
+            torch.compile(model, backend="aot_eager", fullgraph=True)(images).logits,
+            model(images).logits,
+            1e-5,
+            "compiled",
+        )
 
 
 def test_gradient_checkpointing():

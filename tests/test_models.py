@@ -1,6 +1,4 @@
-"""Every architecture against timm's of that name, with the same random weights: logits, gradients, odd and rectangular
-images.
-"""
+"""Every architecture against timm's of that name, with the same random weights: logits, gradients, odd image sizes."""
 
 import math
 
@@ -227,9 +225,7 @@ TRAINED = [
 
 @pytest.mark.parametrize("name, overrides, size", TRAINED, ids=[t[0] for t in TRAINED])
 def test_gradients_agree_with_timm(name, overrides, size):
-    """Training mode with DropPath: the same seed drops the same samples, and every parameter gets timm's gradient, in
-    float64.
-    """
+    """Training in float64 with DropPath: one seed drops the same samples, every parameter gets timm's gradient."""
     ours, theirs = pair(name, drop_path_rate=0.2, **overrides)
     x = torch.randn(4, 3, *((size, size) if isinstance(size, int) else size), dtype=torch.float64)
     results = []

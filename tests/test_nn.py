@@ -1,6 +1,4 @@
-"""The modules on their own: against timm's, and what they do beyond it (hooks, adapters, DropPath, dropout,
-autocast).
-"""
+"""The modules on their own: against timm's, and beyond it hooks, adapters, DropPath, dropout and autocast."""
 
 import copy
 import math
@@ -239,7 +237,7 @@ def test_drop_path_draws_as_timm_does(dtype):
 def test_drop_path_rates_are_those_of_timm():
     for rate, depth in ((0.1, 12), (0.3, 1), (0.0, 4)):
         assert drop_path_rates(rate, depth) == timm.layers.calculate_drop_path_rates(rate, depth)
-    with pytest.raises(ValueError, match="drop_prob is no probability: got 1.0"):
+    with pytest.raises(ValueError, match=r"drop_prob is no probability: got 1\.0"):
         vnn.DropPath(1.0)
 
 

@@ -129,7 +129,7 @@ def test_other_wrong_calls():
     with pytest.raises(TypeError, match="takes no such argument: got img_sise=; expected one of img_size, patch_size"):
         models.create_model("vit_tiny_patch16_224", img_sise=32)
     with pytest.raises(
-        TypeError, match="takes no such argument: got img_sise=; expected one of .*pretrained_window_sizes"
+        TypeError, match=r"takes no such argument: got img_sise=; expected one of .*pretrained_window_sizes"
     ):
         models.create_model("swinv2_tiny_window8_256", img_sise=32)
     with pytest.raises(ValueError, match="the name is taken"):

@@ -1,6 +1,4 @@
-"""Weights: other libraries' checkpoints give the same logits, files load as a whole, and a failed load changes
-nothing.
-"""
+"""Other libraries' checkpoints give the same logits, files load as a whole, and a failed load changes nothing."""
 
 import re
 

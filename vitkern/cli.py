@@ -11,7 +11,9 @@ COMMANDS = {"info": info, "check": check, "models": models, "accelerate": accele
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="vitkern", description="Make vision transformers fast, and check that they stay the same.")
+    top = argparse.ArgumentParser(
+        prog="vitkern", description="Make vision transformers fast, and check that they stay the same."
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
     for name, module in COMMANDS.items():
         summary = module.__doc__.splitlines()[0].split(": ", 1)[1]

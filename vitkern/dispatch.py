@@ -134,7 +134,7 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     Done here and not by ``register_autocast``, which knows a single fixed dtype.
     """
     first = next(t for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(first.device.type):
+    if first.is_meta or not torch.is_autocast_enabled(first.device.type):
         return tensors
     dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors)

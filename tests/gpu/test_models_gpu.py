@@ -7,7 +7,12 @@ import torch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
-MODELS = ("swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "vit_small_patch16_224", "deit_tiny_distilled_patch16_224")
+MODELS = (
+    "swin_tiny_patch4_window7_224",
+    "swinv2_tiny_window8_256",
+    "vit_small_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)

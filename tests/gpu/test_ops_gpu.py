@@ -4,6 +4,7 @@ from collections import defaultdict
 
 import pytest
 import torch
+
 from vitkern import dispatch
 from vitkern.commands.check_cases import CASES, OPS
 from vitkern.commands.dropout import check_dropout
@@ -19,7 +20,8 @@ LARGE = {
     "window_attention": dict(qkv=(16, 56, 56, 288), table=(169, 3)),
     "layernorm": dict(x=(6304, 768), weight=(768,), bias=(768,)),
     "layernorm_mlp": dict(
-        x=(16, 196, 384), norm_weight=(384,), norm_bias=(384,), fc1_weight=(1536, 384), fc1_bias=(1536,), fc2_weight=(384, 1536), fc2_bias=(384,)
+        x=(16, 196, 384), norm_weight=(384,), norm_bias=(384,),
+        fc1_weight=(1536, 384), fc1_bias=(1536,), fc2_weight=(384, 1536), fc2_bias=(384,),
     ),
 }  # fmt: skip
 OPTIONS = {
@@ -158,7 +160,9 @@ def test_autocast_gives_its_dtype(op):
     with torch.autocast("cuda", torch.bfloat16):
         out = function(op)(**inputs, **OPTIONS[op])
     assert out.dtype == torch.bfloat16 or op.startswith("layernorm")
-    assert all(torch.isfinite(grad).all() for grad in torch.autograd.grad(out.float().square().sum(), list(inputs.values())))
+    assert all(
+        torch.isfinite(grad).all() for grad in torch.autograd.grad(out.float().square().sum(), list(inputs.values()))
+    )
 
 
 def test_bias_gradient_needs_no_batch_of_score_matrices():
@@ -199,7 +203,9 @@ def test_offsets_past_two_to_the_31(op):
 def test_more_groups_than_a_grid_axis_holds():
     from vitkern.ops.attention import attention
 
-    q, k, v = (torch.randn(70_000, 1, 16, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    q, k, v = (
+        torch.randn(70_000, 1, 16, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+    )
     out = attention(q, k, v)
     out.float().square().sum().backward()
     tail = [t[-8:].detach().clone().requires_grad_() for t in (q, k, v)]

@@ -1,4 +1,5 @@
-"""Dense attention in the interpreter, against float64: the streaming loop, in 16 by 16 tiles so that small shapes cross block boundaries,
+"""Dense attention in the interpreter, against float64: the streaming loop, in 16 by 16 tiles so that small shapes
+cross block boundaries,
 and the wiring of the one-pass kernels."""
 
 import functools
@@ -7,11 +8,12 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
+from vitkern.kernels.stream import Rows, Stream, stream_forward
+from vitkern.kernels.stream_backward import stream_backward
+from vitkern.kernels.stream_bias import stream_bias_gradient
 
 from vitkern.kernels import attention as launchers
 from vitkern.kernels import configs, tokens
-from vitkern.kernels.stream import Rows, Stream, stream_forward
-from vitkern.kernels.stream_backward import stream_backward, stream_bias_gradient
 from vitkern.ops.attention import attention, attention_op, attention_qkvpacked, attention_qkvpacked_op
 from vitkern.reference import attention as reference
 from vitkern.testing import Pool, compare
@@ -99,7 +101,9 @@ def solve(function, operands, options, grad):
 
 @pytest.fixture(autouse=True)
 def _loop_only(request, monkeypatch):
-    """Small shapes belong to the one-pass kernels; here they run in the loop unless a test asks for the launcher's choice."""
+    """Small shapes belong to the one-pass kernels; here they run in the loop unless a test asks for the launcher's
+    choice.
+    """
     if "one_pass" not in request.node.name:
         monkeypatch.setattr(launchers, "takes_short", lambda *_, **__: False)
 
@@ -145,10 +149,13 @@ def test_pooled_errors_are_the_ideals(dtype):
     assert not pool.failures(), pool.failures()
 
 
-@pytest.mark.parametrize("name", ["odd", "bias of the batch", "bias of each", "bias of the keys", "bool mask", "additive mask", "key padding"])
+@pytest.mark.parametrize(
+    "name",
+    ["odd", "bias of the batch", "bias of each", "bias of the keys", "bool mask", "additive mask", "key padding"],
+)
 def test_one_pass_kernels_agree_with_the_loop(name, monkeypatch):
     operands, options, grad = problem(CASES[name], torch.float32)
-    assert launchers.takes_short(*operands[:3], None, False, backward=True)
+    assert launchers.takes_short(*operands, None, False)
     one_pass = solve(attention, operands, options, grad)
     monkeypatch.setattr(launchers, "takes_short", lambda *_, **__: False)
     loop = solve(attention, operands, options, grad)
@@ -157,9 +164,10 @@ def test_one_pass_kernels_agree_with_the_loop(name, monkeypatch):
 
 def test_launcher_chooses_one_pass_where_it_may():
     q = torch.randn(1, 2, 20, 16)
-    assert launchers.takes_short(q, q, q, None, False) and not launchers.takes_short(q, q, q, None, True)
-    assert not launchers.takes_short(q, q, q, torch.zeros(1, dtype=torch.int64), False)
-    assert not launchers.takes_short(q, q[:, :1], q[:, :1], None, False)
+    assert launchers.takes_short(q, q, q, None, None, False)
+    assert not launchers.takes_short(q, q, q, None, None, True)
+    assert not launchers.takes_short(q, q, q, None, torch.zeros(1, dtype=torch.int64), False)
+    assert not launchers.takes_short(q, q[:, :1], q[:, :1], None, None, False)
 
 
 def test_fully_masked_rows_are_zero_with_zero_gradients():
@@ -285,7 +293,9 @@ def test_operators_pass_opcheck():
     bias = torch.randn(1, 2, 5, 5, requires_grad=True)
     torch.library.opcheck(attention_op.overload, (q, k, v, bias, None, None, None, 0.3, False, 0.0))
     qkv = torch.randn(1, 5, 3, 2, 8, requires_grad=True)
-    torch.library.opcheck(attention_qkvpacked_op.overload, (qkv, None, None, torch.ones(1, 5, dtype=torch.bool), None, 0.3, True, 0.0))
+    torch.library.opcheck(
+        attention_qkvpacked_op.overload, (qkv, None, None, torch.ones(1, 5, dtype=torch.bool), None, 0.3, True, 0.0)
+    )
 
 
 def test_compiles_whole_with_changing_lengths():
@@ -324,7 +334,9 @@ def test_exports_with_the_operator_inside():
 
 
 def window_tokens(image, window, shift):
-    """(groups, tokens) flat indices into a padded image that was rolled after padding, and which of them are padding."""
+    """(groups, tokens) flat indices into a padded image that was rolled after padding, and which of them are
+    padding.
+    """
     (height, width), (window_h, window_w) = image, window
     rows, cols = -(-height // window_h), -(-width // window_w)
     y, x = torch.meshgrid(torch.arange(rows * window_h), torch.arange(cols * window_w), indexing="ij")

@@ -1,6 +1,4 @@
-"""Whole models through the interpreted kernels: the logits and gradients of the PyTorch path, and every op really is a
-kernel.
-"""
+"""Whole models through the interpreted kernels give the logits and gradients of the PyTorch path."""
 
 import pytest
 import torch

@@ -44,7 +44,7 @@ def _copied(n, masks=(True, True), order="forward", **options):
 @pytest.mark.parametrize("order", ["forward", "reverse", "random"])
 @pytest.mark.parametrize("n", [16, 37])
 def test_clean_kernel_passes(n, order):
-    x, out = _copied(n, order=order, once=("out",))
+    x, out = _copied(n, order=order, once=("*.out",))
     assert torch.equal(x, out)
 
 
@@ -141,6 +141,17 @@ def test_unwritten_integers_are_caught():
         _run(_overlap, (1,), torch.empty(24, dtype=torch.int32), 1, STEP=8, SAME=False)
 
 
+def test_scratch_need_not_be_written_but_reading_the_rest_is_caught():
+    with sanitized(scratch=("_overlap.out",)):
+        scratch = torch.empty(32)
+        _run(_overlap, (1,), scratch, 1.0, STEP=16, SAME=False)
+        _run(_copy, (1,), scratch, torch.empty(16), 16, MASK_LOAD=True, MASK_STORE=True)
+    with pytest.raises(MemoryFault, match="reads an element of x that was never written"), sanitized():
+        scratch = torch.empty(32)
+        _run(_overlap, (1,), scratch, 1.0, STEP=16, SAME=False)
+        _run(_copy, (2,), scratch, torch.empty(20), 20, MASK_LOAD=True, MASK_STORE=True)
+
+
 def test_two_launches_may_share_an_output():
     with sanitized():
         out = torch.empty(32)
@@ -174,10 +185,10 @@ def test_exactly_once_is_checked_where_asked():
         pytest.raises(
             MemoryFault, match="partial has 0 elements that are not written and 32 that are written more than once"
         ),
-        sanitized(once=("part*",)),
+        sanitized(once=("_accumulate.part*",)),
     ):
         _run(_accumulate, (2,), torch.ones(20), torch.empty(32), 20, TIMES=1)
-    with pytest.raises(MemoryFault, match="out has 8 elements that are not written and 0"), sanitized(once=("out",)):
+    with pytest.raises(MemoryFault, match="out has 8 elements that are not written and 0"), sanitized(once=("*.out",)):
         _run(_overlap, (1,), torch.zeros(24), 1.0, STEP=8, SAME=False)
 
 

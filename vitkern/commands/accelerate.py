@@ -16,17 +16,31 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("model", help="a name of timm or torchvision, a hub id such as google/vit-base-patch16-224, or a directory")
+    parser.add_argument(
+        "model", help="a name of timm or torchvision, a hub id such as google/vit-base-patch16-224, or a directory"
+    )
     parser.add_argument("--library", choices=LIBRARIES, help="found out from the name unless given")
-    parser.add_argument("--image", nargs="+", type=Path, default=[], metavar="FILE", help="photographs; installed samples unless given")
+    parser.add_argument(
+        "--image", nargs="+", type=Path, default=[], metavar="FILE", help="photographs; installed samples unless given"
+    )
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors, or a file for torch.load(weights_only=True)")
-    weights.add_argument("--pretrained", action="store_true", help="let the library load its published weights (may download)")
-    parser.add_argument("--batch", type=int, metavar="N", help="images in a timed step: 8 on a CPU, 64 on a GPU unless given")
+    weights.add_argument(
+        "--weights", type=Path, metavar="FILE", help=".safetensors, or a file for torch.load(weights_only=True)"
+    )
+    weights.add_argument(
+        "--pretrained", action="store_true", help="let the library load its published weights (may download)"
+    )
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="images in a timed step: 8 on a CPU, 64 on a GPU unless given"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is a GPU unless given")
-    parser.add_argument("--train", action="store_true", help="compare the loss and every gradient too, and time a training step")
-    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="time budget of each timing; 0 skips them")
+    parser.add_argument(
+        "--train", action="store_true", help="compare the loss and every gradient too, and time a training step"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, metavar="S", help="time budget of each timing; 0 skips them"
+    )
 
 
 def run(arguments) -> int:
@@ -54,7 +68,8 @@ def run(arguments) -> int:
     print()
     passed = _compare(original, accelerated, images, arguments.train)
     pairs = _time(original, accelerated, _batch(images, batch), arguments) if arguments.seconds > 0 else {}
-    print(f"verdict: {'the same results' if passed else 'RESULTS DIFFER'}{''.join(_speed(*item) for item in pairs.items())}")
+    verdict = "the same results" if passed else "RESULTS DIFFER"
+    print(f"verdict: {verdict}{''.join(_speed(*item) for item in pairs.items())}")
     return 0 if passed else 1
 
 
@@ -70,7 +85,8 @@ def _batch(images: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _compare(original, accelerated, images, train: bool) -> bool:
-    progress(f"comparing the outputs of {len(images)} images{' and the gradients' if train else ''}, three models: before, after, float64")
+    what = "outputs and gradients" if train else "outputs"
+    progress(f"comparing {what} of {len(images)} images, three models: before, after, float64")
     result = equality.compare_models(original, accelerated, images, train=train)
     print(result)
     print()
@@ -91,10 +107,20 @@ def _time(original, accelerated, images, arguments) -> dict[str, tuple]:
         times, low, high = timing.ratio(before, after)
         rows += [
             (f"{name}, before", seconds(before.median), f"{before.spread:.1%}", memory(before.peak), "", ""),
-            (f"{name}, after", seconds(after.median), f"{after.spread:.1%}", memory(after.peak), f"{times:.2f}x", f"{low:.2f} .. {high:.2f}"),
+            (
+                f"{name}, after",
+                seconds(after.median),
+                f"{after.spread:.1%}",
+                memory(after.peak),
+                f"{times:.2f}x",
+                f"{low:.2f} .. {high:.2f}",
+            ),
         ]
     rounds = len(before.samples)
-    print(f"{len(images)} images a step, {rounds} rounds, before and after in turn; peak memory is beyond weights and inputs")
+    print(
+        f"{len(images)} images a step, {rounds} rounds, before and after in turn; "
+        "peak memory is beyond weights and inputs"
+    )
     print(table(("step", "median", "spread", "peak memory", "speed", "quartiles"), rows))
     print()
     return pairs

@@ -12,7 +12,7 @@ from vitkern import dispatch
 from vitkern.commands.check_cases import CASES, OPS, Case
 from vitkern.commands.dropout import check_dropout
 from vitkern.commands.report import BadInput, counted, near_matches, table
-from vitkern.commands.verify import GPU_POOLED_MARGIN, Result, verify
+from vitkern.commands.verify import GPU_POOLED_MARGIN, PYTORCH_MARGIN, Result, verify
 from vitkern.testing import Pool
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -20,8 +20,10 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def add_arguments(parser) -> None:
     parser.add_argument("op", nargs="*", help=f"operators, of {', '.join(OPS)}; all unless given")
-    parser.add_argument("--dtype", choices=DTYPES, help="one dtype; all three unless given")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is a GPU unless given; cpu interprets the kernels")
+    parser.add_argument("--dtype", choices=DTYPES, help="all three unless given; in the interpreter fp32 and fp16")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="cuda where there is a GPU unless given; cpu interprets the kernels"
+    )
     parser.add_argument("--pytorch", action="store_true", help="check the PyTorch path instead of the kernels")
     parser.add_argument("--all", action="store_true", help="a line for each tensor, not only for the worst of a case")
 
@@ -29,25 +31,36 @@ def add_arguments(parser) -> None:
 def run(arguments) -> int:
     unknown = [name for name in arguments.op if name not in OPS]
     if unknown:
-        raise BadInput(f"no operator is called {unknown[0]!r}.{near_matches(unknown[0], OPS)} There are {', '.join(OPS)}.")
+        raise BadInput(
+            f"no operator is called {unknown[0]!r}.{near_matches(unknown[0], OPS)} There are {', '.join(OPS)}."
+        )
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise BadInput("--device cuda was given, and torch sees no GPU. Leave it out to interpret the kernels on the CPU.")
+        raise BadInput(
+            "--device cuda was given, and torch sees no GPU. Leave it out to interpret the kernels on the CPU."
+        )
     backend = "torch" if arguments.pytorch else "interpreter" if device.type == "cpu" else "triton"
     if backend != "torch" and not dispatch.HAS_TRITON:
         raise BadInput("Triton is not installed, so there is no kernel to check. --pytorch checks the PyTorch path.")
-    if backend != "torch" and dispatch.INTERPRETED != (backend == "interpreter"):
+    if backend != "torch" and (backend == "interpreter") != dispatch.INTERPRETED:
         return _again(arguments, interpreted=backend == "interpreter")
-    dtypes = [DTYPES[arguments.dtype]] if arguments.dtype else list(DTYPES.values())
+    if arguments.dtype:
+        dtypes = [DTYPES[arguments.dtype]]
+    else:
+        dtypes = [dtype for name, dtype in DTYPES.items() if backend != "interpreter" or name != "bf16"]
     cases = [case for case in CASES if case.op in (arguments.op or OPS)]
-    place = {"torch": f"the PyTorch path on {device}", "interpreter": "kernels in Triton's interpreter", "triton": f"kernels on {device}"}
+    place = {
+        "torch": f"the PyTorch path on {device}",
+        "interpreter": "kernels in Triton's interpreter",
+        "triton": f"kernels on {device}",
+    }
     print(f"{place[backend]} against float64; use is the error over what the tolerance rule allows (vitkern.testing)")
     with dispatch.use_backend(backend):
-        return _check(cases, dtypes, device, every_tensor=arguments.all)
+        return _check(cases, dtypes, device, backend, every_tensor=arguments.all)
 
 
 def _again(arguments, *, interpreted: bool) -> int:
-    """The same command in a new process: Triton reads TRITON_INTERPRET when a kernel is decorated, which has happened in this one."""
+    """The same command in a new process: Triton reads TRITON_INTERPRET when kernels are decorated."""
     command = [sys.executable, "-m", "vitkern", "check", *arguments.op, "--device", "cpu" if interpreted else "cuda"]
     command += ["--dtype", arguments.dtype] if arguments.dtype else []
     command += ["--all"] if arguments.all else []
@@ -55,12 +68,17 @@ def _again(arguments, *, interpreted: bool) -> int:
     return subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": str(int(interpreted))}).returncode
 
 
-def _check(cases: list[Case], dtypes: list[torch.dtype], device: torch.device, *, every_tensor: bool) -> int:
+def _check(
+    cases: list[Case], dtypes: list[torch.dtype], device: torch.device, backend: str, *, every_tensor: bool
+) -> int:
+    margin = PYTORCH_MARGIN if backend == "torch" else None
     pools, rows, failures = defaultdict(Pool), [], []
     pairs = [(case, dtype) for case in cases for dtype in dtypes]
-    for (case, dtype), _ in zip(pairs, counted([f"{case} {_short(dtype)}" for case, dtype in pairs], "check"), strict=True):
+    for (case, dtype), _ in zip(
+        pairs, counted([f"{case} {_short(dtype)}" for case, dtype in pairs], "check"), strict=True
+    ):
         try:
-            results = verify(case, dtype, device)
+            results = verify(case, dtype, device, margin=margin)
         except Exception as error:
             rows.append((case.op, case.name, _short(dtype), "-", "-", "-", "-", "ERROR"))
             failures.append(f"{case} {_short(dtype)}: {type(error).__name__}: {error}")
@@ -70,13 +88,35 @@ def _check(cases: list[Case], dtypes: list[torch.dtype], device: torch.device, *
                 pools[case.op].add(result.name, result.dtype, result.comparison, result.magnitude)
         shown = results if every_tensor else [max(results, key=_badness)]
         rows += [_row(case, dtype, result) for result in shown]
-        failures += [f"{case} {_short(dtype)}: {result.name} fails" for result in results if not result.comparison.passed]
-    print(table(("operator", "case", "dtype", "worst" if not every_tensor else "tensor", "error", "allowed", "use", "verdict"), rows))
+        failures += [
+            f"{case} {_short(dtype)}: {result.name} fails" for result in results if not result.comparison.passed
+        ]
+    print(
+        table(
+            (
+                "operator",
+                "case",
+                "dtype",
+                "worst" if not every_tensor else "tensor",
+                "error",
+                "allowed",
+                "use",
+                "verdict",
+            ),
+            rows,
+        )
+    )
     print()
-    _pooled(pools, 1.0 if device.type == "cpu" else GPU_POOLED_MARGIN, failures)
+    _print_pooled(pools)
+    if backend != "torch":
+        pooled_margin = 1.0 if device.type == "cpu" else GPU_POOLED_MARGIN
+        failures += [f"{op}: {line}" for op, pool in pools.items() for line in pool.failures(pooled_margin)]
     if any(case.op == "attention" for case in cases):
-        problems = check_dropout(device)
-        print("attention: dropout " + ("is reproducible, and its gradient uses the same mask" if not problems else "FAILS"))
+        problems = _dropout(device)
+        print(
+            "attention: dropout "
+            + ("is reproducible, and its gradient uses the same mask" if not problems else "FAILS")
+        )
         failures += problems
     print()
     for failure in failures:
@@ -87,7 +127,9 @@ def _check(cases: list[Case], dtypes: list[torch.dtype], device: torch.device, *
 
 
 def _badness(result: Result) -> tuple:
-    return not result.comparison.positions_agree, result.comparison.use if math.isfinite(result.comparison.use) else math.inf
+    return not result.comparison.positions_agree, result.comparison.use if math.isfinite(
+        result.comparison.use
+    ) else math.inf
 
 
 def _row(case: Case, dtype: torch.dtype, result: Result) -> tuple:
@@ -97,7 +139,14 @@ def _row(case: Case, dtype: torch.dtype, result: Result) -> tuple:
     return case.op, case.name, _short(dtype), result.name, error, allowance, f"{comparison.use:.2f}", verdict
 
 
-def _pooled(pools: dict[str, Pool], margin: float, failures: list[str]) -> None:
+def _dropout(device: torch.device) -> list[str]:
+    try:
+        return check_dropout(device)
+    except Exception as error:
+        return [f"attention: dropout: {type(error).__name__}: {error}"]
+
+
+def _print_pooled(pools: dict[str, Pool]) -> None:
     """Rule (b): mean errors over all cases of an operator, relative to the ideal's."""
     rows = []
     for op, pool in pools.items():
@@ -105,7 +154,6 @@ def _pooled(pools: dict[str, Pool], margin: float, failures: list[str]) -> None:
         for dtype in dict.fromkeys(dtype for _, dtype in ratios):
             worst = max((name for name, other in ratios if other == dtype), key=lambda name: ratios[name, dtype])
             rows.append((op, _short(dtype), worst, f"{ratios[worst, dtype]:.3f}"))
-        failures += [f"{op}: {line}" for line in pool.failures(margin)]
     print("mean error over that of an ideal kernel of the dtype, all cases pooled:")
     print(table(("operator", "dtype", "worst", "ratio"), rows))
 

@@ -1,7 +1,7 @@
 """The cases of ``python -m vitkern check``: operator, inputs, reference. The tests on a GPU run the same ones.
 
-Small, so that Triton's interpreter gets through them, and awkward: token counts around and across tile boundaries, odd head dimensions,
-rows without a key, images that the window does not divide.
+Small, so that Triton's interpreter gets through them, and awkward: token counts around and across tile boundaries,
+odd head dimensions, rows without a key, images that the window does not divide.
 """
 
 import importlib
@@ -19,8 +19,8 @@ _FILES = {"layernorm_mlp": "mlp"}
 class Case:
     """One operator on one set of inputs.
 
-    ``inputs(generator)`` returns float64 (or bool, or int) CPU tensors by argument name; ``gradients`` names those that get one. ``outputs``
-    names what the operator returns, the first ``differentiable`` of which have a gradient.
+    ``inputs(generator)`` returns float64 (or bool, or int) CPU tensors by argument name; ``gradients`` names those that
+    get one. ``outputs`` names what the operator returns, the first ``differentiable`` of which have a gradient.
     """
 
     op: str
@@ -43,7 +43,7 @@ class Case:
 
     @property
     def reference(self) -> Callable:
-        """The same function of `vitkern.reference`, or ``formula`` where there is none; takes ``low_precision`` besides."""
+        """The same function of `vitkern.reference`, or ``formula``; also takes ``low_precision``."""
         return self.formula or self._function("reference")
 
     def _function(self, layer: str) -> Callable:
@@ -55,8 +55,10 @@ def normal(generator: Generator, *shape: int, std: float = 1.0) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64) * std
 
 
-def attention_case(name: str, shape: tuple, *, keys: int = 0, kv_heads: int = 0, bias=None, extra=None, outputs=("out",), **options) -> Case:
-    """``shape`` (B, H, N, D); ``bias`` the shape of a learned bias; ``extra(generator)`` further tensors without a gradient."""
+def attention_case(
+    name: str, shape: tuple, *, keys: int = 0, kv_heads: int = 0, bias=None, extra=None, outputs=("out",), **options
+) -> Case:
+    """``shape`` (B, H, N, D); ``bias`` a learned bias's shape; ``extra(generator)`` tensors without a gradient."""
     batch, heads, tokens, dim = shape
 
     def inputs(generator):
@@ -97,7 +99,9 @@ def _padding(batch: int, keys: int) -> Callable:
     return lambda g: dict(key_padding_mask=torch.arange(keys)[None, :] < keys - 7 * torch.arange(batch)[:, None])
 
 
-def window_case(name: str, image: tuple, window: tuple, *, heads=2, dim=16, batch=1, shift=(0, 0), cosine=False, **options) -> Case:
+def window_case(
+    name: str, image: tuple, window: tuple, *, heads=2, dim=16, batch=1, shift=(0, 0), cosine=False, **options
+) -> Case:
     """``image`` (img_h, img_w); a padding vector is given where the window does not divide the image."""
     channels = heads * dim
     padded = any(side % cell for side, cell in zip(image, window, strict=True))
@@ -112,13 +116,17 @@ def window_case(name: str, image: tuple, window: tuple, *, heads=2, dim=16, batc
         return tensors
 
     names = ["qkv", "table"] + ["padding"] * padded + ["logit_scale"] * cosine
-    return Case("window_attention", name, inputs, tuple(names), dict(num_heads=heads, window=window, shift=shift, **options))
+    return Case(
+        "window_attention", name, inputs, tuple(names), dict(num_heads=heads, window=window, shift=shift, **options)
+    )
 
 
 def layernorm_case(name: str, rows: int, channels: int, *, residual: bool = False, offset: float = 0.0) -> Case:
     def inputs(generator):
         tensors = dict(
-            x=offset + normal(generator, rows, channels), weight=1 + normal(generator, channels, std=0.2), bias=normal(generator, channels)
+            x=offset + normal(generator, rows, channels),
+            weight=1 + normal(generator, channels, std=0.2),
+            bias=normal(generator, channels),
         )
         return tensors | (dict(residual=normal(generator, rows, channels)) if residual else {})
 
@@ -129,7 +137,9 @@ def layernorm_case(name: str, rows: int, channels: int, *, residual: bool = Fals
     return Case("layernorm", name, inputs, names, dict(eps=1e-6), outputs=outputs, differentiable=len(outputs))
 
 
-def mlp_case(name: str, batch: int, tokens: int, channels: int, hidden: int, *, scales: bool = False, **options) -> Case:
+def mlp_case(
+    name: str, batch: int, tokens: int, channels: int, hidden: int, *, scales: bool = False, **options
+) -> Case:
     """``scales``: LayerScale and a DropPath factor that drops one sample."""
 
     def inputs(generator):
@@ -147,24 +157,31 @@ def mlp_case(name: str, batch: int, tokens: int, channels: int, hidden: int, *, 
             tensors["row_scale"] = torch.tensor([1.25] * (batch - 1) + [0.0], dtype=torch.float64)
         return tensors
 
-    names = ("x", "norm_weight", "norm_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias") + ("layer_scale",) * scales
+    names = ("x", "norm_weight", "norm_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias") + (
+        "layer_scale",
+    ) * scales
     return Case("layernorm_mlp", name, inputs, names, dict(eps=1e-5) | options)
 
 
 CASES = (
     attention_case("N=1", (2, 2, 1, 16)),
-    attention_case("N=49 D=32", (2, 2, 49, 32)),
-    packed_case("N=50 D=24 packed", 2, 50, 2, 24),
+    attention_case("N=49 D=32", (1, 2, 49, 32)),
+    packed_case("N=50 D=24 packed", 1, 50, 2, 24),
     attention_case("N=197 D=64", (1, 1, 197, 64)),
-    attention_case("N=197 D=32 learned bias over the batch", (2, 1, 197, 32), bias=(1, 1, 197, 197)),
-    attention_case("N=49 bias per sample, mask, an empty row", (2, 2, 49, 16), bias=(2, 1, 49, 49), extra=_random_mask(2, 1, 49, 49, empty_row=True)),
+    attention_case("N=97 D=32 learned bias over the batch", (2, 1, 97, 32), bias=(1, 1, 97, 97)),
+    attention_case(
+        "N=49 bias per sample, mask, an empty row",
+        (2, 1, 49, 16),
+        bias=(2, 1, 49, 49),
+        extra=_random_mask(1, 1, 49, 49, empty_row=True),
+    ),
     attention_case("N=33 M=65 causal", (1, 2, 33, 32), keys=65, causal=True),
-    attention_case("N=40 M=56 key padding", (3, 1, 40, 32), keys=56, extra=_padding(3, 56)),
-    attention_case("N=50 D=20 additive mask", (2, 1, 50, 20), extra=lambda g: dict(mask=normal(g, 50, 50))),
-    attention_case("N=50 four heads on two", (1, 4, 50, 32), kv_heads=2),
-    attention_case("N=300 streaming, log-sum-exp", (1, 1, 300, 32), outputs=("out", "lse"), return_lse=True),
+    attention_case("N=40 M=56 key padding", (2, 1, 40, 32), keys=56, extra=_padding(2, 56)),
+    attention_case("N=50 D=20 additive mask", (1, 2, 50, 20), extra=lambda g: dict(mask=normal(g, 50, 50))),
+    attention_case("N=33 four heads on two", (1, 4, 33, 32), kv_heads=2),
+    attention_case("N=270 streaming, log-sum-exp", (1, 1, 270, 32), outputs=("out", "lse"), return_lse=True),
     attention_case("N=70 D=128 scale 0.2", (1, 1, 70, 128), scale=0.2),
-    window_case("14x14 window 7", (14, 14), (7, 7)),
+    window_case("7x14 window 7", (7, 14), (7, 7)),
     window_case("14x14 window 7 shift 3", (14, 14), (7, 7), shift=(3, 3)),
     window_case("10x9 window 7 shift 3, rolled then padded", (10, 9), (7, 7), shift=(3, 3), wrap="image"),
     window_case("10x9 window 7 shift 3, padded then rolled", (10, 9), (7, 7), shift=(3, 3), wrap="padded"),

@@ -11,7 +11,7 @@ from vitkern.commands.report import table
 from vitkern.commands.steps import labels_for, logits, loss_of
 from vitkern.testing import Comparison, compare
 
-# Another order of summation moves the largest error of a tensor both ways: the original's own error is the scale, not the bound.
+# Another order of summation moves a tensor's largest error both ways: the original's own error is a scale, no bound.
 MARGIN = 2.0
 RANDOM_LAYERS = ("Drop", "StochasticDepth")
 
@@ -35,7 +35,14 @@ class Equality:
             table(
                 ("", "max|before - after|", "before to float64", "after to float64", "allowed", "verdict"),
                 [
-                    (name, f"{moved:.1e}", f"{own:.1e}", f"{c.error:.1e}", f"{c.allowance:.1e}", "ok" if c.passed else "DIFFERS")
+                    (
+                        name,
+                        f"{moved:.1e}",
+                        f"{own:.1e}",
+                        f"{c.error:.1e}",
+                        f"{c.allowance:.1e}",
+                        "ok" if c.passed else "DIFFERS",
+                    )
                     for name, c, own, moved in shown
                 ],
             )
@@ -52,10 +59,11 @@ class Equality:
 
 
 def compare_models(original: nn.Module, accelerated: nn.Module, images: Tensor, *, train: bool = False) -> Equality:
-    """Compare logits and, with ``train``, the loss and every gradient; ``images`` (B, 3, img_h, img_w) in the models' dtype.
+    """Compare logits and, with ``train``, every gradient; ``images`` (B, 3, img_h, img_w) in the models' dtype.
 
-    The swapped model may be further from the original in float64 than the original itself is, by the factors of `vitkern.testing.compare`
-    and `MARGIN`. Gradients are those of training mode with dropout and stochastic depth switched off, which leave nothing to compare.
+    The swapped model may be further from the original in float64 than the original itself is, by the factors of
+    `vitkern.testing.compare` and `MARGIN`. Gradients are those of training mode with dropout and stochastic depth off:
+    what is drawn at random cannot be compared.
     """
     exact = copy.deepcopy(original).double()
     with _exact_convolutions():

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from vitkern.commands.report import BadInput
 
-SAMPLES = {"sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"), "matplotlib": ("mpl-data/sample_data/grace_hopper.jpg",)}
+SAMPLES = {
+    "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
+    "matplotlib": ("mpl-data/sample_data/grace_hopper.jpg",),
+}
 
 
 def sample_photographs() -> list[Path]:
@@ -29,7 +32,9 @@ def read_images(paths: Sequence[Path]) -> list:
     try:
         from PIL import Image
     except ImportError:
-        raise BadInput("Pillow is not installed, so images cannot be read. Install it with: pip install pillow") from None
+        raise BadInput(
+            "Pillow is not installed, so images cannot be read. Install it with: pip install pillow"
+        ) from None
     images = []
     for path in paths:
         try:

@@ -34,7 +34,9 @@ def devices() -> list[tuple[torch.device, str]]:
     found = [(torch.device("cpu"), cpu)]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        detail = f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
+        detail = (
+            f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
+        )
         found.append((torch.device("cuda", index), detail))
     return found
 
@@ -68,7 +70,10 @@ def run(arguments) -> int:
     for device, detail in found:
         print(f"{device!s:<13} {detail}")
     if len(found) == 1:
-        print("cuda          none: " + ("torch sees no GPU" if torch.version.cuda or torch.version.hip else "torch has no GPU build"))
+        print(
+            "cuda          none: "
+            + ("torch sees no GPU" if torch.version.cuda or torch.version.hip else "torch has no GPU build")
+        )
     print()
     rows, notes = [], []
     for op in OPS:

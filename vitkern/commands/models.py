@@ -17,10 +17,14 @@ def run(arguments) -> int:
     if pattern != "*":
         names += fnmatch.filter(hub.CONFIGS, pattern)
     if not names:
-        raise BadInput(f"no model matches {pattern!r}.{near_matches(pattern.strip('*'), [*list_models(), *hub.CONFIGS])}")
+        raise BadInput(
+            f"no model matches {pattern!r}.{near_matches(pattern.strip('*'), [*list_models(), *hub.CONFIGS])}"
+        )
     rows = []
     for name in names:
         found = describe(name)
-        rows.append((name, f"{found.parameters:,}", " x ".join(map(str, found.input_size)), found.num_classes, found.family))
+        rows.append(
+            (name, f"{found.parameters:,}", " x ".join(map(str, found.input_size)), found.num_classes, found.family)
+        )
     print(table(("model", "parameters", "input", "classes", "family"), rows))
     return 0

@@ -1,4 +1,4 @@
-"""Builds the models of other libraries: timm, torchvision, transformers. Random weights, a file's, or the library's published ones."""
+"""Builds models of timm, torchvision and transformers: random weights, a file's, or the library's published ones."""
 
 import importlib
 import importlib.metadata
@@ -34,11 +34,14 @@ class Peer:
         return f"{self.name} from {self.library} {version}: {count:,} parameters, input 3 x {size}, {self.weights}"
 
 
-def build(name: str, library: str | None = None, *, weights: Path | None = None, pretrained: bool = False, seed: int = 0) -> Peer:
+def build(
+    name: str, library: str | None = None, *, weights: Path | None = None, pretrained: bool = False, seed: int = 0
+) -> Peer:
     """Build ``name`` in eval mode, in float32 on the CPU.
 
     Raises:
-        BadInput: the library is missing, the name is unknown (near matches are listed), or the weights cannot be read or do not fit.
+        BadInput: the library is missing, the name is unknown (near matches are listed), or the weights cannot be read
+            or do not fit.
     """
     library = library or _library_of(name)
     _require(library)
@@ -59,7 +62,7 @@ def build(name: str, library: str | None = None, *, weights: Path | None = None,
 
 
 def randomise(model: nn.Module, seed: int) -> None:
-    """Noise on every parameter that starts constant, and on each bias table: zeros and ones would hide what they multiply or add."""
+    """Noise on every parameter that starts constant, and on each bias table: zeros and ones hide what they meet."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -118,7 +121,9 @@ def _timm(name: str, pretrained: bool) -> Peer:
         raise _unknown(name, "timm", timm.list_models())
     model = _fetched(lambda: timm.create_model(name.removeprefix("timm/"), pretrained=pretrained), name)
     config = resolve_model_data_config(model)
-    return Peer(name, "timm", model, "", tuple(config["input_size"][1:]), create_transform(**config, is_training=False), [])
+    return Peer(
+        name, "timm", model, "", tuple(config["input_size"][1:]), create_transform(**config, is_training=False), []
+    )
 
 
 def _torchvision(name: str, pretrained: bool) -> Peer:
@@ -205,4 +210,6 @@ def _load(model: nn.Module, path: Path) -> None:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (": ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else type(error).__name__)[:300]
+    return (": ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else type(error).__name__)[
+        :300
+    ]

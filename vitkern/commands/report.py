@@ -32,7 +32,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
     lines = []
     for row in cells:
         aligned = [
-            value.rjust(width) if flush else value.ljust(width) for value, width, flush in zip(row, widths, right, strict=True)
+            value.rjust(width) if flush else value.ljust(width)
+            for value, width, flush in zip(row, widths, right, strict=True)
         ]
         lines.append("  ".join(aligned).rstrip())
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def logits(model: nn.Module, images: Tensor) -> Tensor:
-    """The class scores (B, classes) that ``model`` gives, whichever library it is from; its pooled features where it has no classifier."""
+    """The class scores (B, classes) of a model of any of the libraries; pooled features where it has no classifier."""
     output = model(images)
     if isinstance(output, Tensor):
         return output

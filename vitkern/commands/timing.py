@@ -40,7 +40,7 @@ def side_by_side(
     memory: bool = True,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Timing]:
-    """Time each version once per round, in turning order, for about ``budget`` seconds: a machine that slows down slows all of them.
+    """Time each version once per round, in turning order, for about ``budget`` seconds: what slows one slows all.
 
     Returns the samples of all rounds and the peak memory that one call allocates beyond what was held before it.
     """

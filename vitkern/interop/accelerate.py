@@ -54,7 +54,11 @@ def _swap(module: nn.Module, name: str, allowed, report: Report, interface: bool
     reason, adapter = _obstacle(module)
     if adapter is None and reason is None:
         # Attention of a class nobody adapted is worth a line; transformers' models have one for all of theirs.
-        if "Attention" in kind.__name__ and not interface and not any("Attention" in type(m).__name__ for m in module.children()):
+        if (
+            "Attention" in kind.__name__
+            and not interface
+            and not any("Attention" in type(m).__name__ for m in module.children())
+        ):
             report.kept.append(Kept(name, kind, "no adapter for this class"))
         return []
     if not allowed(module, name):
@@ -74,7 +78,9 @@ def _swap(module: nn.Module, name: str, allowed, report: Report, interface: bool
     module.__class__ = adapter
     report.undo.append(lambda: _restore(module, name, kind, adapter))
     report.swapped.append(Swapped(name, kind, fit.ops, fit.reasons))
-    return [f"{name}.{child}" if name else child for child in adapter.covers if any("attention" in op for op in fit.ops)]
+    return [
+        f"{name}.{child}" if name else child for child in adapter.covers if any("attention" in op for op in fit.ops)
+    ]
 
 
 def _obstacle(module: nn.Module) -> tuple[str | None, type[Adapter] | None]:
@@ -137,5 +143,7 @@ def _predicate(only: Only) -> Callable[[nn.Module, str], bool]:
     except TypeError:
         globs = [None]
     if not all(isinstance(glob, str) for glob in globs):
-        raise TypeError(f"accelerate: only is not usable: got {only!r}; expected a predicate (module, name) -> bool, a glob, or a list of globs.")
+        raise TypeError(
+            f"accelerate: only is not usable: got {only!r}; expected a predicate (module, name) -> bool, a glob, or a list of globs."
+        )
     return lambda module, name: any(fnmatchcase(name, glob) for glob in globs)

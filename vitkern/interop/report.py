@@ -59,7 +59,9 @@ class Report:
             if problem is not None:
                 left.append(problem)
         if left:
-            raise RuntimeError(f"restore: {len(left)} modules stay as they are: {'; '.join(left)}. Undo what changed them first.")
+            raise RuntimeError(
+                f"restore: {len(left)} modules stay as they are: {'; '.join(left)}. Undo what changed them first."
+            )
 
     def __enter__(self) -> "Report":
         return self

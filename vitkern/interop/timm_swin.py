@@ -61,7 +61,9 @@ class _Windows(Adapter):
     def fit(cls, module: nn.Module) -> Fit:
         ops, reasons = mlp_fit(module)
         attn = module.attn
-        if not fusion.plain(attn, *cls.attention_kinds) or not (fusion.untouched(attn.qkv) and fusion.untouched(attn.proj)):
+        if not fusion.plain(attn, *cls.attention_kinds) or not (
+            fusion.untouched(attn.qkv) and fusion.untouched(attn.proj)
+        ):
             return Fit(ops, ("attention kept: it, its qkv or its proj is replaced or hooked", *reasons))
         if _weights_are_hooked(attn):
             return Fit(ops, ("attention kept: attn_drop or softmax is hooked or replaced", *reasons))

@@ -20,7 +20,9 @@ def mlp_of(norm: nn.Module, mlp: nn.Module, drop_path: nn.Module | None = None) 
     return fusion.Mlp(norm, fc1, act, fc2, (drop1, drop2), (mlp,), drop_path=drop_path)
 
 
-def mlp_fit(norm: nn.Module, mlp: nn.Module, drop_path: nn.Module | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def mlp_fit(
+    norm: nn.Module, mlp: nn.Module, drop_path: nn.Module | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(ops, reasons) of such an MLP."""
     parts = mlp_of(norm, mlp, drop_path)
     if parts is None:

@@ -22,7 +22,10 @@ class _ShiftedWindows(Adapter):
         if not cls.is_open(module):
             return Fit((), ("qkv or proj is no plain nn.Linear, and torchvision's attention reads their weights",))
         if module.attention_dropout > 0.0:
-            return Fit(("window_attention",), ("attention dropout is active in training, and windows have none: the original runs then",))
+            return Fit(
+                ("window_attention",),
+                ("attention dropout is active in training, and windows have none: the original runs then",),
+            )
         return Fit(("window_attention",))
 
     @staticmethod

@@ -64,7 +64,9 @@ def attention_forward(
         is_causal = getattr(module, "is_causal", True)
     tokens = query.shape[2]
     causal = bool(is_causal) and attention_mask is None and tokens > 1
-    if causal and key.shape[2] > tokens:  # an empty static cache behind the tokens: transformers aligns to the upper left
+    if (
+        causal and key.shape[2] > tokens
+    ):  # an empty static cache behind the tokens: transformers aligns to the upper left
         key, value = key[:, :, :tokens], value[:, :, :tokens]
         position_bias = None if position_bias is None else position_bias[..., :tokens]
     bias, mask = position_bias, attention_mask

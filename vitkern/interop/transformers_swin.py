@@ -43,7 +43,9 @@ class SwinLayer(Adapter, modeling_swin.SwinLayer):
         mlp = layer.mlp
         return fusion.Mlp(layer.layernorm_after, mlp.fc1, mlp.activation_fn, mlp.fc2, (layer.dropout,), (mlp,))
 
-    def forward(self, hidden_states: Tensor, input_dimensions: tuple[int, int], always_partition: bool = False, **kwargs):
+    def forward(
+        self, hidden_states: Tensor, input_dimensions: tuple[int, int], always_partition: bool = False, **kwargs
+    ):
         attn = self.attention
         wants_weights = kwargs.get("output_attentions") or attn.config.output_attentions
         if wants_weights or not self.open_attention(attn) or (self.training and attn.attention_dropout > 0.0):
@@ -83,7 +85,9 @@ class Swinv2Layer(Adapter, modeling_swinv2.Swinv2Layer):
         ops, reasons = fusion.mlp_fit(cls.parts(module))
         if not cls.open_attention(module.attention):
             return Fit((), ("its attention is hooked or replaced", *reasons))
-        return Fit(("window_attention", *ops), ((_DROPOUT_NOTE,) if module.attention.self.dropout.p > 0.0 else ()) + reasons)
+        return Fit(
+            ("window_attention", *ops), ((_DROPOUT_NOTE,) if module.attention.self.dropout.p > 0.0 else ()) + reasons
+        )
 
     @staticmethod
     def open_attention(attention: nn.Module) -> bool:
@@ -116,7 +120,9 @@ class Swinv2Layer(Adapter, modeling_swinv2.Swinv2Layer):
         if output_attentions or not self.open_attention(self.attention) or (self.training and attn.dropout.p > 0.0):
             return super().forward(hidden_states, input_dimensions, output_attentions)
         batch, tokens, channels = hidden_states.shape
-        bias = 16 * torch.sigmoid(attn.continuous_position_bias_mlp(attn.relative_coords_table).view(-1, attn.num_attention_heads))
+        bias = 16 * torch.sigmoid(
+            attn.continuous_position_bias_mlp(attn.relative_coords_table).view(-1, attn.num_attention_heads)
+        )
         out = projected_window_attention(
             hidden_states.view(batch, *input_dimensions, channels),
             self._project,

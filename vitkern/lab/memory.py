@@ -21,6 +21,7 @@ class Storage:
     writer: np.ndarray  # in this launch: number of the program + 1, 0 none
     reader: np.ndarray  # likewise, -1 several
     stores: np.ndarray  # in this launch
+    is_output: bool = False  # some launch wrote to it
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Storage":
@@ -34,6 +35,13 @@ class Storage:
         self.writer, self.reader, self.stores = (np.zeros(self.written.size, np.int32) for _ in range(3))
 
 
+def _is_empty(values: Tensor) -> Tensor:
+    """Where values are what torch.empty leaves in deterministic mode."""
+    if values.is_floating_point():
+        return values.isnan()
+    return values == (True if values.dtype == torch.bool else torch.iinfo(values.dtype).max)
+
+
 class Argument:
     """A tensor argument of a launch: which elements, counted from its address, are the tensor's."""
 
@@ -45,6 +53,10 @@ class Argument:
         if tensor.numel():
             np.lib.stride_tricks.as_strided(self.valid, tensor.shape, tensor.stride())[...] = True
         self.is_written = False
+
+    def values(self, elements: np.ndarray) -> Tensor:
+        """What the elements hold, counted from the argument's address."""
+        return self.tensor.as_strided((self.valid.size,), (1,))[torch.from_numpy(elements)]
 
     def places(self, offsets: np.ndarray) -> np.ndarray:
         """Byte offsets from the argument's address -> tracked elements of its storage."""
@@ -70,7 +82,7 @@ class Argument:
         """Note an access ("load", "store", "atomic") by ``program``, counted from 1."""
         where, storage = self.places(offsets), self.storage
         if kind != "load":
-            self.is_written = True
+            self.is_written = storage.is_output = True
             storage.written[where] = True
         if kind == "atomic":
             return
@@ -82,6 +94,10 @@ class Argument:
             raise MemoryFault(f"{verb} an element of {self.name} that program number {other} writes")
         reader = storage.reader[where]
         if kind == "load":
+            if storage.is_output:
+                fresh = offsets[~storage.written[where]] // self.itemsize
+                if fresh.size and _is_empty(self.values(fresh)).any():
+                    raise MemoryFault(f"reads an element of {self.name} that was never written")
             storage.reader[where] = np.where((reader == 0) | (reader == program), program, -1)
             return
         if ((reader != 0) & (reader != program)).any():
@@ -102,15 +118,9 @@ class Argument:
     def check_complete(self) -> None:
         """Each element was written by some launch, or holds something else than torch.empty leaves there."""
         missing = np.flatnonzero(self.valid)[~self.storage.written[self.elements()]]
-        if not missing.size:
-            return
-        values = self.tensor.as_strided((self.valid.size,), (1,))[torch.from_numpy(missing)]
-        if values.is_floating_point():
-            kept = values.isnan()
-        else:
-            kept = values == (True if values.dtype == torch.bool else torch.iinfo(values.dtype).max)
-        if kept.any():
+        kept = int(_is_empty(self.values(missing)).sum()) if missing.size else 0
+        if kept:
             raise MemoryFault(
-                f"{int(kept.sum())} of {self.tensor.numel()} elements of {self.name}, "
+                f"{kept} of {self.tensor.numel()} elements of {self.name}, "
                 f"shape {tuple(self.tensor.shape)}, were never written"
             )

@@ -4,7 +4,8 @@
   between the rows of a strided view are not valid, nor is another view of the same storage);
 * two programs write one element, or one reads what another writes, or one store writes an element twice;
 * an atomic adds floats, whose order a GPU does not fix;
-* at the end of the block, an element of a tensor that some kernel wrote still holds what ``torch.empty`` left there.
+* a tensor that some kernel wrote is read where nothing was written, or, at the end of the block, still holds there what
+  ``torch.empty`` left.
 
 Masked lanes without ``other`` are poisoned. Load, add, store by one program is legal.
 
@@ -50,6 +51,10 @@ def _named_tensors(name: str, value):
             yield from _named_tensors(f"{name}[{i}]", one)
 
 
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
 def _key(tensor: Tensor):
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
@@ -57,8 +62,8 @@ def _key(tensor: Tensor):
 class Sanitizer:
     """The state of one `sanitized` block; ``launches`` counts what it has seen."""
 
-    def __init__(self, builder, order: str, seed: int, once: tuple[str, ...]):
-        self.builder, self.order, self.seed, self.once = builder, order, seed, once
+    def __init__(self, builder, order: str, seed: int, once: tuple[str, ...], scratch: tuple[str, ...]):
+        self.builder, self.order, self.seed, self.once, self.scratch = builder, order, seed, once, scratch
         self.launches = 0
         self._storages: dict[int, Storage] = {}
         self._outputs: list[tuple[str, Argument]] = []
@@ -85,8 +90,9 @@ class Sanitizer:
             raise MemoryFault(f"{name}{cause}") from None
         for argument in self._arguments:
             if argument.is_written:
-                self._outputs.append((name, argument))
-                if any(fnmatch.fnmatch(one, pattern) for one in argument.name.split("|") for pattern in self.once):
+                if not _matches(f"{name}.{argument.name}", self.scratch):
+                    self._outputs.append((name, argument))
+                if _matches(f"{name}.{argument.name}", self.once):
                     self._named_fault(name, argument.check_once)
 
     def check_complete(self) -> None:
@@ -213,13 +219,14 @@ def _hook(interp, sanitizer: Sanitizer, patches: Patches) -> None:
 
 
 @contextmanager
-def sanitized(*, order: str = "forward", seed: int = 0, once: tuple[str, ...] = ()):
+def sanitized(*, order: str = "forward", seed: int = 0, once: tuple[str, ...] = (), scratch: tuple[str, ...] = ()):
     """Within the block, every launch runs in the repaired interpreter, checked; yields the `Sanitizer`. Does not nest.
 
     Args:
         order: of the programs of a launch: "forward", "reverse" or "random".
         seed: of the random order.
-        once: patterns of parameter names ("out", "d*"); a launch must store all their elements exactly once.
+        once: patterns of "kernel.parameter" ("*.out"); a launch that stores to one stores each element exactly once.
+        scratch: likewise; tensors that need not be written everywhere, since what is not written is not read either.
 
     Raises:
         MemoryFault: from the launch at fault, or at the end of the block for elements that were never written.
@@ -230,7 +237,7 @@ def sanitized(*, order: str = "forward", seed: int = 0, once: tuple[str, ...] = 
     with interpreter.repaired():
         from triton.runtime import interpreter as interp
 
-        sanitizer, patches = Sanitizer(interp.interpreter_builder, order, seed, tuple(once)), Patches()
+        sanitizer, patches = Sanitizer(interp.interpreter_builder, order, seed, tuple(once), tuple(scratch)), Patches()
         if not before[0]:  # then torch.empty holds NaN, which shows what was never written
             torch.use_deterministic_algorithms(True, warn_only=True)
         try:

@@ -85,9 +85,7 @@ _MICROSOFT_SWIN_STEM = [
 
 
 class _Table(NamedTuple):
-    """``prefix`` is removed from keys; ``stem`` rows match whole keys; after the ``block`` prefix ``rows`` match the
-    rest of a key.
-    """
+    """``prefix`` is removed from keys; ``stem`` rows match whole keys; ``rows`` match what follows ``block``."""
 
     prefix: str
     stem: list
@@ -163,8 +161,8 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], family: str) -> dict[st
             renamed[name] = value
     if unknown:
         raise ValueError(
-            f"convert_state_dict: these are no names of {family}: got "
-            f"{', '.join(unknown[:4])}{', ...' if len(unknown) > 4 else ''}; "
+            f"convert_state_dict: these are no names of {family}: "
+            f"got {', '.join(unknown[:4])}{', ...' if len(unknown) > 4 else ''}; "
             "expected a state dict of that library's unchanged model."
         )
     return _split_bias(_join_projections(renamed, family), family)
@@ -187,9 +185,7 @@ def _expand(found: re.Match, target: str | Callable | None) -> str | None:
 
 
 def _join_projections(renamed: dict[str, Tensor], family: str) -> dict[str, Tensor]:
-    """``attn.q``, ``attn.k``, ``attn.v`` -> ``attn.qkv``; SwinV2 keeps the biases of q and v apart, and has none for
-    k.
-    """
+    """``attn.q``, ``attn.k``, ``attn.v`` -> ``attn.qkv``; SwinV2 keeps its biases of q and v apart."""
     out = {}
     for name, value in renamed.items():
         part = re.fullmatch(r"(.*attn\.)([qkv])\.(weight|bias)", name)
@@ -202,8 +198,8 @@ def _join_projections(renamed: dict[str, Tensor], family: str) -> dict[str, Tens
             missing = [wanted for wanted in names if wanted not in renamed]
             if missing:
                 raise ValueError(
-                    f"convert_state_dict: a projection is missing: got no source of {missing[0]}; expected q, k and v "
-                    "of each block."
+                    f"convert_state_dict: a projection is missing: got no source of {missing[0]}; "
+                    "expected q, k and v of each block."
                 )
             out[f"{part[1]}qkv.{part[3]}"] = torch.cat([renamed[wanted] for wanted in names])
     return out

@@ -1,6 +1,4 @@
-"""DeiT (Touvron et al. 2020, arXiv 2012.12877): a ViT, with or without a distillation token. Parameters are named as in
-`timm.models.deit`.
-"""
+"""DeiT (Touvron et al. 2020, arXiv 2012.12877): a ViT, with or without a distillation token. Named as in timm."""
 
 import torch
 import torch.nn as nn
@@ -28,9 +26,9 @@ class VisionTransformerDistilled(VisionTransformer):
         super().__init__(*args, **kwargs)
         if self.global_pool != "token" or self.reg_token is not None or self.no_embed_class:
             raise ValueError(
-                "VisionTransformerDistilled: its heads read the class and the distillation token: got "
-                f"global_pool={self.global_pool!r}; "
-                "expected global_pool='token', reg_tokens=0 and no_embed_class=False."
+                "VisionTransformerDistilled: its heads read the class and the distillation token: "
+                f"got global_pool={self.global_pool!r}; expected 'token', "
+                "reg_tokens=0 and no_embed_class=False."
             )
         self.num_prefix_tokens = 2
         self.dist_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))

@@ -21,9 +21,7 @@ def check_pool(model: str, kind: str, allowed: tuple[str, ...]) -> None:
 
 
 class ClassifierHead(nn.Module):
-    """Pools an image of tokens and projects it to logits; ``num_classes`` 0 gives the pooled features. Named as in
-    timm: ``fc``.
-    """
+    """Pools an image of tokens and projects it to logits; ``num_classes`` 0 gives the pooled features."""
 
     POOLS = ("avg", "max", "avgmax", "")
 

@@ -141,8 +141,9 @@ def config(hub_id: str) -> dict[str, Any]:
 
 
 def resolve(name: str) -> tuple[str, dict[str, Any]]:
-    """(architecture, arguments that the checkpoint needs) of a hub id or of timm's ``architecture.tag``; any other name
-    comes back as it is.
+    """(architecture, arguments that the checkpoint needs) of a hub id or of timm's ``architecture.tag``.
+
+    Any other name comes back as it is.
 
     Raises:
         NotImplementedError: an id of a family that is not built here.
@@ -150,9 +151,9 @@ def resolve(name: str) -> tuple[str, dict[str, Any]]:
     if name in _OTHER_FAMILIES or f"timm/{name}" in _OTHER_FAMILIES:
         kind = _OTHER_FAMILIES.get(name) or _OTHER_FAMILIES[f"timm/{name}"]
         raise NotImplementedError(
-            f"create_model: this architecture is not built here yet: got {name!r}, {kind}; expected one of "
-            "vitkern.list_models(). "
-            "Build it with its own library and pass the model to vitkern.accelerate."
+            f"create_model: this architecture is not built here yet: got {name!r}, {kind}; "
+            "expected one of vitkern.list_models(). Build it with its own library "
+            "and pass the model to vitkern.accelerate."
         )
     if name in CONFIGS:
         found = CONFIGS[name]

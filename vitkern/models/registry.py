@@ -18,9 +18,7 @@ from vitkern.models.weights import load_weights
 
 @dataclass(frozen=True)
 class Architecture:
-    """A name and how to build it. ``arguments`` are the keyword arguments of ``build`` that differ from its
-    defaults.
-    """
+    """A name and how to build it; ``arguments`` are the keyword arguments of ``build`` that make it what it is."""
 
     name: str
     build: Callable[..., nn.Module]
@@ -70,8 +68,7 @@ def register(name: str, build: Callable[..., nn.Module], paper: str, **arguments
 
 
 def resolve(name: str) -> Architecture:
-    """The architecture of a name of `list_models` or of a hub id, with the head and the eps that the hub's checkpoint
-    has.
+    """The architecture of a name of `list_models`, or of a hub id with the head and the eps of its checkpoint.
 
     Raises:
         TypeError: ``name`` is no string.
@@ -91,8 +88,8 @@ def resolve(name: str) -> Architecture:
         near = _near(name) or _near(base)
         remedy = f"Did you mean {', '.join(near)}?" if near else "vitkern.list_models() lists them."
         raise ValueError(
-            f"create_model: unknown model name: got {name!r}; expected one of {len(_architectures)} names or a hub "
-            f"id. {remedy}"
+            f"create_model: unknown model name: got {name!r}; "
+            f"expected one of {len(_architectures)} names or a hub id. {remedy}"
         )
     return Architecture(name, found.build, found.paper, {**found.arguments, **changes})
 
@@ -123,9 +120,9 @@ def create_model(name: str, *, weights=None, pretrained: bool = False, **overrid
     architecture = resolve(name)
     if pretrained:
         raise ValueError(
-            "create_model: nothing is downloaded here: got pretrained=True; expected weights=<path>. Download the "
-            "checkpoint, or let timm, "
-            "transformers or torchvision load it and pass that model to vitkern.accelerate."
+            "create_model: nothing is downloaded here: got pretrained=True; expected weights=<path>. "
+            "Download the checkpoint, or let timm, transformers or torchvision load it and pass that model "
+            "to vitkern.accelerate."
         )
     try:
         model = architecture.build(**{**architecture.arguments, **overrides})
@@ -134,8 +131,8 @@ def create_model(name: str, *, weights=None, pretrained: bool = False, **overrid
             raise
         argument = str(error).rsplit("argument ", 1)[-1].strip("'")
         raise TypeError(
-            f"create_model: {name} takes no such argument: got {argument}=; expected one of "
-            f"{', '.join(_parameters(architecture.build))}."
+            f"create_model: {name} takes no such argument: got {argument}=; "
+            f"expected one of {', '.join(_parameters(architecture.build))}."
         ) from None
     if weights is not None:
         load_weights(model, weights)

@@ -17,18 +17,14 @@ PAPER = "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows
 def fit_window(
     grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(window, shift) for a grid of tokens: in each direction a window that is not smaller than the grid becomes it and
-    is not shifted.
-    """
+    """(window, shift) for a grid: in each direction a window as large as the grid or larger becomes it, unshifted."""
     fitted = tuple(min(size, extent) for size, extent in zip(grid, window, strict=True))
     offset = tuple(0 if size <= extent else step for size, extent, step in zip(grid, fitted, shift, strict=True))
     return fitted, offset
 
 
 class SwinTransformerBlock(nn.Module):
-    """x + attn(norm1(x)), then x + mlp(norm2(x)), with attention in windows shifted by ``shift_size`` (arXiv
-    2103.14030, equation 3).
-    """
+    """x + attn(norm1(x)), then x + mlp(norm2(x)), attention in shifted windows (arXiv 2103.14030, equation 3)."""
 
     post_norm = False
 
@@ -188,8 +184,7 @@ class SwinTransformer(nn.Module):
         if not len(windows) == len(num_heads) == stages or min(map(min, windows)) < 1:
             raise ValueError(
                 f"{type(self).__name__}: stages do not fit each other: got depths={tuple(depths)}, "
-                f"num_heads={tuple(num_heads)}, "
-                f"window_size={windows}; expected one positive entry per stage in each."
+                f"num_heads={tuple(num_heads)}, window_size={windows}; expected one positive entry per stage in each."
             )
         return windows
 

@@ -1,6 +1,4 @@
-"""Swin Transformer V2 (Liu et al. 2021, arXiv 2111.09883). Parameters are named as in
-`timm.models.swin_transformer_v2`.
-"""
+"""Swin Transformer V2 (Liu et al. 2021, arXiv 2111.09883). Named as in `timm.models.swin_transformer_v2`."""
 
 import torch.nn as nn
 
@@ -12,9 +10,7 @@ PAPER = "Swin Transformer V2: Scaling Up Capacity and Resolution, Liu et al. 202
 
 
 class SwinTransformerV2Block(SwinTransformerBlock):
-    """x + norm1(attn(x)), then x + norm2(mlp(x)): the norms follow the branches (arXiv 2111.09883, section 3.2),
-    attention is cosine.
-    """
+    """x + norm1(attn(x)), then x + norm2(mlp(x)), with cosine attention (arXiv 2111.09883, section 3)."""
 
     post_norm = True
     make_attention = WindowAttentionV2
@@ -44,9 +40,8 @@ class SwinTransformerV2(SwinTransformer):
     def _attention_arguments(self, stage: int) -> dict:
         if stage >= len(self._pretrained_window_sizes):
             raise ValueError(
-                "SwinTransformerV2: stages do not fit each other: got "
-                f"pretrained_window_sizes={self._pretrained_window_sizes}; "
-                "expected one entry per stage."
+                "SwinTransformerV2: stages do not fit each other: "
+                f"got pretrained_window_sizes={self._pretrained_window_sizes}; expected one entry per stage."
             )
         return {"pretrained_window_size": self._pretrained_window_sizes[stage]}
 

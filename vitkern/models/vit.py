@@ -1,6 +1,4 @@
-"""Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929). Parameters are named as in
-`timm.models.vision_transformer`.
-"""
+"""Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929). Named as in `timm.models.vision_transformer`."""
 
 import torch
 import torch.nn as nn
@@ -19,9 +17,7 @@ PAPER = "An Image is Worth 16x16 Words, Dosovitskiy et al. 2020, arXiv 2010.1192
 
 
 class Block(nn.Module):
-    """x + attn(norm1(x)), then x + mlp(norm2(x)) (arXiv 2010.11929, equations 2 and 3), with optional LayerScale and
-    DropPath.
-    """
+    """x + attn(norm1(x)), then x + mlp(norm2(x)) (arXiv 2010.11929, equations 2, 3); LayerScale is optional."""
 
     def __init__(
         self,

@@ -36,8 +36,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         state = _read_torch(path)
     else:
         raise ValueError(
-            f"load_weights: unknown kind of file: got {path.name!r}; expected .safetensors, "
-            f"{', '.join(TORCH_SUFFIXES)}."
+            f"load_weights: unknown kind of file: got {path.name!r}; "
+            f"expected .safetensors, {', '.join(TORCH_SUFFIXES)}."
         )
     for wrapper in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
@@ -62,8 +62,8 @@ def _read_safetensors(path: Path):
         from safetensors.torch import load_file
     except ImportError:
         raise ImportError(
-            f"load_weights: the safetensors package is missing: got {path.name!r}; expected it installed. Run: pip "
-            "install safetensors"
+            f"load_weights: the safetensors package is missing: got {path.name!r}; expected it installed. "
+            "Run: pip install safetensors"
         ) from None
     try:
         return load_file(path)
@@ -84,7 +84,10 @@ def _unreadable(path: Path, error: Exception) -> str:
     else:
         lines = str(error).strip().splitlines()
         reason = lines[0][:160] if lines else type(error).__name__
-    return f"load_weights: the file cannot be read: got {path.name!r} ({reason}); expected an intact file of tensors. Download it again."
+    return (
+        f"load_weights: the file cannot be read: got {path.name!r} ({reason}); "
+        "expected an intact file of tensors. Download it again."
+    )
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -105,14 +108,14 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     problems = _differences(own, state)
     if problems:
         raise ValueError(
-            f"load_weights: the checkpoint does not fit {type(model).__name__}: got {'; '.join(problems)} in "
-            f"{Path(path).name!r}; "
+            f"load_weights: the checkpoint does not fit {type(model).__name__}: "
+            f"got {'; '.join(problems)} in {Path(path).name!r}; "
             "expected the parameters of this architecture. Check the name, num_classes and img_size."
         )
     if any(value.is_meta for value in own.values()):
         raise ValueError(
-            "load_weights: the model has no memory: got parameters on the meta device; expected real ones. Call "
-            "to_empty first."
+            "load_weights: the model has no memory: got parameters on the meta device; expected real ones. "
+            "Call to_empty first."
         )
     model.load_state_dict(state, strict=True)
 

@@ -1,6 +1,4 @@
-"""Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.2; ViT, arXiv 2010.11929, appendix
-A).
-"""
+"""Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.2; ViT, arXiv 2010.11929)."""
 
 import torch.nn as nn
 from torch import Tensor
@@ -10,8 +8,7 @@ from vitkern.ops.attention import attention, attention_qkvpacked
 
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(D)) v over H heads of D channels, with projections. Parameters are named as in
-    `timm.layers.Attention`.
+    """softmax(q k^T / sqrt(D)) v over H heads of D channels, with projections; named as in `timm.layers.Attention`.
 
     Args:
         dim: channels C; ``num_heads`` divides it.
@@ -42,8 +39,8 @@ class Attention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise ValueError(
-                f"Attention: channels do not split into heads: got dim={dim}, num_heads={num_heads}; expected a "
-                "divisor."
+                f"Attention: channels do not split into heads: got dim={dim}, num_heads={num_heads}; "
+                "expected a divisor."
             )
         self.num_heads = num_heads
         self.head_dim = dim // num_heads

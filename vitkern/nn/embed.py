@@ -14,8 +14,7 @@ def pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 class PatchEmbed(nn.Module):
-    """Cuts an image into patches and projects each (ViT, arXiv 2010.11929, equation 1). Parameters are named as in
-    `timm.layers.PatchEmbed`.
+    """Cuts an image into patches and projects each (arXiv 2010.11929, equation 1); named as in timm.
 
     Args:
         img_size: pixels, one number or (height, width). A remainder that fills no patch is dropped, as by timm.
@@ -59,28 +58,27 @@ class PatchEmbed(nn.Module):
         """
         if x.dim() != 4 or x.shape[1] != self.proj.in_channels:
             raise ValueError(
-                f"PatchEmbed: not a batch of images: got shape {tuple(x.shape)}; expected (B, "
-                f"{self.proj.in_channels}, height, width)."
+                f"PatchEmbed: not a batch of images: got shape {tuple(x.shape)}; "
+                f"expected (B, {self.proj.in_channels}, height, width)."
             )
         if self.strict_img_size and tuple(x.shape[2:]) != self.img_size:
             raise ValueError(
-                f"PatchEmbed: the image size differs from the model's: got {tuple(x.shape[2:])}; expected "
-                f"{self.img_size}. "
-                "Resize the image, or build the model with img_size=."
+                f"PatchEmbed: the image size differs from the model's: got {tuple(x.shape[2:])}; "
+                f"expected {self.img_size}. Resize the image, or build the model with img_size=."
             )
         if not self.strict_img_size and (x.shape[2] % self.patch_size[0] or x.shape[3] % self.patch_size[1]):
             raise ValueError(
-                f"PatchEmbed: patches do not divide the image: got {tuple(x.shape[2:])}; expected multiples of "
-                f"{self.patch_size}."
+                f"PatchEmbed: patches do not divide the image: got {tuple(x.shape[2:])}; "
+                f"expected multiples of {self.patch_size}."
             )
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
 class PatchMerging(nn.Module):
-    """Joins each 2 x 2 tokens into one of ``out_dim`` channels (Swin, arXiv 2103.14030, section 3.1). Odd sizes are
-    padded with zeros.
+    """Joins each 2 x 2 tokens into one of ``out_dim`` channels (Swin, arXiv 2103.14030, section 3.1).
 
-    Swin normalises the 4 C joined channels, then projects; SwinV2 (``post_norm``) projects, then normalises.
+    Odd sizes are padded with zeros. Swin normalises the 4 C joined channels, then projects; SwinV2 (``post_norm``)
+    projects, then normalises.
     """
 
     def __init__(self, dim: int, out_dim: int | None = None, *, post_norm: bool = False, eps: float = 1e-5):

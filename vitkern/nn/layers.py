@@ -1,6 +1,4 @@
-"""What stands between a block's branches and the residual stream: LayerScale, DropPath, and the whole MLP branch in one
-call.
-"""
+"""Between a block's branches and the residual stream: LayerScale, DropPath, and the MLP branch in one call."""
 
 import torch
 import torch.nn as nn
@@ -22,8 +20,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch for whole samples in training (stochastic depth, arXiv 1603.09382) and divides the rest
-    by 1 - p.
+    """Drops a residual branch for whole samples in training and divides the rest by 1 - p (arXiv 1603.09382).
 
     Draws from torch's generator exactly as `timm.layers.DropPath` does: one seed drops the same samples in both.
     """
@@ -55,9 +52,7 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
 
 
 def unhooked(module: nn.Module, kind: type) -> bool:
-    """Reading its weights is the same as calling it: no adapter, hook, parametrisation or patched forward would be
-    passed over.
-    """
+    """Reading its weights is the same as calling it: it has no adapter, hook, parametrisation or patched forward."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return type(module) is kind and "forward" not in module.__dict__ and not any(hooks)
 

@@ -1,8 +1,6 @@
-"""Attention in shifted windows: Swin (Liu et al. 2021, arXiv 2103.14030) and SwinV2 (Liu et al. 2021, arXiv
-2111.09883).
+"""Attention in shifted windows: Swin (Liu et al., arXiv 2103.14030) and SwinV2 (Liu et al., arXiv 2111.09883).
 
-Both take the image as it lies in memory, (B, img_h, img_w, C); rolling, padding and cutting into windows is the op's
-addressing.
+Both take the image as it lies in memory, (B, img_h, img_w, C); to roll, pad and cut it into windows is the op's work.
 """
 
 import math
@@ -33,8 +31,7 @@ class _Windowed(nn.Module):
         if not all(0 <= shift < window for shift, window in zip(self.shift_size, self.window_size, strict=True)):
             raise ValueError(
                 f"{name}: the shift leaves the window: got window_size={self.window_size}, "
-                f"shift_size={self.shift_size}; "
-                "expected 0 <= shift < window in each direction."
+                f"shift_size={self.shift_size}; expected 0 <= shift < window in each direction."
             )
         self.wrap = wrap
         self.attn_drop = nn.Dropout(attn_drop)
@@ -56,12 +53,12 @@ class _Windowed(nn.Module):
         return self.proj_drop(self.proj(out))
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, window_size={self.window_size}, shift_size={self.shift_size}, wrap={self.wrap!r}"
+        names = ("num_heads", "window_size", "shift_size", "wrap")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
 class WindowAttention(_Windowed):
-    """softmax(q k^T / sqrt(D) + B) v in each window, B from a table of relative positions (arXiv 2103.14030, equation
-    4).
+    """softmax(q k^T / sqrt(D) + B) v in each window, B a table of relative positions (arXiv 2103.14030, equation 4).
 
     Parameters are named as in `timm.models.swin_transformer.WindowAttention`.
 
@@ -106,8 +103,7 @@ class WindowAttention(_Windowed):
 
 
 class WindowAttentionV2(_Windowed):
-    """softmax(tau cos(q, k) + B) v in each window: cosine attention and log-spaced continuous position bias (arXiv
-    2111.09883, sections 3.3, 3.4).
+    """softmax(tau cos(q, k) + B) v in each window, B a function of log-spaced offsets (arXiv 2111.09883, section 3).
 
     tau = exp(min(logit_scale, ln 100)) per head; B = 16 sigmoid(mlp(log-spaced offset)). Keys have no bias. Parameters
     are named as in `timm.models.swin_transformer_v2.WindowAttention`. Arguments as in `WindowAttention`, and
@@ -140,15 +136,11 @@ class WindowAttentionV2(_Windowed):
         self.register_buffer("relative_coords_table", self._offsets(), persistent=False)
 
     def init_non_persistent_buffers(self) -> None:
-        """Computes again what no checkpoint holds: call it after `to_empty` on a model that was built on the meta
-        device.
-        """
+        """Computes again what no checkpoint holds: call it after `to_empty` on a model from the meta device."""
         self.relative_coords_table = self._offsets()
 
     def _offsets(self) -> Tensor:
-        """Log-spaced coordinates of each relative position (arXiv 2111.09883, equation 4): ((2 Wh - 1) (2 Ww - 1),
-        2).
-        """
+        """Log-spaced offset of each relative position (arXiv 2111.09883, equation 4): ((2 Wh - 1) (2 Ww - 1), 2)."""
         reference = self.pretrained_window_size if self.pretrained_window_size[0] > 0 else self.window_size
         weight = self.cpb_mlp[0].weight
         axes = []

@@ -3,17 +3,15 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
 from vitkern.ops import checks
-from vitkern.reference import attention as reference
+from vitkern.ops.dense_softmax import attention_in_pytorch
 from vitkern.register import kernel_op
 
 MAX_HEAD_DIM = 256
-_VECTOR = 16  # below so many keys PyTorch's CPU kernel turns a query row of NaN into zeros
 
 
 def attention(
@@ -29,23 +27,24 @@ def attention(
     dropout_p: float = 0.0,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """softmax(q k^T * scale + bias + mask) v without the (B, H, N, M) scores in memory (FlashAttention-2, arXiv 2307.08691).
+    """softmax(q k^T * scale + bias + mask) v without the (B, H, N, M) scores in memory (FlashAttention-2, arXiv
+    2307.08691).
 
     Args:
         q: (B, H, N, D), float16, bfloat16 or float32 (float64 and D > 256 run in PyTorch); any strides.
         k, v: (B, Hk, M, D), dtype of ``q``; Hk divides H, and query head h reads key head h // (H / Hk).
-        bias: added to the logits, broadcastable to (B, H, N, M), any floating dtype; its gradient is summed in float32, deterministically.
-        mask: broadcastable to (B, H, N, M). Bool: True attends. Floating: added to the logits. A constant.
-        key_padding_mask: (B, M) bool, True attends.
+        bias: added to the logits, broadcastable to (B, H, N, M), any floating dtype; its gradient is summed in
+        float32, deterministically. mask: broadcastable to (B, H, N, M). Bool: True attends. Floating: added to the
+        logits. A constant. key_padding_mask: (B, M) bool, True attends.
         causal: query i attends to keys j <= i + M - N, so the last query sees all keys.
         scale: factor of q k^T; 1 / sqrt(D) by default.
         dropout_p: probability of dropping an attention weight; the random numbers follow torch.manual_seed.
         return_lse: also return the logarithm of each row's softmax denominator. It carries no gradient.
 
     Returns:
-        (B, H, N, D) in the dtype of ``q`` (the autocast dtype under autocast), laid out as contiguous (B, N, H, D), so that
-        ``.transpose(1, 2).flatten(2)`` copies nothing. With ``return_lse`` also (B, H, N) float32, natural logarithm.
-        A row that may attend to nothing is 0, its logarithm -inf, its gradients 0.
+        (B, H, N, D) in the dtype of ``q`` (the autocast dtype under autocast), laid out as contiguous (B, N, H, D),
+        so that ``.transpose(1, 2).flatten(2)`` copies nothing. With ``return_lse`` also (B, H, N) float32, natural
+        logarithm. A row that may attend to nothing is 0, its logarithm -inf, its gradients 0.
 
     Raises:
         TypeError: dtypes differ or are unsupported, or an argument is not a dense tensor.
@@ -65,7 +64,7 @@ def attention(
         out, lse = attention_op(q, k, v, *terms, _seed(q, dropout_p), scale, causal, dropout_p)
         out = out.transpose(1, 2)
         return (out, lse) if return_lse else out
-    return _in_pytorch(q, k, v, *terms, scale, causal, dropout_p, return_lse)
+    return attention_in_pytorch(q, k, v, *terms, scale, causal, dropout_p, return_lse)
 
 
 def attention_qkvpacked(
@@ -102,7 +101,7 @@ def attention_qkvpacked(
     if runs_kernel(op, (qkv, bias, mask, key_padding_mask), _reasons(qkv)):
         out, lse = attention_qkvpacked_op(qkv, *terms, _seed(qkv, dropout_p), scale, causal, dropout_p)
         return (out, lse) if return_lse else out
-    result = _in_pytorch(q, k, v, *terms, scale, causal, dropout_p, return_lse)
+    result = attention_in_pytorch(q, k, v, *terms, scale, causal, dropout_p, return_lse)
     return (result[0].transpose(1, 2), result[1]) if return_lse else result.transpose(1, 2)
 
 
@@ -110,10 +109,14 @@ def _check_heads(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.shape[-1] == 0:
         raise ValueError(f"{op}: head dim is 0: got q {tuple(q.shape)}; expected at least 1.")
     batch, heads, _, head_dim = q.shape
-    checks.check_shape(op, "k", k, (batch, None, None, head_dim), f"(B, Hk, M, D) with q's B = {batch} and D = {head_dim}")
+    checks.check_shape(
+        op, "k", k, (batch, None, None, head_dim), f"(B, Hk, M, D) with q's B = {batch} and D = {head_dim}"
+    )
     checks.check_shape(op, "v", v, tuple(k.shape), f"the shape of k, {tuple(k.shape)}")
     if heads and (k.shape[1] == 0 or heads % k.shape[1]):
-        raise ValueError(f"{op}: heads do not divide: got {heads} query heads and {k.shape[1]} key heads; expected a multiple.")
+        raise ValueError(
+            f"{op}: heads do not divide: got {heads} query heads and {k.shape[1]} key heads; expected a multiple."
+        )
 
 
 def _check_terms(op, q, k, bias, mask, key_padding_mask, scale, dropout_p) -> None:
@@ -128,17 +131,25 @@ def _check_terms(op, q, k, bias, mask, key_padding_mask, scale, dropout_p) -> No
         aligned = (1,) * (4 - term.dim()) + tuple(term.shape)
         if len(aligned) != 4 or any(size not in (1, full) for size, full in zip(aligned, scores, strict=True)):
             raise ValueError(
-                f"{op}: {name} has the wrong shape: got {tuple(term.shape)}; expected one that broadcasts to (B, H, N, M) = {scores}."
+                f"{op}: {name} has the wrong shape: got {tuple(term.shape)}; "
+                f"expected one that broadcasts to (B, H, N, M) = {scores}."
             )
     checks.check_no_gradient(op, "mask", mask)
     if key_padding_mask is not None:
         if not isinstance(key_padding_mask, Tensor) or key_padding_mask.dtype != torch.bool:
             got = getattr(key_padding_mask, "dtype", type(key_padding_mask).__name__)
-            raise TypeError(f"{op}: key_padding_mask is not a bool tensor: got {got}; expected True where a key is attended to.")
-        checks.check_shape(op, "key_padding_mask", key_padding_mask, (scores[0], scores[3]), f"(B, M) = ({scores[0]}, {scores[3]})")
+            raise TypeError(
+                f"{op}: key_padding_mask is not a bool tensor: got {got}; expected True where a key is attended to."
+            )
+        checks.check_shape(
+            op, "key_padding_mask", key_padding_mask, (scores[0], scores[3]), f"(B, M) = ({scores[0]}, {scores[3]})"
+        )
     devices = {t.device for t in (q, bias, mask, key_padding_mask) if t is not None}
     if len(devices) > 1:
-        raise ValueError(f"{op}: devices differ: got {sorted(map(str, devices))}; expected one device for q and every mask. Move them.")
+        raise ValueError(
+            f"{op}: devices differ: got {sorted(map(str, devices))}; "
+            "expected one device for q and every mask. Move them."
+        )
 
 
 def _reasons(q: Tensor) -> list[str]:
@@ -152,41 +163,8 @@ def _four(term: Tensor | None) -> Tensor | None:
 
 
 def _seed(like: Tensor, dropout_p: float) -> Tensor | None:
-    """One random int64 on the device: traceable, no synchronisation, and the same again when a checkpoint recomputes."""
+    """One random int64 on the device: traceable, without synchronisation, redrawn alike by a checkpoint."""
     return torch.randint(0, 2**62, (1,), device=like.device) if dropout_p > 0.0 else None
-
-
-def _in_pytorch(q, k, v, bias, mask, key_padding_mask, scale, causal, dropout_p, return_lse):
-    if return_lse or (not q.is_cuda and k.shape[2] < _VECTOR):
-        result = reference.attention(
-            q, k, v, bias=bias, mask=mask, key_padding_mask=key_padding_mask,
-            causal=causal, scale=scale, dropout_p=dropout_p, return_lse=return_lse,
-        )  # fmt: skip
-        out = result[0] if return_lse else result
-        out = out.transpose(1, 2).contiguous().transpose(1, 2)
-        return (out, result[1].float()) if return_lse else out
-    if key_padding_mask is not None:
-        keys = key_padding_mask[:, None, None, :]
-        mask = keys if mask is None else mask & keys if mask.dtype == torch.bool else mask.masked_fill(~keys, -math.inf)
-    if causal and (mask is not None or bias is not None or q.shape[2] != k.shape[2]):
-        n, m = q.shape[2], k.shape[2]
-        past = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
-        mask = past if mask is None else mask & past if mask.dtype == torch.bool else mask.masked_fill(~past, -math.inf)
-        causal = False
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask.to(_term_dtype(q))
-    if bias is not None:
-        bias = bias.to(_term_dtype(q))
-        mask = bias if mask is None else bias.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else bias + mask
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
-    return out.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def _term_dtype(q: Tensor) -> torch.dtype:
-    """PyTorch's CPU kernel misreads a float32 mask beside float64; beside the half precisions float32 keeps a bias exact."""
-    return q.dtype if q.is_cuda or q.dtype == torch.float64 else torch.float32
 
 
 def _flops(q_shape, k_shape) -> int:
@@ -198,9 +176,13 @@ def _flops(q_shape, k_shape) -> int:
 if HAS_TRITON:
     from vitkern.kernels import attention as kernels
 
-    attention_op = kernel_op(kernels.attention_outputs, differentiable=("q", "k", "v", "bias"))(kernels.attention_forward)
+    attention_op = kernel_op(kernels.attention_outputs, differentiable=("q", "k", "v", "bias"))(
+        kernels.attention_forward
+    )
     attention_op.backward(kernels.attention_gradients)(kernels.attention_backward)
-    attention_qkvpacked_op = kernel_op(kernels.attention_qkvpacked_outputs, differentiable=("qkv", "bias"))(kernels.attention_qkvpacked_forward)
+    attention_qkvpacked_op = kernel_op(kernels.attention_qkvpacked_outputs, differentiable=("qkv", "bias"))(
+        kernels.attention_qkvpacked_forward
+    )
     attention_qkvpacked_op.backward(kernels.attention_qkvpacked_gradients)(kernels.attention_qkvpacked_backward)
 
     @register_flop_formula(torch.ops.vitkern.attention)

@@ -14,6 +14,7 @@ from vitkern.ops.windows import padded_size, windows_of
 from vitkern.register import kernel_op
 
 MAX_LOGIT_SCALE = math.log(100.0)
+MAX_TOKENS = 256  # per window: a kernel holds all scores of a row at once
 
 if HAS_TRITON:
     from vitkern.kernels import window_attention as kernels
@@ -31,7 +32,9 @@ if HAS_TRITON:
         scale: float,
         mask_value: float,
     ) -> tuple[Tensor, Tensor]:
-        return kernels.window_attention_forward(qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value)
+        return kernels.window_attention_forward(
+            qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value
+        )
 
     @window_attention_forward.backward(kernels.window_attention_gradients)
     def window_attention_backward(
@@ -57,14 +60,27 @@ if HAS_TRITON:
     def _products(qkv_shape, window) -> int:
         """FLOPs of one matrix product of all windows."""
         batch, img_h, img_w, packed = qkv_shape
-        return 2 * batch * padded_size(img_h, window[0]) * padded_size(img_w, window[1]) * window[0] * window[1] * packed // 3
+        return (
+            2
+            * batch
+            * padded_size(img_h, window[0])
+            * padded_size(img_w, window[1])
+            * window[0]
+            * window[1]
+            * packed
+            // 3
+        )
 
     @register_flop_formula(torch.ops.vitkern.window_attention)
-    def _forward_flops(qkv_shape, table, padding, head_scale, num_heads, window, *args, out_shape=None, **kwargs) -> int:
+    def _forward_flops(
+        qkv_shape, table, padding, head_scale, num_heads, window, *args, out_shape=None, **kwargs
+    ) -> int:
         return 2 * _products(qkv_shape, window)
 
     @register_flop_formula(torch.ops.vitkern.window_attention_backward)
-    def _backward_flops(grad, out, lse, qkv_shape, table, padding, head_scale, num_heads, window, *args, out_shape=None, **kwargs) -> int:
+    def _backward_flops(
+        grad, out, lse, qkv_shape, table, padding, head_scale, num_heads, window, *args, out_shape=None, **kwargs
+    ) -> int:
         return 5 * _products(qkv_shape, window)
 
 
@@ -74,7 +90,9 @@ def _int_pair(op: str, name: str, value) -> tuple[int, int]:
     except TypeError:
         pair = ()
     if len(pair) != 2 or not all(isinstance(size, int | torch.SymInt) and not isinstance(size, bool) for size in pair):
-        raise TypeError(f"{op}: {name} is no pair of integers: got {value!r}; expected ({name}_h, {name}_w). Repeat a single number.")
+        raise TypeError(
+            f"{op}: {name} is no pair of integers: got {value!r}; expected ({name}_h, {name}_w). Repeat a single number."
+        )
     return pair
 
 
@@ -95,12 +113,16 @@ def _check(op: str, image: Tensor, channels, num_heads, window, shift, table, wr
             "Take it modulo the window."
         )
     if 0 in image.shape[1:3]:
-        raise ValueError(f"{op}: the image has no tokens: got shape {tuple(image.shape)}; expected img_h and img_w above 0.")
+        raise ValueError(
+            f"{op}: the image has no tokens: got shape {tuple(image.shape)}; expected img_h and img_w above 0."
+        )
     if wrap not in ("image", "padded"):
         raise ValueError(
             f"{op}: wrap has an unknown name: got {wrap!r}; expected 'image' (roll, then pad: timm) or 'padded' (pad, then roll: "
             "transformers, torchvision)."
         )
+    if mask_value is not None and not isinstance(mask_value, int | float):
+        raise TypeError(f"{op}: mask_value is no number: got {mask_value!r}; expected a float, or None for -inf.")
     if mask_value is not None and not mask_value <= 0:
         raise ValueError(
             f"{op}: mask_value does not mask: got {mask_value}; expected a number that is 0 or less, added to scores between regions, "
@@ -111,7 +133,11 @@ def _check(op: str, image: Tensor, channels, num_heads, window, shift, table, wr
         check_tensor(op, "table", table)
         rows = (2 * window[0] - 1) * (2 * window[1] - 1)
         check_shape(
-            op, "table", table, (rows, num_heads), f"((2 window_h - 1) (2 window_w - 1), num_heads) = ({rows}, {num_heads}) for window {window}"
+            op,
+            "table",
+            table,
+            (rows, num_heads),
+            f"((2 window_h - 1) (2 window_w - 1), num_heads) = ({rows}, {num_heads}) for window {window}",
         )
     if logit_scale is not None:
         check_tensor(op, "logit_scale", logit_scale)
@@ -120,10 +146,14 @@ def _check(op: str, image: Tensor, channels, num_heads, window, shift, table, wr
                 f"{op}: logit_scale has the wrong shape: got {tuple(logit_scale.shape)}; expected ({num_heads},) or ({num_heads}, 1, 1)."
             )
         if scale is not None:
-            raise ValueError(f"{op}: scale and logit_scale are both given: got scale = {scale}; expected one of them. Drop scale for cosine scores.")
+            raise ValueError(
+                f"{op}: scale and logit_scale are both given: got scale = {scale}; expected one of them. Drop scale for cosine scores."
+            )
     for name, tensor in (("table", table), ("logit_scale", logit_scale)):
         if tensor is not None and tensor.device != image.device:
-            raise ValueError(f"{op}: devices differ: got {name} on {tensor.device}, image on {image.device}; expected one device. Move them together.")
+            raise ValueError(
+                f"{op}: devices differ: got {name} on {tensor.device}, image on {image.device}; expected one device. Move them together."
+            )
     return window, shift
 
 
@@ -131,9 +161,11 @@ def _is_padded(image: Tensor, window: tuple[int, int]) -> bool:
     return bool(image.shape[1] % window[0] or image.shape[2] % window[1])
 
 
-def _reasons(image: Tensor, shift: tuple[int, int], wrap: str) -> list[str]:
+def _reasons(image: Tensor, window: tuple[int, int], shift: tuple[int, int], wrap: str) -> list[str]:
     """Why the kernel cannot run, beside the tensors themselves."""
     reasons = []
+    if window[0] * window[1] > MAX_TOKENS:
+        reasons.append(f"the window {window} holds more than {MAX_TOKENS} tokens")
     if wrap == "image" and (shift[0] >= image.shape[1] or shift[1] >= image.shape[2]):
         reasons.append(f"the shift {shift} reaches beyond the image {tuple(image.shape[1:3])}")
     return reasons
@@ -207,7 +239,9 @@ def window_attention(
     check_tensor(op, "qkv", qkv, ndim=4)
     if qkv.shape[-1] % 3:
         raise ValueError(f"{op}: qkv does not hold q, k and v: got {qkv.shape[-1]} channels; expected a multiple of 3.")
-    window, shift = _check(op, qkv, qkv.shape[-1] // 3, num_heads, window, shift, table, wrap, mask_value, scale, logit_scale)
+    window, shift = _check(
+        op, qkv, qkv.shape[-1] // 3, num_heads, window, shift, table, wrap, mask_value, scale, logit_scale
+    )
     if padding is not None:
         check_tensor(op, "padding", padding)
         check_shape(op, "padding", padding, (qkv.shape[-1],), f"(3 C,) = ({qkv.shape[-1]},)")
@@ -219,7 +253,7 @@ def window_attention(
     qkv, padding = autocast(qkv, padding)
     check_same(op, qkv=qkv, padding=padding)
 
-    if runs_kernel(op, (qkv, table, padding, logit_scale), _reasons(qkv, shift, wrap)):
+    if runs_kernel(op, (qkv, table, padding, logit_scale), _reasons(qkv, window, shift, wrap)):
         return _run_kernel(qkv, table, padding, logit_scale, num_heads, window, shift, wrap, scale, mask_value)
     scores = Scores(num_heads, window, table, mask_value, scale, _head_scale(logit_scale))
     return _in_pytorch(qkv, None, padding, shift, wrap, scores)
@@ -253,12 +287,14 @@ def projected_window_attention(
     op = "projected_window_attention"
     check_tensor(op, "x", x, ndim=4)
     if not callable(project):
-        raise TypeError(f"{op}: project is not callable: got {type(project).__name__}; expected a map from (..., C_in) to (..., 3 C).")
+        raise TypeError(
+            f"{op}: project is not callable: got {type(project).__name__}; expected a map from (..., C_in) to (..., 3 C)."
+        )
     arguments = dict(num_heads=num_heads, window=window, shift=shift, table=table, wrap=wrap, mask_value=mask_value)
     arguments.update(scale=scale, logit_scale=logit_scale)
     window, shift = _check(op, x, num_heads, **arguments)
     check_probability(op, "dropout_p", dropout_p)
-    reasons = _reasons(x, shift, wrap) + ["the kernel does not drop attention weights"] * (dropout_p > 0.0)
+    reasons = _reasons(x, window, shift, wrap) + ["the kernel does not drop attention weights"] * (dropout_p > 0.0)
     if runs_kernel(op, (*autocast(x), table, logit_scale), reasons):
         padding = project(x.new_zeros(x.shape[-1])) if _is_padded(x, window) else None
         return window_attention(project(x), padding=padding, **arguments)

@@ -7,11 +7,13 @@ window, and refuses a bias that needs a gradient. Half precision is computed in 
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitkern.dispatch import autocast
 from vitkern.ops.checks import check_tensor
@@ -63,16 +65,26 @@ def _masks(windows: Windows, scores: Scores, dtype: torch.dtype) -> list[Tensor 
 def attend(rows: Tensor, windows: Windows, scores: Scores) -> Tensor:
     """(windows * N, 3 * C) -> (windows * N, C), by one SDPA call per class of windows."""
     heads, scale = scores.num_heads, scores.scale
-    q, k, v = rows.unflatten(-1, (3, heads, -1)).unflatten(0, (-1, scores.size)).permute(2, 0, 3, 1, 4)  # (windows, H, N, D)
+    q, k, v = (
+        rows.unflatten(-1, (3, heads, -1)).unflatten(0, (-1, scores.size)).permute(2, 0, 3, 1, 4)
+    )  # (windows, H, N, D)
     if scores.head_scale is not None:
-        q, k, v = (t.to(_wide(t.dtype)) for t in (q, k, v))  # 1e-12 is 0 in half precision, and 100 times its rounding is no small error
+        q, k, v = (
+            t.to(_wide(t.dtype)) for t in (q, k, v)
+        )  # 1e-12 is 0 in half precision, and 100 times its rounding is no small error
         q = F.normalize(q, dim=-1, eps=_EPS) * scores.head_scale.view(-1, 1, 1)
         k = F.normalize(k, dim=-1, eps=_EPS)
         scale = 1.0
     masks = _masks(windows, scores, rows.dtype)
     classes = zip(*(t.split(windows.counts) for t in (q, k, v)), masks, strict=True)
-    with torch.autocast(rows.device.type, enabled=False):
-        parts = [F.scaled_dot_product_attention(*qkv, mask, scores.dropout_p, scale=scale).transpose(1, 2) for *qkv, mask in classes]
+    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    # under torch.func SDPA does not see that the mask has a gradient, and picks a kernel that has none
+    backend = sdpa_kernel(SDPBackend.MATH) if transformed else nullcontext()
+    with torch.autocast("cpu" if rows.is_meta else rows.device.type, enabled=False), backend:
+        parts = [
+            F.scaled_dot_product_attention(*qkv, mask, scores.dropout_p, scale=scale).transpose(1, 2)
+            for *qkv, mask in classes
+        ]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(rows.shape[0], -1).to(rows.dtype)
 
 
@@ -90,14 +102,18 @@ def _heads_first(rows: Tensor, parts: int, size: int, heads: int) -> Tensor:
     """(windows * N, parts * H * D) -> (parts, windows * H, N, D), a copy, never in half precision."""
     count, head_dim = rows.shape[0] // size, rows.shape[1] // (parts * heads)
     split = rows.reshape(count, size, parts, heads, head_dim).permute(2, 0, 3, 1, 4)
-    copy = torch.empty(split.shape, dtype=_wide(rows.dtype)).copy_(split)  # not reshape: with one head that is a view, and callers write into it
+    copy = torch.empty(split.shape, dtype=_wide(rows.dtype)).copy_(
+        split
+    )  # not reshape: with one head that is a view, and callers write into it
     return copy.view(parts, count * heads, size, head_dim)
 
 
 def _heads_last(x: Tensor, heads: int, out: Tensor) -> None:
     """Writes (parts, windows * H, N, D) into ``out`` (windows * N, parts * H * D)."""
     parts, groups, size, head_dim = x.shape
-    out.view(groups // heads, size, parts, heads, head_dim).copy_(x.view(parts, groups // heads, heads, size, head_dim).permute(1, 3, 0, 2, 4))
+    out.view(groups // heads, size, parts, heads, head_dim).copy_(
+        x.view(parts, groups // heads, heads, size, head_dim).permute(1, 3, 0, 2, 4)
+    )
 
 
 def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, heads: int, scale: float) -> Tensor:
@@ -212,8 +228,9 @@ def _projected(project, tokens: Tensor, heads: int) -> Tensor:
     if project is None:
         return tokens
     op = "projected_window_attention"
-    rows = autocast(project(tokens))[0]
+    rows = project(tokens)
     check_tensor(op, "project(x)", rows, ndim=2)
+    rows = autocast(rows)[0]
     if rows.shape[0] != tokens.shape[0] or rows.shape[1] % (3 * heads):
         raise ValueError(
             f"{op}: project does not give q, k and v of {heads} heads for each token: got {tuple(tokens.shape)} -> {tuple(rows.shape)}; "
@@ -222,7 +239,9 @@ def _projected(project, tokens: Tensor, heads: int) -> Tensor:
     return rows
 
 
-def window_softmax(tokens: Tensor, project: Callable | None, padding: Tensor | None, windows: Windows, scores: Scores) -> Tensor:
+def window_softmax(
+    tokens: Tensor, project: Callable | None, padding: Tensor | None, windows: Windows, scores: Scores
+) -> Tensor:
     """Image tokens (B * img_h * img_w, C_in) -> attention (B * img_h * img_w, C); ``project`` makes them q, k, v, None where they are."""
     in_steps = tokens.device.type == "cpu" and is_eager() and scores.dropout_p == 0.0
     if in_steps and tokens.shape[0] > 0 and not torch.is_grad_enabled() and _calls_freely(project):
@@ -231,7 +250,9 @@ def window_softmax(tokens: Tensor, project: Callable | None, padding: Tensor | N
     if in_steps:
         masks = _masks(windows, scores, rows.dtype)
         masks = None if masks[0] is None else torch.stack([mask[0] for mask in masks])
-        out = _Attend.apply(rows, masks, scores.head_scale, scores._replace(table=None, head_scale=None), windows.counts)
+        out = _Attend.apply(
+            rows, masks, scores.head_scale, scores._replace(table=None, head_scale=None), windows.counts
+        )
     else:
         out = attend(rows, windows, scores)
     return scatter_windows(out, windows)

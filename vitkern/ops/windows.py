@@ -80,7 +80,9 @@ def _build(batch, img_h, img_w, window, shift, wrap, device) -> Windows:
     if y.shape[0] > img_h or x.shape[0] > img_w:
         outside = gather[:, None] < 0
         gather = gather.clamp_min(0)
-    return Windows(gather, scatter[:tokens], outside, tuple(counts), torch.stack(crossing) if shift_h or shift_w else None)
+    return Windows(
+        gather, scatter[:tokens], outside, tuple(counts), torch.stack(crossing) if shift_h or shift_w else None
+    )
 
 
 @functools.lru_cache(maxsize=64)

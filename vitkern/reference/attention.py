@@ -1,4 +1,6 @@
-"""Softmax attention as the plain formula: out = softmax(q k^T * scale + bias + mask) v (Vaswani et al., arXiv 1706.03762, equation 1)."""
+"""Softmax attention as the plain formula: out = softmax(q k^T * scale + bias + mask) v (Vaswani et al., arXiv
+1706.03762, equation 1).
+"""
 
 import math
 
@@ -22,10 +24,12 @@ def attention(
     return_lse: bool = False,
     low_precision: torch.dtype | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The definition of `vitkern.ops.attention.attention`, with the same arguments. Materialises the (B, H, N, M) scores.
+    """The definition of `vitkern.ops.attention.attention`, with the same arguments. Materialises the (B, H, N, M)
+    scores.
 
-    Computes in float64 when ``q`` is float64, else in float32, and returns ``q``'s dtype. ``low_precision`` gives the ideal kernel of that
-    dtype: q, k, v, the probabilities and the gradient of the product q k^T are rounded to it, everything else is not.
+    Computes in float64 when ``q`` is float64, else in float32, and returns ``q``'s dtype. ``low_precision`` gives the
+    ideal kernel of that dtype: q, k, v, the probabilities and the gradient of the product q k^T are rounded to it,
+    everything else is not.
     """
     dtype = q.dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -61,7 +65,9 @@ def attention(
 
 
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pivot (..., 1), sum of the exponentials (..., 1) and softmax; a row that is -inf throughout, or empty, gets zeros."""
+    """Pivot (..., 1), sum of the exponentials (..., 1) and softmax; a row that is -inf throughout, or empty, gets
+    zeros.
+    """
     if scores.shape[-1] == 0:
         pivot = scores.new_zeros(*scores.shape[:-1], 1)
     else:

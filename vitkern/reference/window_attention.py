@@ -25,7 +25,11 @@ def regions(padded: tuple[int, int], window: tuple[int, int], shift: tuple[int, 
     axes = []
     for size, extent, offset in zip(padded, window, shift, strict=True):
         position = torch.arange(size)
-        axes.append((position >= size - extent).long() + (position >= size - offset).long() if offset else torch.zeros_like(position))
+        axes.append(
+            (position >= size - extent).long() + (position >= size - offset).long()
+            if offset
+            else torch.zeros_like(position)
+        )
     return axes[0][:, None] * 3 + axes[1][None, :]
 
 
@@ -92,9 +96,13 @@ def window_attention(
     scores = rounded(q, low_precision) @ rounded(k, low_precision).transpose(-1, -2) * factor
     if table is not None:
         scores = scores + table.to(dtype)[relative_position_index(window).to(table.device)].permute(2, 0, 1)
-    region = _partition(regions(padded, window, shift).to(qkv.device)[None, ..., None], window)[0, ..., 0]  # (windows, N)
+    region = _partition(regions(padded, window, shift).to(qkv.device)[None, ..., None], window)[
+        0, ..., 0
+    ]  # (windows, N)
     crossing = region[:, :, None] != region[:, None, :]
-    added = torch.zeros_like(crossing, dtype=dtype).masked_fill(crossing, -math.inf if mask_value is None else mask_value)
+    added = torch.zeros_like(crossing, dtype=dtype).masked_fill(
+        crossing, -math.inf if mask_value is None else mask_value
+    )
     scores = scores + added[:, None]
 
     p = (scores - scores.detach().amax(-1, keepdim=True)).exp()

@@ -1,0 +1,47 @@
+"""Dense attention in PyTorch: scaled_dot_product_attention, with the terms merged into the mask that it takes."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitkern.reference import attention as reference
+
+_VECTOR = 16  # below so many keys PyTorch's CPU kernel turns a query row of NaN into zeros
+
+
+def attention_in_pytorch(q, k, v, bias, mask, key_padding_mask, scale, causal, dropout_p, return_lse):
+    """The checked arguments of `vitkern.ops.attention.attention` -> what it returns."""
+    if return_lse or (not q.is_cuda and k.shape[2] < _VECTOR):
+        result = reference.attention(
+            q, k, v, bias=bias, mask=mask, key_padding_mask=key_padding_mask,
+            causal=causal, scale=scale, dropout_p=dropout_p, return_lse=return_lse,
+        )  # fmt: skip
+        out = result[0] if return_lse else result
+        out = out.transpose(1, 2).contiguous().transpose(1, 2)
+        return (out, result[1].float()) if return_lse else out
+    if key_padding_mask is not None:
+        keys = key_padding_mask[:, None, None, :]
+        mask = keys if mask is None else mask & keys if mask.dtype == torch.bool else mask.masked_fill(~keys, -math.inf)
+    if causal and (mask is not None or bias is not None or q.shape[2] != k.shape[2]):
+        n, m = q.shape[2], k.shape[2]
+        past = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+        mask = past if mask is None else mask & past if mask.dtype == torch.bool else mask.masked_fill(~past, -math.inf)
+        causal = False
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(_term_dtype(q))
+    if bias is not None:
+        bias = bias.to(_term_dtype(q))
+        mask = bias if mask is None else bias.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else bias + mask
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _term_dtype(q: Tensor) -> torch.dtype:
+    """PyTorch's CPU kernel misreads a float32 mask beside float64; beside the half precisions float32 keeps a bias
+    exact.
+    """
+    return q.dtype if q.is_cuda or q.dtype == torch.float64 else torch.float32
