@@ -160,7 +160,7 @@ def _part(arguments, ops, dtype, modes, device, deadline, path, found) -> list[R
     if any(row.seconds is not None for row in operators):
         _print_operators(operators, device, {str(case): case for case, _ in jobs if case is not None})
     _print_models([row for row in rows if row.op == "models"])
-    if path:
+    if path and rows:
         print(f"saved {path}\n")
     return rows
 
@@ -169,7 +169,9 @@ def _print_operators(rows: list[Row], device: torch.device, cases: dict) -> None
     compare = Compare([measurement(row) for row in rows if row.seconds is not None])
     compare.trim_significant_figures()
     compare.print()
-    refused = {(row.contender, row.note): row for row in rows if row.seconds is None and row.contender != OURS}
+    refused = {
+        (row.contender, row.note): row for row in reversed(rows) if row.seconds is None and row.contender != OURS
+    }
     for (contender, note), row in refused.items():
         print(f"no figure for {contender} ({row.op}, first at {row.case} {row.mode}): {note}")
     peaks, lines = roofline.peaks_of(device), []
@@ -187,7 +189,7 @@ def _print_operators(rows: list[Row], device: torch.device, cases: dict) -> None
         )
         lines.append(
             (row.op, row.case, row.mode, seconds(row.seconds), f"{row.spread:.1%}", share,
-             f"{moved / row.seconds / 1e9:,.0f}",
+             f"{moved / row.seconds / 1e9:,.1f}",
              f"{flops / row.seconds / 1e12:.2f}", seconds(row.host) if row.host is not None else "n/a",
              best.contender if best else "-", f"{best.seconds / row.seconds:.2f}x" if best else "-")
         )  # fmt: skip

@@ -4,7 +4,8 @@
     gelu_tanh   gate = (1 + tanh(u)) / 2 = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
     quick_gelu  gate = sigmoid(1.702 x)
 
-Half precision takes Phi from Abramowitz and Stegun 7.1.26, |error| < 0.75e-7: about half the instructions of erf, one exponential which the
+Half precision takes Phi from Abramowitz and Stegun 7.1.26, |error| < 0.75e-7: about half the instructions of erf,
+one exponential which the
 derivative shares, and no cancellation in the lower tail. float32 takes erf (EXACT).
 """
 

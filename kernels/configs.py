@@ -84,7 +84,7 @@ def short_backward_config(rows, columns, itemsize, arch):
         return Config(min(rows, 32), columns, 8, 1)
     if itemsize == 4:
         return Config(min(rows, 32), columns, 1 if max(rows, columns) <= 16 else 8, 1)
-    return Config(min(rows, 64), columns, 1 if max(rows, columns) <= 16 else 4, 2)
+    return Config(min(rows, 64), columns, 1 if max(rows, columns) <= 16 else 4, 2 if arch == 90 else 1)
 
 
 def short_takes(queries, keys, head_dim, itemsize, walks):
@@ -93,7 +93,7 @@ def short_takes(queries, keys, head_dim, itemsize, walks):
     longest = max(queries, keys)
     if itemsize == 4:
         return longest <= 64 and head_dim <= 32
-    return longest <= 64 and head_dim <= 64 or longest <= 256 and head_dim <= 64 and not walks
+    return head_dim <= 64 and longest <= (64 if walks else 256)
 
 
 def groups_per_program(groups, programs_per_group, arch):
@@ -103,7 +103,9 @@ def groups_per_program(groups, programs_per_group, arch):
     return max(1, min(32, groups * programs_per_group // 2048))
 
 
-LAYERNORM_PROGRAMS = 512  # partial sums of the LayerNorm backward; fixed, so that the result does not depend on the device
+def layernorm_programs(arch):
+    """Partial sums of the LayerNorm backward; the same on every GPU, so that the last bits are."""
+    return 2 if arch == INTERPRETER else 512
 
 
 def layernorm_config(channels, arch):
@@ -129,7 +131,7 @@ def stream_forward_config(head_dim, itemsize, arch, queries, hooked):
         return Config(16, 16, 1, 1)
     block_d = head_tile(head_dim)
     if itemsize == 4:
-        return Config(64, 32, 4, 1) if block_d <= 64 else Config(32, 16, 4, 1)
+        return Config(32, 32, 8, 1) if block_d <= 64 else Config(32, 16, 8, 1)
     if block_d <= 64:
         if hooked or queries <= 64:
             return Config(64, 64, 4, 3)
@@ -138,7 +140,7 @@ def stream_forward_config(head_dim, itemsize, arch, queries, hooked):
         if hooked or queries <= 64:
             return Config(64, 32 if arch < 90 else 64, 4, 2)
         return Config(128, 64, 8, 2)
-    return Config(64, 32, 4, 2)
+    return Config(64, 32, 8, 2)
 
 
 def stream_dq_config(head_dim, itemsize, arch, queries, hooked):
@@ -147,10 +149,10 @@ def stream_dq_config(head_dim, itemsize, arch, queries, hooked):
         return Config(16, 16, 1, 1)
     block_d = head_tile(head_dim)
     if itemsize == 4:
-        return Config(32, 32, 4, 1) if block_d <= 64 else Config(32, 16, 4, 1)
+        return Config(32, 32, 8, 1) if block_d <= 64 else Config(32, 16, 8, 1)
     if block_d <= 64:
         return Config(128, 64, 8, 2) if hooked and arch < 90 else Config(64, 64, 4, 2)
-    return Config(64, 32, 4, 2) if block_d <= 128 else Config(32, 32, 4, 1)
+    return Config(64, 32, 4, 2) if block_d <= 128 else Config(32, 32, 8, 1)
 
 
 def stream_dkdv_config(head_dim, itemsize, arch, keys, hooked):
@@ -159,10 +161,10 @@ def stream_dkdv_config(head_dim, itemsize, arch, keys, hooked):
         return Config(16, 16, 1, 1)
     block_d = head_tile(head_dim)
     if itemsize == 4:
-        return Config(32, 32, 4, 1) if block_d <= 64 else Config(16, 32, 4, 1)
+        return Config(32, 32, 8, 1) if block_d <= 64 else Config(16, 32, 8, 1)
     if block_d <= 64:
         return Config(32 if hooked and arch < 90 else 64, 64, 4, 2)
-    return Config(32, 64, 4, 2) if block_d <= 128 else Config(32, 32, 4, 1)
+    return Config(32, 64, 4, 2) if block_d <= 128 else Config(32, 32, 8, 1)
 
 
 def stream_bias_config(head_dim, itemsize, arch):
@@ -171,8 +173,8 @@ def stream_bias_config(head_dim, itemsize, arch):
         return Config(16, 16, 1, 1)
     block_d = head_tile(head_dim)
     if itemsize == 4:
-        return Config(32, 32, 4, 1)
-    return Config(64, 64, 4, 2) if block_d <= 64 else Config(64, 32, 4, 1)
+        return Config(32, 32, 8, 1)
+    return Config(64, 64, 4, 2) if block_d <= 64 else Config(64, 32, 4 if block_d <= 128 else 8, 1)
 
 
 def bias_splits(tiles, members, arch):
@@ -185,10 +187,13 @@ def bias_splits(tiles, members, arch):
 WHOLE_ROW = 256  # channels up to which an MLP kernel holds whole rows
 
 
-def mlp_plan(channels, dtype, arch, keep):
-    """How kernels/mlp.py runs: "one", "two" or "split" (cuBLAS). Products above 512 channels are bound by tensor cores, where cuBLAS leads;
-    full-precision float32 has no tensor cores to use."""
-    if arch != INTERPRETER and dtype == torch.float32 and dot_precision(dtype) == "ieee":
+def mlp_plan(channels, hidden, dtype, arch, keep):
+    """How kernels/mlp.py runs: "one", "two" or "split" (cuBLAS).
+
+    Products above 512 channels are bound by tensor cores, where cuBLAS leads; full-precision float32 has no tensor
+    cores to use; rows that do not start at multiples of 16 bytes have no wide loads.
+    """
+    if arch != INTERPRETER and ((dtype == torch.float32 and dot_precision(dtype) == "ieee") or (channels | hidden) % 8):
         return "split"
     if channels <= WHOLE_ROW and not keep:
         return "one"
@@ -226,7 +231,10 @@ def mlp_config(channels, itemsize, arch):
 
 
 def matmul_config(itemsize, arch, heavy=False):
-    """A product with an epilogue; ``heavy``: one that holds several tiles at once. Its rows do not depend on that. Returns (Config, inner block)."""
+    """A product with an epilogue. Returns (Config, inner block).
+
+    ``heavy``: an epilogue that holds several tiles at once; the block of rows does not depend on it.
+    """
     if arch == INTERPRETER:
         return Config(32, 64, 4, 1), 64
     if itemsize == 4:

@@ -1,4 +1,4 @@
-"""What happens to a block of a matrix product before it is stored: the hooks of matmul.py, with the signature given there."""
+"""What happens to a block of a matrix product before it is stored: the hooks of matmul.py, with its signature."""
 
 import triton
 import triton.language as tl
@@ -18,7 +18,7 @@ def store(acc, row, col, block, rows, cols, args, ACT: tl.constexpr, EXACT: tl.c
 
 @triton.jit
 def activate_and_store(acc, row, col, block, rows, cols, args, ACT: tl.constexpr, EXACT: tl.constexpr):
-    """out = act(product + bias). args (bias, pre, out); ``pre``, if not None, receives the argument of the activation."""
+    """out = act(product + bias). args (bias, pre, out); ``pre``, if not None, receives the activation's argument."""
     bias, pre, out = args
     acc += load_columns(bias, 0.0, col, cols)[None, :]
     inside = (row < rows)[:, None] & (col < cols)[None, :]
@@ -30,7 +30,10 @@ def activate_and_store(acc, row, col, block, rows, cols, args, ACT: tl.constexpr
 
 @triton.jit
 def add_residual(acc, row, col, block, rows, cols, args, ACT: tl.constexpr, EXACT: tl.constexpr):
-    """out = base + row_scale * layer_scale * (product + bias). args (bias, layer_scale, row_scale, base, base_stride, sample_rows, out)."""
+    """out = base + row_scale * layer_scale * (product + bias).
+
+    Args (bias, layer_scale, row_scale, base, base_stride, sample_rows, out).
+    """
     bias, layer_scale, row_scale, base, base_stride, sample_rows, out = args
     acc += load_columns(bias, 0.0, col, cols)[None, :]
     inside = (row < rows)[:, None] & (col < cols)[None, :]

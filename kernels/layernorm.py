@@ -3,7 +3,8 @@
 T rows (tokens), C channels. Statistics are float32 and two-pass, mean first. ``s`` is x, or x + residual.
     forward    y = normalised(s) * weight + bias
     backward   ds = rstd * (g - mean(g) - normalised * mean(g * normalised)) with g = dy * weight;
-               dweight = sum over rows of dy * normalised, dbias = sum of dy: one partial per program, then one sum. No atomics.
+               dweight = sum over rows of dy * normalised, dbias = sum of dy: one partial per program, then one sum.
+               No atomics.
 """
 
 import torch
@@ -15,7 +16,9 @@ from .launch import launch
 
 
 @triton.jit
-def load_tile(pointer, rows, stride, row_mask, channels, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr, EVICT: tl.constexpr = ""):
+def load_tile(
+    pointer, rows, stride, row_mask, channels, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr, EVICT: tl.constexpr = ""
+):
     """Rows [BLOCK_M] of a matrix with contiguous channels -> [BLOCK_M, BLOCK_C] float32, zero outside."""
     c = tl.arange(0, BLOCK_C)
     where = pointer + rows.to(tl.int64)[:, None] * stride + c[None, :]
@@ -48,7 +51,9 @@ def load_channels(pointer, default: tl.constexpr, channels, BLOCK_C: tl.constexp
 
 @triton.jit
 def statistics(x, channels, eps, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr):
-    """Mean [BLOCK_M], 1 / standard deviation [BLOCK_M] and x normalised [BLOCK_M, BLOCK_C], zero past the channels as x is."""
+    """Mean [BLOCK_M], 1 / standard deviation [BLOCK_M] and x normalised [BLOCK_M, BLOCK_C], zero past the channels
+    as x is.
+    """
     mean = tl.sum(x, 1) / channels
     centred = x - mean[:, None]
     if not EVEN_C:
@@ -63,7 +68,9 @@ def _layernorm_fwd(
     x_stride, residual_stride, base_stride, rows, channels, sample_rows, eps,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr,
 ):  # fmt: skip
-    """Pointers may be None. ``base`` + row_scale * layer_scale * (...) follows the norm: the residual of a post-norm branch."""
+    """Pointers may be None. ``base`` + row_scale * layer_scale * (...) follows the norm: the residual of a post-norm
+    branch.
+    """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_mask = row < rows
     s = load_tile(x, row, x_stride, row_mask, channels, BLOCK_C, EVEN_C)
@@ -93,7 +100,8 @@ def _layernorm_bwd(
 ):  # fmt: skip
     """A program takes every num_programs-th block of rows and leaves one partial [C] of dweight and dbias.
 
-    ``dtotal`` (or None) is added to dx. ``normed`` (or None) receives normalised(s) * weight + bias, which a caller did not keep.
+    ``dtotal`` (or None) is added to dx. ``normed`` (or None) receives normalised(s) * weight + bias, which a caller
+    did not keep.
     """
     scale = load_channels(weight, 1.0, channels, BLOCK_C, EVEN_C)
     sum_w = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
@@ -103,8 +111,12 @@ def _layernorm_bwd(
         row_mask = row < rows
         row_mean = tl.load(mean + row, mask=row_mask, other=0.0)
         row_rstd = tl.load(rstd + row, mask=row_mask, other=0.0)
-        normalised = (load_tile(s, row, s_stride, row_mask, channels, BLOCK_C, EVEN_C) - row_mean[:, None]) * row_rstd[:, None]
-        grad = load_tile(dy, row, dy_stride, row_mask, channels, BLOCK_C, EVEN_C)  # zero outside, so the sums need no mask
+        normalised = (load_tile(s, row, s_stride, row_mask, channels, BLOCK_C, EVEN_C) - row_mean[:, None]) * row_rstd[
+            :, None
+        ]
+        grad = load_tile(
+            dy, row, dy_stride, row_mask, channels, BLOCK_C, EVEN_C
+        )  # zero outside, so the sums need no mask
         if row_scale is not None:
             grad *= tl.load(row_scale + row // sample_rows, mask=row_mask, other=0.0).to(tl.float32)[:, None]
         sum_w += grad * normalised
@@ -135,34 +147,54 @@ def _row_stride(rows):
     return 0 if rows is None else rows.stride(0)
 
 
-def normalise_rows(x, weight, bias, eps, *, residual=None, base=None, layer_scale=None, row_scale=None, y, total=None, mean=None, rstd=None):
-    """Launch the forward on rows (T, C). ``y`` and ``total`` are written, contiguous; so are ``mean`` and ``rstd`` where given.
+def normalise_rows(
+    x,
+    weight,
+    bias,
+    eps,
+    *,
+    residual=None,
+    base=None,
+    layer_scale=None,
+    row_scale=None,
+    y,
+    total=None,
+    mean=None,
+    rstd=None,
+):
+    """Launch the forward on rows (T, C). ``y`` and ``total`` are written, contiguous; so are ``mean`` and ``rstd``
+    where given.
 
     With ``base``: y = base + row_scale * layer_scale * norm(x), row_scale having one entry per T / len(row_scale) rows.
     """
     count, channels = x.shape
-    sample_rows = max(1, count // row_scale.numel()) if row_scale is not None else 1
+    sample_rows = max(1, count // max(1, row_scale.numel())) if row_scale is not None else 1
     block_c, config = configs.layernorm_config(channels, configs.arch_of(x))
     launch(
         _layernorm_fwd, (triton.cdiv(count, config.block_m),),
         x, residual, weight, bias, base, layer_scale, row_scale, y, total, mean, rstd,
         _row_stride(x), _row_stride(residual), _row_stride(base), count, channels, sample_rows, eps,
-        BLOCK_M=config.block_m, BLOCK_C=block_c, EVEN_C=block_c == channels, num_warps=config.num_warps, num_stages=config.num_stages,
+        BLOCK_M=config.block_m, BLOCK_C=block_c, EVEN_C=block_c == channels, num_warps=config.num_warps,
+        num_stages=config.num_stages,
     )  # fmt: skip
 
 
 def normalise_rows_backward(dy, s, mean, rstd, weight, *, dtotal=None, bias=None, row_scale=None, dx, normed=None):
-    """Launch the backward on rows (T, C); ``dx`` and ``normed`` are written. Returns dweight and dbias, (C,) float32."""
+    """Launch the backward on rows (T, C); ``dx`` and ``normed`` are written.
+
+    Returns dweight and dbias, (C,) float32.
+    """
     count, channels = s.shape
-    sample_rows = max(1, count // row_scale.numel()) if row_scale is not None else 1
+    sample_rows = max(1, count // max(1, row_scale.numel())) if row_scale is not None else 1
     block_c, config = configs.layernorm_backward_config(channels, configs.arch_of(s))
-    programs = min(triton.cdiv(count, config.block_m), configs.LAYERNORM_PROGRAMS)
+    programs = min(triton.cdiv(count, config.block_m), configs.layernorm_programs(configs.arch_of(s)))
     dweight, dbias = (torch.empty(programs, channels, dtype=torch.float32, device=s.device) for _ in range(2))
     launch(
         _layernorm_bwd, (programs,),
         dy, dtotal, s, mean, rstd, weight, bias, row_scale, dx, normed, dweight, dbias,
         _row_stride(dy), _row_stride(dtotal), _row_stride(s), count, channels, sample_rows,
-        BLOCK_M=config.block_m, BLOCK_C=block_c, EVEN_C=block_c == channels, num_warps=config.num_warps, num_stages=config.num_stages,
+        BLOCK_M=config.block_m, BLOCK_C=block_c, EVEN_C=block_c == channels, num_warps=config.num_warps,
+        num_stages=config.num_stages,
     )  # fmt: skip
     return dweight.sum(0), dbias.sum(0)
 
@@ -201,7 +233,9 @@ def layernorm_gradients(grad, grad_total, y, total, mean, rstd, x, weight, bias,
 
 def layernorm_backward(grad, grad_total, y, total, mean, rstd, x, weight, bias, residual, eps, dtype, needs):
     """Gradients of `layernorm_forward`; ``grad`` or ``grad_total`` may be None, a zero."""
-    dx, dweight, dbias, dresidual = layernorm_gradients(grad, grad_total, y, total, mean, rstd, x, weight, bias, residual, eps, dtype, needs)
+    dx, dweight, dbias, dresidual = layernorm_gradients(
+        grad, grad_total, y, total, mean, rstd, x, weight, bias, residual, eps, dtype, needs
+    )
     if grad is None:
         grad = torch.zeros_like(y)
     s = x if residual is None else total

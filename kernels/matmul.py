@@ -2,8 +2,9 @@
 
     EPILOGUE(acc, row, col, block, rows, cols, args, ACT, EXACT)
 
-with ``acc`` [BLOCK_M, BLOCK_N] float32 the product, ``row`` [BLOCK_M] and ``col`` [BLOCK_N] int32 its place, ``block`` the index of the block
-of rows, ``rows`` and ``cols`` the size of the whole, ``args`` the hook's own tuple, ``ACT`` and ``EXACT`` as in activations.py. The hook stores.
+with ``acc`` [BLOCK_M, BLOCK_N] float32 the product, ``row`` [BLOCK_M] and ``col`` [BLOCK_N] int32 its place,
+``block`` the index of the block of rows, ``rows`` and ``cols`` the size of the whole, ``args`` the hook's own tuple,
+``ACT`` and ``EXACT`` as in activations.py. The hook stores.
 `_pointwise` feeds the same hooks from a product that is in memory already, cuBLAS's.
 """
 
@@ -36,7 +37,10 @@ def _matmul(
     EPILOGUE: tl.constexpr, ACT: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
-    """a (rows, inner) with contiguous rows times b (inner, cols). Programs go down GROUP blocks of rows at a time, so that b stays in L2."""
+    """a (rows, inner) with contiguous rows times b (inner, cols).
+
+    Programs go down GROUP blocks of rows at a time, so that b stays in L2.
+    """
     row_blocks = tl.cdiv(rows, BLOCK_M)
     per_group = GROUP * tl.cdiv(cols, BLOCK_N)
     first = tl.program_id(0) // per_group * GROUP
@@ -64,7 +68,8 @@ def _matmul(
 
 @triton.jit
 def _pointwise(
-    product, args, rows, cols, EPILOGUE: tl.constexpr, ACT: tl.constexpr, EXACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    product, args, rows, cols, EPILOGUE: tl.constexpr, ACT: tl.constexpr, EXACT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The hook alone, on a contiguous ``product`` (rows, cols)."""
     col_blocks = tl.cdiv(cols, BLOCK_N)

@@ -1,12 +1,14 @@
 """LayerNorm -> linear -> activation -> linear -> residual, by one of three plans.
 
-T rows (tokens), C channels, F hidden channels. pre = norm(x) fc1^T + b1; out = x + row_scale * layer_scale * (act(pre) fc2^T + b2).
+T rows (tokens), C channels, F hidden channels.
+pre = norm(x) fc1^T + b1; out = x + row_scale * layer_scale * (act(pre) fc2^T + b2).
     one     a single kernel, the hidden layer on chip: C <= 256, nothing kept for a backward
-    two     one kernel per linear layer. Up to 256 channels the first holds whole rows and normalises them itself, once for all of F; wider rows
-            are normalised by a kernel of their own, because each of the F / BLOCK_N column blocks would do it again
+    two     one kernel per linear layer. Up to 256 channels the first holds whole rows and normalises them itself, once
+            for all of F; wider rows are normalised by a kernel of their own, because each of the F / BLOCK_N blocks of
+            columns would do it again
     split   cuBLAS, with one pointwise kernel after each product
-A post-norm takes whole rows of the second product. The plan "one" has them in registers; the others store them in any case, since the
-backward reads them, and normalise in a pass of its own.
+A post-norm takes whole rows of the second product. The plan "one" has them in registers; the others store them in any
+case, since the backward reads them, and normalise in a pass of its own.
 """
 
 import torch
@@ -17,7 +19,15 @@ from . import configs
 from .activations import activate
 from .epilogues import activate_and_store, activation_backward, add_residual, scale_gradient, store
 from .launch import launch
-from .layernorm import as_rows, load_channels, load_tile, normalise_rows, normalise_rows_backward, statistics, store_tile
+from .layernorm import (
+    as_rows,
+    load_channels,
+    load_tile,
+    normalise_rows,
+    normalise_rows_backward,
+    statistics,
+    store_tile,
+)
 from .matmul import load_columns, multiply, pointwise, row_blocks
 
 
@@ -57,10 +67,15 @@ def _norm_linear_fwd(
     ACT: tl.constexpr, EXACT: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr, EVEN_N: tl.constexpr,
 ):  # fmt: skip
-    """A block of whole rows, normalised once, against all columns of the first layer. args: those of `activate_and_store`."""
+    """A block of whole rows, normalised once, against all columns of the first layer.
+
+    Args: those of `activate_and_store`.
+    """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     dtype = fc1.dtype.element_ty
-    a = _normalised_rows(x, norm_weight, norm_bias, mean, rstd, x_stride, row, rows, channels, eps, dtype, NORM, BLOCK_C, EVEN_C)
+    a = _normalised_rows(
+        x, norm_weight, norm_bias, mean, rstd, x_stride, row, rows, channels, eps, dtype, NORM, BLOCK_C, EVEN_C
+    )
     c = tl.arange(0, BLOCK_C)
     for start in range(0, hidden, BLOCK_N):
         col = start + tl.arange(0, BLOCK_N)
@@ -79,7 +94,9 @@ def _mlp_fwd(
     """Plan "one": hidden blocks of BLOCK_N columns are made, activated and multiplied on in registers."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     dtype = fc1.dtype.element_ty
-    a = _normalised_rows(x, norm_weight, norm_bias, None, None, x_stride, row, rows, channels, eps, dtype, not POST_NORM, BLOCK_C, EVEN_C)
+    a = _normalised_rows(
+        x, norm_weight, norm_bias, None, None, x_stride, row, rows, channels, eps, dtype, not POST_NORM, BLOCK_C, EVEN_C
+    )
     c = tl.arange(0, BLOCK_C)
     acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     for start in range(0, hidden, BLOCK_N):
@@ -98,20 +115,36 @@ def _mlp_fwd(
         acc *= load_channels(layer_scale, 1.0, channels, BLOCK_C, EVEN_C)[None, :]
     if row_scale is not None:
         acc *= tl.load(row_scale + row // sample_rows, mask=row < rows, other=0.0).to(tl.float32)[:, None]
-    # The policy also keeps the compiler from taking this for the first load and holding the tile in registers all the way.
+    # The policy also keeps the compiler from taking this for the first load and holding the tile in registers all
+    # the way.
     acc += load_tile(x, row, x_stride, row < rows, channels, BLOCK_C, EVEN_C, "evict_first")
     store_tile(out, row, channels, acc, row < rows, channels, BLOCK_C, EVEN_C)
 
 
 def _samples(rows, row_scale):
     """Rows per entry of ``row_scale``."""
-    return 1 if row_scale is None else max(1, rows // row_scale.numel())
+    return 1 if row_scale is None else max(1, rows // max(1, row_scale.numel()))
 
 
 def layernorm_mlp_outputs(
-    x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale, eps, act, post_norm, plan, keep
+    x,
+    norm_weight,
+    norm_bias,
+    fc1_weight,
+    fc1_bias,
+    fc2_weight,
+    fc2_bias,
+    layer_scale,
+    row_scale,
+    eps,
+    act,
+    post_norm,
+    plan,
+    keep,
 ):
-    """out; and, empty unless ``keep``, what a backward needs: pre (T, F), mean and rstd (T,), and with a post-norm fc2's result (T, C)."""
+    """out; and, empty unless ``keep``, what a backward needs: pre (T, F), mean and rstd (T,), and with a post-norm
+    fc2's result (T, C).
+    """
     rows = x.numel() // x.shape[-1] if keep else 0
     branch_dtype = fc1_weight.dtype if plan == "split" else torch.float32
     return (
@@ -124,9 +157,24 @@ def layernorm_mlp_outputs(
 
 
 def layernorm_mlp_forward(
-    x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale, eps, act, post_norm, plan, keep
+    x,
+    norm_weight,
+    norm_bias,
+    fc1_weight,
+    fc1_bias,
+    fc2_weight,
+    fc2_bias,
+    layer_scale,
+    row_scale,
+    eps,
+    act,
+    post_norm,
+    plan,
+    keep,
 ):
-    """x (..., C) -> the outputs of `layernorm_mlp_outputs`. ``plan``: see the head of this file; "one" cannot ``keep``."""
+    """x (..., C) -> the outputs of `layernorm_mlp_outputs`. ``plan``: see the head of this file;
+    "one" cannot ``keep``.
+    """
     inputs = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale)
     out, pre, mean, rstd, branch = results = layernorm_mlp_outputs(*inputs, eps, act, post_norm, plan, keep)
     rows, fc1, fc2 = as_rows(x), fc1_weight.contiguous(), fc2_weight.contiguous()
@@ -134,7 +182,10 @@ def layernorm_mlp_forward(
     own, sample_rows, norm = plan != "split", _samples(count, row_scale), (norm_weight, norm_bias)
     kept = dict(mean=mean if keep else None, rstd=rstd if keep else None)
     whole_row = dict(
-        ACT=act, EXACT=fc1.dtype == torch.float32, PRECISION=configs.dot_precision(fc1.dtype), **configs.whole_row(channels)
+        ACT=act,
+        EXACT=fc1.dtype == torch.float32,
+        PRECISION=configs.dot_precision(fc1.dtype),
+        **configs.whole_row(channels),
     )
     arch = configs.arch_of(x)
     if plan == "one":
@@ -143,7 +194,8 @@ def layernorm_mlp_forward(
             _mlp_fwd, (triton.cdiv(count, config.block_m),),
             rows, *norm, fc1, fc1_bias, fc2, fc2_bias, layer_scale, row_scale, out,
             rows.stride(0), count, channels, hidden_channels, sample_rows, eps, POST_NORM=post_norm,
-            **configs.blocks(config, hidden_channels), **whole_row, num_warps=config.num_warps, num_stages=config.num_stages,
+            **configs.blocks(config, hidden_channels), **whole_row, num_warps=config.num_warps,
+            num_stages=config.num_stages,
         )  # fmt: skip
         return results
     hidden = torch.empty((count, hidden_channels), dtype=fc1.dtype, device=x.device)
@@ -154,7 +206,8 @@ def layernorm_mlp_forward(
             _norm_linear_fwd, (triton.cdiv(count, config.block_m),),
             rows, *norm, None if post_norm else kept["mean"], kept["rstd"], fc1, first,
             rows.stride(0), count, channels, hidden_channels, eps, NORM=not post_norm,
-            **configs.blocks(config, hidden_channels), **whole_row, num_warps=config.num_warps, num_stages=config.num_stages,
+            **configs.blocks(config, hidden_channels), **whole_row, num_warps=config.num_warps,
+            num_stages=config.num_stages,
         )  # fmt: skip
     else:
         normed = rows.to(fc1.dtype)
@@ -163,7 +216,13 @@ def layernorm_mlp_forward(
             normalise_rows(rows, *norm, eps, y=normed, **kept)
         multiply(normed, fc1.t(), activate_and_store, first, own=own, act=act)
     if not post_norm:
-        multiply(hidden, fc2.t(), add_residual, (fc2_bias, layer_scale, row_scale, rows, rows.stride(0), sample_rows, out), own=own)
+        multiply(
+            hidden,
+            fc2.t(),
+            add_residual,
+            (fc2_bias, layer_scale, row_scale, rows, rows.stride(0), sample_rows, out),
+            own=own,
+        )
         return results
     if not keep:
         branch = torch.empty((count, channels), dtype=branch.dtype, device=x.device)
@@ -182,7 +241,8 @@ def layernorm_mlp_gradients(grad, out, pre, mean, rstd, branch, *arguments):
 
 
 def layernorm_mlp_backward(
-    grad, out, pre, mean, rstd, branch, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale,
+    grad, out, pre, mean, rstd, branch, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
+    layer_scale, row_scale,
     eps, act, post_norm, plan, keep, needs,
 ):  # fmt: skip
     """Gradients of `layernorm_mlp_forward`, which was asked to ``keep``. The activation is recomputed from ``pre``."""
@@ -198,12 +258,20 @@ def layernorm_mlp_backward(
 
     dbranch = grad  # the gradient of fc2's result, (T, C)
     if post_norm:
-        scale = norm_weight if layer_scale is None else layer_scale if norm_weight is None else norm_weight.float() * layer_scale.float()
+        scale = (
+            norm_weight
+            if layer_scale is None
+            else layer_scale
+            if norm_weight is None
+            else norm_weight.float() * layer_scale.float()
+        )
         dbranch = fresh(channels)
         along, level = normalise_rows_backward(grad, branch, mean, rstd, scale, row_scale=row_scale, dx=dbranch)
         found[1], found[2] = (s if layer_scale is None else s * layer_scale for s in (along, level))
         if needs[7]:
-            found[7] = (along if norm_weight is None else along * norm_weight) + (0 if norm_bias is None else level * norm_bias)
+            found[7] = (along if norm_weight is None else along * norm_weight) + (
+                0 if norm_bias is None else level * norm_bias
+            )
     elif layer_scale is not None or row_scale is not None or grad.dtype != dtype:
         dbranch = fresh(channels)
         pointwise(grad.contiguous(), add_residual, (None, layer_scale, row_scale, None, 0, sample_rows, dbranch))
@@ -216,7 +284,9 @@ def layernorm_mlp_backward(
         found[6] = dbranch.sum(0, dtype=torch.float32)
     if needs[7] and not post_norm:
         scaled = torch.empty((row_blocks(count, hidden, own), channels), dtype=torch.float32, device=x.device)
-        multiply(hidden, fc2.t(), scale_gradient, (fc2_bias, row_scale, grad, grad.stride(0), sample_rows, scaled), own=own)
+        multiply(
+            hidden, fc2.t(), scale_gradient, (fc2_bias, row_scale, grad, grad.stride(0), sample_rows, scaled), own=own
+        )
         found[7] = scaled.sum(0)
     del hidden
     found[4] = partial.sum(0)
@@ -231,7 +301,15 @@ def layernorm_mlp_backward(
         else:
             torch.mm(dpre, fc1, out=dnormed)
         found[1], found[2] = normalise_rows_backward(
-            dnormed, rows, mean, rstd, norm_weight, dtotal=grad, bias=norm_bias, dx=dx, normed=normed if needs[3] else None
+            dnormed,
+            rows,
+            mean,
+            rstd,
+            norm_weight,
+            dtotal=grad,
+            bias=norm_bias,
+            dx=dx,
+            normed=normed if needs[3] else None,
         )
     found[0] = dx.view(x.shape)
     if needs[3]:

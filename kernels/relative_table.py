@@ -1,7 +1,9 @@
 """Relative-position biases of a window: from the table to a tile that a loop can read, and back.
 
-The table holds one bias per head for each offset (dh, dw) = query - key: entry (dh + window_h - 1) * (2 window_w - 1) + dw + window_w - 1
-(Swin, arXiv 2103.14030, equation 4). Looking it up per score costs more than the attention itself, so it is expanded once per call.
+The table holds one bias per head for each offset (dh, dw) = query - key: entry (dh + window_h - 1) * (2 window_w - 1)
++ dw + window_w - 1 (Swin, arXiv 2103.14030, equation 4). Looking it up per score costs more than the attention itself,
+so it is expanded once per call.
+
 Legend: N = window_h * window_w tokens, H heads, T = (2 window_h - 1)(2 window_w - 1) entries.
 """
 
@@ -27,7 +29,10 @@ def _expand_table(
     dx = (qi % WINDOW_W)[:, None] - (ki % WINDOW_W)[None, :] + WINDOW_W - 1
     valid = (qi < N)[:, None] & (ki < N)[None, :]
     entry = dy * (2 * WINDOW_W - 1) + dx  # [BLOCK_M, BLOCK_N]
-    bias = tl.load(table + entry.to(tl.int64) * entry_stride + head * head_stride, mask=valid, other=0.0).to(tl.float32) * LOG2E
+    bias = (
+        tl.load(table + entry.to(tl.int64) * entry_stride + head * head_stride, mask=valid, other=0.0).to(tl.float32)
+        * LOG2E
+    )
     bias = tl.where((ki < N)[None, :], bias, float("-inf"))
     place = tile + (block * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None] * COLUMNS + ki[None, :]
     tl.store(place, bias, mask=(ki < COLUMNS)[None, :])
@@ -56,15 +61,17 @@ def _reduce_table(
 
 
 def expand_table(table, window, rows, columns):
-    """(T, H) of any float dtype and strides -> (H, rows, columns) float32: biases times log2(e), -inf past the last key, 0 past the last query.
+    """(T, H) of any float dtype and strides -> (H, rows, columns) float32: biases times log2(e), -inf past the last
+    key, 0 past the last query.
 
     ``rows`` is a multiple of 16; ``columns`` at least N.
     """
     heads = table.shape[1]
     tile = table.new_empty((heads, rows, columns), dtype=torch.float32)
     launch(
-        _expand_table, (heads * (rows // 16), -(-columns // 64)), table, tile, table.stride(0), table.stride(1), rows // 16,
-        WINDOW_H=window[0], WINDOW_W=window[1], COLUMNS=columns, BLOCK_M=16, BLOCK_N=64, num_warps=4, num_stages=1,
+        _expand_table, (heads * (rows // 16), -(-columns // 64)), table, tile, table.stride(0), table.stride(1), rows
+        // 16, WINDOW_H=window[0], WINDOW_W=window[1], COLUMNS=columns, BLOCK_M=16, BLOCK_N=64, num_warps=4,
+        num_stages=1,
     )  # fmt: skip
     return tile
 

@@ -1,10 +1,10 @@
-"""Attention within groups that fit one tile: a whole row of scores at once, so the softmax is one pass and nothing is rescaled.
+"""Attention within groups that fit one tile: a whole row of scores at once, so the softmax takes one pass.
 
     out = softmax(scale * q k^T + bias) v         per head of a group; scores in units of log2
 
-Legend: G groups, H heads, N query and M key tokens of a group, D head dim. BLOCK_N >= M, BLOCK_D >= D powers of two. One program owns one
-head, one block of BLOCK_M rows and a chunk of groups; the head is the fastest part of its index, because neighbouring heads share the cache
-lines of a packed row. The backward lives in `short_attention_backward`.
+Legend: G groups, H heads, N query and M key tokens of a group, D head dim. BLOCK_N >= M, BLOCK_D >= D powers of two.
+One program owns one head, one block of BLOCK_M rows and a chunk of groups; the head is the fastest part of its index,
+because neighbouring heads share the cache lines of a packed row. The backward lives in `short_attention_backward`.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,16 @@ import triton.language as tl
 from torch import Tensor
 
 from . import scores, tokens
-from .configs import alignment, arch_of, dot_precision, groups_per_program, head_tile, short_forward_config, short_takes, short_tile
+from .configs import (
+    alignment,
+    arch_of,
+    dot_precision,
+    groups_per_program,
+    head_tile,
+    short_forward_config,
+    short_takes,
+    short_tile,
+)
 from .launch import launch
 from .tiles import LN2, LOG2E, load_rows, normalize, store_rows
 
@@ -24,9 +33,18 @@ LOG2_OF_E = LOG2E.value
 
 @triton.jit
 def gather_rows(
-    pointer, offsets, inside, valid, padding, PADDED: tl.constexpr, ALIGN: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+    pointer,
+    offsets,
+    inside,
+    valid,
+    padding,
+    PADDED: tl.constexpr,
+    ALIGN: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
-    """[BLOCK, BLOCK_D] rows where ``valid``, else zero. A token that is not ``inside`` is zero, or PADDED: the row at ``padding``."""
+    """[BLOCK, BLOCK_D] rows where ``valid``, else zero. A token that is not ``inside`` is zero, or PADDED: the row at
+    ``padding``."""
     if PADDED:
         d = tl.arange(0, BLOCK_D)
         # Choosing between addresses, not values, leaves the load a plain copy to shared memory.
@@ -38,12 +56,15 @@ def gather_rows(
 
 @triton.jit
 def bias_tile(bias, group, head, qi, ki, strides, N, M, BAKED: tl.constexpr, BLOCK_N: tl.constexpr):
-    """[BLOCK_M, BLOCK_N] in units of log2. A baked tile is padded to the block, is in log2 already and -inf past the last key."""
+    """[BLOCK_M, BLOCK_N] in units of log2. A baked tile is padded to the block, is in log2 already and -inf past the
+    last key."""
     start = bias + group.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
     if BAKED:
         return tl.load(start + qi[:, None] * BLOCK_N + ki[None, :])
     valid = (qi < N)[:, None] & (ki < M)[None, :]
-    tile = tl.load(start + qi.to(tl.int64)[:, None] * strides[2] + ki.to(tl.int64)[None, :] * strides[3], mask=valid, other=0.0)
+    tile = tl.load(
+        start + qi.to(tl.int64)[:, None] * strides[2] + ki.to(tl.int64)[None, :] * strides[3], mask=valid, other=0.0
+    )
     return tile.to(tl.float32) * LOG2E
 
 
@@ -119,7 +140,8 @@ class View(NamedTuple):
 
 
 class Bias(NamedTuple):
-    """An additive bias. ``kind`` "held": a baked tile per head, loaded once; "baked": the same, loaded per group; "strided": any tensor."""
+    """An additive bias. ``kind`` "held": a baked tile per head, loaded once; "baked": the same, loaded per group;
+    "strided": any tensor."""
 
     data: Tensor
     strides: tuple[int, int, int, int]
@@ -150,7 +172,8 @@ def common_alignment(*views):
 
 
 def shared_offsets(geometry, block_m, columns, queries, keys):
-    """Which rows lie at equal offsets in their tensors, so that one computation of them serves: "qkv", "kv" or "none"."""
+    """Which rows lie at equal offsets in their tensors, so that one computation of them serves: "qkv", "kv" or
+    "none"."""
     g = geometry
     if any(view.strides != keys[0].strides for view in keys):
         return "none"
@@ -163,7 +186,8 @@ def scaled(strides, align):
 
 
 def run_forward(geometry, q, k, v, out, *, lse=None, bias=None, padding=None, head_scale=None):
-    """Launch the forward on `View` arguments; writes ``out`` and, when given, ``lse`` (G, H, N) float32, natural log."""
+    """Launch the forward on `View` arguments; writes ``out`` and, when given, ``lse`` (G, H, N) float32, natural
+    log."""
     g = geometry
     rows, columns = short_tile(g.queries, g.keys)
     arch = arch_of(q.data)
@@ -179,8 +203,10 @@ def run_forward(geometry, q, k, v, out, *, lse=None, bias=None, padding=None, he
         g.groups, g.heads, chunk, g.queries, g.keys, g.scale * LOG2_OF_E,
         Q_TOKENS=g.q_tokens, K_TOKENS=g.k_tokens, SCORE=g.score, HEAD_DIM=g.head_dim,
         BLOCK_M=config.block_m, BLOCK_N=columns, BLOCK_D=head_tile(g.head_dim), ROW_BLOCKS=row_blocks, ALIGN=align,
-        BIAS=bias.kind if bias else "none", COSINE=head_scale is not None, PADDED=padding is not None, LSE=lse is not None,
-        SHARED=shared_offsets(g, config.block_m, columns, (q,), (k, v)), PRECISION=dot_precision(q.data.dtype), num_warps=config.num_warps, num_stages=config.num_stages,
+        BIAS=bias.kind if bias else "none", COSINE=head_scale is not None, PADDED=padding is not None,
+        LSE=lse is not None,
+        SHARED=shared_offsets(g, config.block_m, columns, (q,), (k, v)), PRECISION=dot_precision(q.data.dtype),
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
 
@@ -210,7 +236,8 @@ def dense_bias(bias, geometry):
 
 
 def fits(q, k, v, *, bias=False):
-    """Whether (B, H, N, D), (B, H, M, D) are for this file: a group in one tile, equal head counts, unit last strides, nothing empty."""
+    """Whether (B, H, N, D), (B, H, M, D) are for this file: a group in one tile, equal head counts, unit last strides,
+    nothing empty."""
     (batch, heads, queries, head_dim), keys = q.shape, k.shape[2]
     if min(batch, heads, queries, keys, head_dim) == 0 or k.shape[1] != heads or v.shape[3] != head_dim:
         return False

@@ -1,10 +1,12 @@
 """The backward of `short_attention`: one launch, nothing saved by the forward but its inputs, deterministic.
 
-    p = softmax(s)    dV = p^T dO    dP = dO V^T    dS = p (dP - rowsum(p dP))    dQ = scale dS K    dK = scale dS^T Q    dbias = sum dS
+    p = softmax(s)    dV = p^T dO    dP = dO V^T    dS = p (dP - rowsum(p dP))
+    dQ = scale dS K   dK = scale dS^T Q   dbias = sum of dS over groups
 
-A whole row of scores is in the tile, so p and rowsum(p dP) are recomputed in place: no output, no log-sum-exp, no preprocessing kernel. One
-program owns a head and a chunk of groups. It walks the rows of a group in blocks with dK, dV in registers. Sums over groups (bias, padding
-vector, cosine scale) are partial per program and added afterwards in a fixed order. Legend as in `short_attention`.
+A whole row of scores is in the tile, so p and rowsum(p dP) are recomputed in place: no output, no log-sum-exp, no
+preprocessing kernel. One program owns a head and a chunk of groups. It walks the rows of a group in blocks with dK, dV
+in registers. Sums over groups (bias, padding vector, cosine scale) are partial per program and added afterwards in a
+fixed order. Legend as in `short_attention`.
 """
 
 import torch
@@ -15,7 +17,6 @@ from . import scores
 from .configs import arch_of, dot_precision, groups_per_program, head_tile, short_backward_config, short_tile
 from .launch import launch
 from .short_attention import (
-    LOG2_OF_E,
     bias_tile,
     common_alignment,
     dense_bias,
@@ -35,9 +36,9 @@ def _short_bwd(
     q_args, k_args, score_args,
     groups, heads, chunk, N, M, scale,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROW_BLOCKS: tl.constexpr, TILE_ROWS: tl.constexpr,
-    ALIGN: tl.constexpr, BIAS: tl.constexpr, DBIAS: tl.constexpr, COSINE: tl.constexpr, PADDED: tl.constexpr,
-    SHARED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROW_BLOCKS: tl.constexpr, TILE_ROWS:
+    tl.constexpr, ALIGN: tl.constexpr, BIAS: tl.constexpr, DBIAS: tl.constexpr, COSINE: tl.constexpr, PADDED:
+    tl.constexpr, SHARED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     EVEN_D: tl.constexpr = HEAD_DIM == BLOCK_D
     pid = tl.program_id(0)
@@ -80,6 +81,7 @@ def _short_bwd(
         if COSINE:
             k_unit, k_inverse = normalize(k_rows)
             k_rows = k_unit.to(k_rows.dtype)
+        dv_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dv_strides, k_args)[0]
         dk_sum = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         dv_sum = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         for block in tl.range(0, ROW_BLOCKS):
@@ -108,40 +110,49 @@ def _short_bwd(
             total = tl.sum(p, 1)
             p *= (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
             dv_sum += tl.dot(tl.trans(p.to(g_rows.dtype)), g_rows, input_precision=PRECISION)  # [BLOCK_N, BLOCK_D]
-            if block == ROW_BLOCKS - 1:  # at once, and not after the loop: it frees the registers
-                dv_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dv_strides, k_args)[0]
+            if ROW_BLOCKS == 1:  # at once, which frees the registers
                 store_rows(dv, dv_at, dv_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
-                if PADDED:
-                    pad_dv += tl.sum(tl.where(outside[:, None], dv_sum, 0.0), 0)
             dp = tl.dot(g_rows, tl.trans(v_rows), input_precision=PRECISION)
             ds = p * (dp - tl.sum(p * dp, 1)[:, None])  # zero in rows without a gradient: padding and rows past N
             if DBIAS == "held":
                 ds_sum += ds
             elif DBIAS != "none":
                 slot = group if DBIAS == "group" else part
-                place = dbias + (slot.to(tl.int64) * heads + head) * (TILE_ROWS * BLOCK_N) + qi[:, None] * BLOCK_N + ki[None, :]
+                place = (
+                    dbias
+                    + (slot.to(tl.int64) * heads + head) * (TILE_ROWS * BLOCK_N)
+                    + qi[:, None] * BLOCK_N
+                    + ki[None, :]
+                )
                 in_tile = (qi < TILE_ROWS)[:, None] & (ki < BLOCK_N)[None, :]
                 if DBIAS == "chunk":
                     tl.store(place, ds + tl.load(place, mask=in_tile & (step > 0), other=0.0), mask=in_tile)
                 else:
                     tl.store(place, ds, mask=in_tile)
             low = ds.to(q_rows.dtype)
+            dk_sum += tl.dot(tl.trans(low), q_rows, input_precision=PRECISION)
             dq_rows = tl.dot(low, k_rows, input_precision=PRECISION)  # [BLOCK_M, BLOCK_D]
-            if COSINE:
+            if COSINE:  # the unit rows once more: loading them again costs less than registers held since
+                q_rows = gather_rows(q, q_at, q_inside, qi < N, pad_q, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+                q_unit, q_inverse = normalize(q_rows)
                 scale_sum += tl.sum(dq_rows * q_unit, 1)
                 dq_rows = normalize_backward(dq_rows * scale, q_unit, q_inverse)
             else:
                 dq_rows *= scale
             dq_at = q_at if SHARED == "qkv" else Q_TOKENS(group, qi, dq_strides, q_args)[0]
             store_rows(dq, dq_at, dq_rows, q_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
-            dk_sum += tl.dot(tl.trans(low), q_rows, input_precision=PRECISION)
+        if ROW_BLOCKS > 1:
+            store_rows(dv, dv_at, dv_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
         dk_sum *= scale
         if COSINE:
+            k_rows = gather_rows(k, k_at, k_inside, ki < M, pad_k, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+            k_unit, k_inverse = normalize(k_rows)
             dk_sum = normalize_backward(dk_sum, k_unit, k_inverse)
         dk_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dk_strides, k_args)[0]
         store_rows(dk, dk_at, dk_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
         if PADDED:
             pad_dk += tl.sum(tl.where(outside[:, None], dk_sum, 0.0), 0)
+            pad_dv += tl.sum(tl.where(outside[:, None], dv_sum, 0.0), 0)
         if DBIAS == "chunk":
             tl.debug_barrier()  # the next group reads back what other threads of this program stored
     if PADDED:
@@ -151,7 +162,9 @@ def _short_bwd(
     if COSINE:
         tl.store(dhead_scale + part * heads + head, tl.sum(scale_sum, 0))
     if DBIAS == "held":
-        place = dbias + (part.to(tl.int64) * heads + head) * (TILE_ROWS * BLOCK_N) + rows[:, None] * BLOCK_N + ki[None, :]
+        place = (
+            dbias + (part.to(tl.int64) * heads + head) * (TILE_ROWS * BLOCK_N) + rows[:, None] * BLOCK_N + ki[None, :]
+        )
         tl.store(place, ds_sum)
 
 
@@ -159,8 +172,9 @@ def run_backward(geometry, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=Fa
     """Launch the backward on `View` arguments; writes ``dq``, ``dk``, ``dv``.
 
     Returns:
-        (dbias, dpadding, dhead_scale), float32 and summed over groups, or None where there is nothing to sum: dbias (H, rows, columns) of
-        the padded tile, (G, H, rows, columns) for a bias that differs between groups; dpadding (3, H, D), zero for q; dhead_scale (H,).
+        (dbias, dpadding, dhead_scale), float32 and summed over groups, or None where there is nothing to sum: dbias
+        (H, rows, columns) of the padded tile, (G, H, rows, columns) for a bias that differs between groups; dpadding
+        (3, H, D), zero for q; dhead_scale (H,).
     """
     g = geometry
     rows, columns = short_tile(g.queries, g.keys)
@@ -192,9 +206,11 @@ def run_backward(geometry, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=Fa
         bias.strides if bias else (), g.q_args, g.k_args, g.score_args,
         g.groups, g.heads, chunk, g.queries, g.keys, g.scale,
         Q_TOKENS=g.q_tokens, K_TOKENS=g.k_tokens, SCORE=g.score, HEAD_DIM=g.head_dim,
-        BLOCK_M=config.block_m, BLOCK_N=columns, BLOCK_D=head_tile(g.head_dim), ROW_BLOCKS=row_blocks, TILE_ROWS=rows, ALIGN=align,
+        BLOCK_M=config.block_m, BLOCK_N=columns, BLOCK_D=head_tile(g.head_dim), ROW_BLOCKS=row_blocks, TILE_ROWS=rows,
+        ALIGN=align,
         BIAS=bias_kind, DBIAS=kind, COSINE=head_scale is not None, PADDED=padding is not None,
-        SHARED=shared_offsets(g, config.block_m, columns, (q, dq), (k, v, dk, dv)), PRECISION=dot_precision(q.data.dtype), num_warps=config.num_warps, num_stages=config.num_stages,
+        SHARED=shared_offsets(g, config.block_m, columns, (q, dq), (k, v, dk, dv)),
+        PRECISION=dot_precision(q.data.dtype), num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     if dbias is not None and kind != "group":
         dbias = dbias.sum(0)

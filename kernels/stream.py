@@ -92,7 +92,7 @@ def _stream_fwd(
             maximum = new_maximum
 
     total = tl.where(total == 0.0, 1.0, total)  # a row without keys: 0 / 1, and log(1) - inf
-    acc = acc / total[:, None]
+    acc = acc * (1.0 / total)[:, None]
     store_tokens(out, out_strides, q_args, acc, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, PADDED)
     tl.store(lse + row.to(tl.int64) * N + qi, maximum * LN2 + tl.log(total), mask=qi < N)
 

@@ -1,8 +1,9 @@
 """Hook 1: where token i of a group lives.
 
-``TOKENS(group, i, strides, args) -> offset, inside`` with ``i`` [BLOCK] int32 the index of a token within its group, ``offset`` [BLOCK]
-int64 the place of its row in units of ``ALIGN`` elements (the launcher divides every stride by ``ALIGN``, so that the compiler sees the
-alignment), and ``inside`` [BLOCK] false where the token is padding and has no row. The caller masks ``i`` beyond the group.
+``TOKENS(group, i, strides, args) -> offset, inside`` with ``i`` [BLOCK] int32 the index of a token within its group,
+``offset`` [BLOCK] int64 the place of its row in units of ``ALIGN`` elements (the launcher divides every stride by
+``ALIGN``, so that the compiler sees the alignment), and ``inside`` [BLOCK] false where the token is padding and has no
+row. The caller masks ``i`` beyond the group.
 """
 
 import triton
@@ -17,12 +18,13 @@ def dense(group, i, strides, args):
 
 @triton.jit
 def window(group, i, strides, args):
-    """Groups are the windows of a cyclically shifted, padded image, row-major within each image (Swin, arXiv 2103.14030, section 3.2).
+    """Groups are the windows of a cyclically shifted, padded image, row-major within each image (Swin, arXiv
+    2103.14030, section 3.2).
 
-    strides (image, y, x); args (img_h, img_w, wrap_h, wrap_w, rows, cols, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, EXACT), the last five
-    constexpr. ``rows`` and ``cols`` count windows. The roll wraps at ``wrap``: img_h where the image is rolled and then padded (timm), the
-    padded height where it is padded and then rolled (transformers, torchvision). A token past the wrap, or past the image, is padding;
-    EXACT says that there is none.
+    strides (image, y, x); args (img_h, img_w, wrap_h, wrap_w, rows, cols, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W,
+    EXACT), the last five constexpr. ``rows`` and ``cols`` count windows. The roll wraps at ``wrap``: img_h where the
+    image is rolled and then padded (timm), the padded height where it is padded and then rolled (transformers,
+    torchvision). A token past the wrap, or past the image, is padding; EXACT says that there is none.
     """
     img_h, img_w, wrap_h, wrap_w, rows, cols, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, EXACT = args
     line = group // cols  # row of windows, counted over all images
@@ -30,9 +32,9 @@ def window(group, i, strides, args):
     window_y = (line - image * rows) * WINDOW_H
     window_x = (group - line * cols) * WINDOW_W
     # What the group does not change is a term of its own: a loop over groups computes it once.
-    offset = (i // WINDOW_W).to(tl.int64) * strides[1] + (i % WINDOW_W).to(tl.int64) * strides[2]
+    within = (i // WINDOW_W).to(tl.int64) * strides[1] + (i % WINDOW_W).to(tl.int64) * strides[2]
     start = image.to(tl.int64) * strides[0] + (window_y + SHIFT_H).to(tl.int64) * strides[1]
-    offset += start + (window_x + SHIFT_W).to(tl.int64) * strides[2]
+    offset = within + (start + (window_x + SHIFT_W).to(tl.int64) * strides[2])
     y = i // WINDOW_W + window_y
     x = i % WINDOW_W + window_x
     inside = i >= 0

@@ -1,9 +1,10 @@
-"""Shifted-window attention where the windows live in the image: the kernels find each token, nothing is rolled, padded or partitioned.
+"""Shifted-window attention where the windows live in the image: the kernels find each token where the qkv product left
+it, and nothing is rolled, padded or partitioned.
 
-    out = softmax(scale q k^T + table[offset] + region mask) v      per head and window (Swin, arXiv 2103.14030, section 3.2)
-    cosine: scores head_scale * q/|q| . k/|k| + table[offset]       (Swin V2, arXiv 2111.09883, equation 2)
+    out = softmax(scale q k^T + table[offset] + region mask) v   per head and window (Swin, arXiv 2103.14030, 3.2)
+    cosine: scores head_scale * q/|q| . k/|k| + table[offset]    (Swin V2, arXiv 2111.09883, equation 2)
 
-Legend: B images of img_h x img_w tokens, C channels, H heads, D = C / H, N = window_h * window_w tokens, G windows in all.
+Legend: B images of img_h x img_w tokens, C channels, H heads, D = C / H, N = window_h * window_w tokens, G windows.
 """
 
 import torch
@@ -43,7 +44,18 @@ def _geometry(qkv, num_heads, window, shift, wrap, scale, mask_value):
         score_args = (rows, cols, mask_value * LOG2_OF_E, window_h, window_w, shift_h, shift_w)
     head_dim = packed // 3 // num_heads
     return Geometry(
-        batch * rows * cols, num_heads, size, size, head_dim, scale, tokens.window, tokens.window, args, args, score, score_args
+        batch * rows * cols,
+        num_heads,
+        size,
+        size,
+        head_dim,
+        scale,
+        tokens.window,
+        tokens.window,
+        args,
+        args,
+        score,
+        score_args,
     )
 
 
@@ -54,7 +66,9 @@ def _stream(geometry, table, padding, head_scale, window):
     if table is not None:
         padded = -(-g.queries // 128) * 128
         tile = (expand_table(table, window, padded, padded), tl.constexpr(padded), tl.constexpr(padded))
-        score, score_args = (scores.tile_and_regions, (tile, score_args)) if score is scores.regions else (scores.tile, tile)
+        score, score_args = (
+            (scores.tile_and_regions, (tile, score_args)) if score is scores.regions else (scores.tile, tile)
+        )
     return Stream(
         g.groups, g.heads, g.heads, g.queries, g.keys, g.head_dim, g.scale, g.q_tokens, g.k_tokens, g.q_args, g.k_args,
         score, score_args, padding=padding, cosine=head_scale,
@@ -74,7 +88,11 @@ def _bias(table, geometry, window):
     if table is None:
         return None
     rows, columns = short_tile(geometry.queries, geometry.keys)
-    return Bias(expand_table(table, window, rows, columns), (0, rows * columns, columns, 1), "held" if columns <= 64 else "baked")
+    return Bias(
+        expand_table(table, window, rows, columns),
+        (0, rows * columns, columns, 1),
+        "held" if columns <= 64 else "baked",
+    )
 
 
 def _padding(qkv, padding, num_heads, window):
@@ -102,10 +120,12 @@ def window_attention_forward(qkv, table, padding, head_scale, num_heads, window,
         table: ((2 window_h - 1)(2 window_w - 1), H) of any float dtype, or None.
         padding: (3 C,), what a token outside the image holds; needed where the window does not divide the image.
         head_scale: (H,) float32 makes it cosine attention with these factors; ``scale`` is ignored then.
-        window, shift, wrap: pairs of ints; the roll by ``shift`` is modulo ``wrap``: the image size, or the padded size.
-        mask_value: added between tokens of different regions; may be -inf.
+        window, shift, wrap: pairs of ints; the roll by ``shift`` is modulo ``wrap``: the image size, or the padded
+        size. mask_value: added between tokens of different regions; may be -inf.
     """
-    out, lse = window_attention_outputs(qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value)
+    out, lse = window_attention_outputs(
+        qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value
+    )
     qkv = unit_last(qkv)
     geometry = _geometry(qkv, num_heads, window, shift, wrap, scale, mask_value)
     padding = _padding(qkv, padding, num_heads, window)
@@ -121,10 +141,12 @@ def window_attention_forward(qkv, table, padding, head_scale, num_heads, window,
 def window_attention_gradients(
     grad, out, lse, qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value, needs
 ):  # fmt: skip
-    """(dqkv, dtable, dpadding, dhead_scale), each like its input; empty where there is no such input or ``needs`` is false."""
+    """(dqkv, dtable, dpadding, dhead_scale), each like its input; empty where there is no such input or ``needs`` is
+    false."""
     inputs = (qkv, table, padding, head_scale)
     return tuple(
-        x.new_empty(x.shape) if x is not None and needed else qkv.new_empty(0) for x, needed in zip(inputs, needs, strict=True)
+        x.new_empty(x.shape) if x is not None and needed else qkv.new_empty(0)
+        for x, needed in zip(inputs, needs, strict=True)
     )
 
 
@@ -152,7 +174,8 @@ def window_attention_backward(
         if wants_table:
             dbias = stream_bias_gradient(problem, q, k, v, grad_rows, lse, delta, per_group=False, per_head=True)[0]
     if padding is not None:
-        # Through the normalisation of a zero vector a gradient grows by 1e12: finite in float32, and kept finite in float16.
+        # Through the normalisation of a zero vector a gradient grows by 1e12: finite in float32, and kept finite in
+        # float16.
         largest = torch.finfo(padding.dtype).max
         dpadding = torch.zeros_like(padding) if dpadding is None else dpadding.clamp(-largest, largest)
     dtable = None if dbias is None else reduce_table(dbias, window)

@@ -60,7 +60,7 @@ def assert_same_gradients(model: nn.Module, other: nn.Module, images: torch.Tens
 
 
 def assert_unchanged(model: nn.Module, images: torch.Tensor) -> Report:
-    """Accelerating ``model`` changes no logit (float32, eval) and no gradient (float64, train) -> the report of a swapped copy."""
+    """Accelerating ``model`` changes no logit (float32, eval) and no gradient (float64, train) -> report of a copy."""
     swapped = copy.deepcopy(model)
     report = vitkern.accelerate(swapped)
     model.eval(), swapped.eval()

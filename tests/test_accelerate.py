@@ -1,4 +1,4 @@
-"""`vitkern.accelerate` itself: what it swaps and keeps, what its report says, and that everything attached to a model survives."""
+"""`vitkern.accelerate` itself: what it swaps and keeps, what it reports, and what of a model survives."""
 
 import copy
 import io
@@ -29,7 +29,8 @@ FULL = """\
 swapped 4 of 4 modules
   2  timm.models.vision_transformer.Block  ->  layernorm_mlp
   2  timm.layers.attention.Attention       ->  attention
-runs in PyTorch here (cpu, float32): tensors are on cpu, and TRITON_INTERPRET=1 was not in the environment before vitkern was imported"""
+runs in PyTorch here (cpu, float32): tensors are on cpu, and TRITON_INTERPRET=1 was not in the environment \
+before vitkern was imported"""
 
 
 def vit(**changes):

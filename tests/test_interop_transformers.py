@@ -72,6 +72,18 @@ def test_logits_and_gradients_stay(variant):
     assert not report.kept
 
 
+def test_swin_v2_masks_twice():
+    """Scores reach +-100, so that a mask of -100 leaks in another way than the -200 that transformers ends up with."""
+    model = swin_v2(window_size=2, drop_path_rate=0.0)
+    with torch.no_grad():
+        for layer in model.modules():
+            if type(layer).__name__ == "Swinv2SelfAttention":
+                layer.logit_scale.fill_(5.0)  # clamped to ln 100
+                layer.query.weight.copy_(-layer.key.weight)  # a token is least like itself
+                layer.query.bias.zero_()
+    assert_unchanged(model, pictures(40, 56))
+
+
 def test_swin_keeps_its_state_over_sizes():
     """transformers shrinks shift and window for good once an image is that small; so does the swapped model."""
     model = swin().eval()

@@ -17,7 +17,9 @@ def row_by_row(x, weight, bias, eps):
     for row in x.reshape(-1, x.shape[-1]).tolist():
         mean = math.fsum(row) / len(row)
         deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in row) / len(row) + eps)
-        rows.append([(v - mean) / deviation * w + b for v, w, b in zip(row, weight.tolist(), bias.tolist(), strict=True)])
+        rows.append(
+            [(v - mean) / deviation * w + b for v, w, b in zip(row, weight.tolist(), bias.tolist(), strict=True)]
+        )
     return torch.tensor(rows, dtype=torch.float64).view(x.shape)
 
 
@@ -104,7 +106,7 @@ X, W, B = torch.zeros(2, 8), torch.ones(8), torch.zeros(8)
         ((X, W, torch.zeros(2, 8), 1e-6), ValueError, "bias has the wrong shape"),
         ((X.half(), W.bfloat16(), B, 1e-6), TypeError, "dtypes differ: got x torch.float16, weight torch.bfloat16"),
         ((X, W.double(), B.double(), 1e-6), TypeError, "dtypes differ"),
-        ((X.half(), W.half(), B, 1e-6), TypeError, "expected one dtype for both"),
+        ((X.half(), W.half(), B, 1e-6), TypeError, "dtypes differ: got weight torch.float16, bias torch.float32"),
         ((X, W, B, -1e-6), ValueError, "eps is not usable: got -1e-06"),
         ((X, W, B, float("nan")), ValueError, "eps is not usable"),
         ((X, W, B, 1e-6, torch.zeros(2, 7)), ValueError, "residual has the wrong shape"),

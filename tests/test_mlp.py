@@ -1,4 +1,6 @@
-"""LayerNorm and MLP on the PyTorch path and its definition, against PyTorch's own modules and float64; the error contract."""
+"""LayerNorm and MLP on the PyTorch path and its definition, against PyTorch's own modules and float64;
+the error contract.
+"""
 
 import pytest
 import torch
@@ -25,7 +27,9 @@ def modules(x, weights, eps, act, layer_scale, row_scale, post_norm):
     fc1, fc2 = (nn.Linear(w.shape[1], w.shape[0], dtype=x.dtype) for w in (weights[2], weights[4]))
     for module, weight, bias in ((norm, *weights[:2]), (fc1, *weights[2:4]), (fc2, *weights[4:])):
         module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
-    function = {"gelu": nn.GELU(), "gelu_tanh": nn.GELU("tanh"), "quick_gelu": lambda t: t * torch.sigmoid(1.702 * t)}[act]
+    function = {"gelu": nn.GELU(), "gelu_tanh": nn.GELU("tanh"), "quick_gelu": lambda t: t * torch.sigmoid(1.702 * t)}[
+        act
+    ]
     y = norm(fc2(function(fc1(x)))) if post_norm else fc2(function(fc1(norm(x))))
     y = y if layer_scale is None else y * layer_scale
     return x + (y if row_scale is None else y * row_scale.view(-1, *[1] * (x.dim() - 1)))
@@ -48,11 +52,18 @@ def test_definition_and_path(act, post_norm, scaled, keep):
 
 def test_definition_gradients():
     x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
-    leaves = (x, *(w.requires_grad_() for w in parameters(6, 8, torch.float64)), torch.randn(6, dtype=torch.float64, requires_grad=True))
+    leaves = (
+        x,
+        *(w.requires_grad_() for w in parameters(6, 8, torch.float64)),
+        torch.randn(6, dtype=torch.float64, requires_grad=True),
+    )
     for act in ACTIVATIONS:
         for post_norm in (False, True):
             assert torch.autograd.gradcheck(
-                lambda *a, act=act, post_norm=post_norm: layernorm_mlp(*a[:7], eps=1e-5, act=act, layer_scale=a[7], post_norm=post_norm), leaves
+                lambda *a, act=act, post_norm=post_norm: layernorm_mlp(
+                    *a[:7], eps=1e-5, act=act, layer_scale=a[7], post_norm=post_norm
+                ),
+                leaves,
             )
 
 
@@ -110,7 +121,9 @@ def test_compile_and_export():
 
         def forward(self, x):
             fc1, fc2 = self.mlp.fc1, self.mlp.fc2
-            return layernorm_mlp(x, self.norm.weight, self.norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, eps=1e-6)
+            return layernorm_mlp(
+                x, self.norm.weight, self.norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, eps=1e-6
+            )
 
     block = Block()
     for context in (torch.no_grad, torch.enable_grad):

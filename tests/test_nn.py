@@ -205,6 +205,19 @@ def test_mlp_residual_is_the_formula():
     torch.testing.assert_close(actual, x + factor.view(-1, 1, 1) * norm(mlp(x)), rtol=1e-5, atol=1e-5)
 
 
+def test_any_module_may_stand_in_a_branch():
+    """Users replace DropPath by Identity and LayerScale by something of their own; neither may be passed over."""
+    norm, mlp, x = randomise(vnn.LayerNorm(12, 1e-5)), randomise(vnn.Mlp(12, 24)), torch.randn(3, 5, 12)
+    branch = mlp(norm(x))
+    for drop, scale, expected in (
+        (nn.Identity(), None, branch),
+        (nn.Identity(), nn.Identity(), branch),
+        (nn.Tanh(), None, branch.tanh()),
+        (vnn.DropPath(), nn.Tanh(), branch.tanh()),
+    ):
+        torch.testing.assert_close(mlp_residual(x, norm, mlp, drop, scale), x + expected, rtol=1e-5, atol=1e-5)
+
+
 def test_mlp_dropout_is_drawn_as_in_timm():
     theirs = timm.layers.Mlp(12, 24, drop=0.4)
     ours = vnn.Mlp(12, 24, drop=0.4)
@@ -255,9 +268,9 @@ def test_attention_dropout_is_unbiased_and_only_in_training(build):
         first = module(x)
         torch.manual_seed(1)
         assert torch.equal(module(x), first) and not torch.allclose(first, plain, atol=1e-3)
-        mean = torch.stack([module(x) for _ in range(600)]).mean(0)
+        mean = torch.stack([module(x) for _ in range(200)]).mean(0)
     spread = (first - plain).abs().mean()
-    assert (mean - plain).abs().mean() < 0.15 * spread
+    assert (mean - plain).abs().mean() < 0.2 * spread
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Window attention's PyTorch path and its contract: against the formula in float64, against other libraries' modules, caches, bad input."""
+"""Window attention's PyTorch path and its contract: against the formula in float64, against other libraries' modules,
+caches, bad input."""
 
 import copy
 import math
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitkern.ops import window_attention as op
-from vitkern.ops import window_softmax as softmax
+from vitkern.ops import window_steps as steps
 from vitkern.ops import windows as geometry
 from vitkern.ops.window_attention import projected_window_attention, window_attention
 from vitkern.reference import window_attention as reference
@@ -18,7 +19,8 @@ from vitkern.testing import assert_close
 
 HEADS, HEAD_DIM = 2, 4
 CHANNELS = HEADS * HEAD_DIM
-# image, window, shift: divisible, ragged on one and on both axes, smaller than the window, rectangular, shifted on one axis only
+# image, window, shift: divisible, ragged on one and on both axes, smaller than the window, rectangular, shifted on one
+# axis only
 LAYOUTS = [
     ((6, 9), (3, 3), (0, 0)),
     ((6, 9), (3, 3), (1, 2)),
@@ -43,18 +45,17 @@ def make(image, window, *, batch=2, cosine=False, dtype=torch.float64, heads=HEA
     return {name: t.requires_grad_() for name, t in tensors.items()}
 
 
-def gradients(function, tensors, cotangent=None, **arguments):
-    """The result and every gradient, by name."""
+def run(function, tensors, **arguments):
+    """``function`` of the tensors by name."""
     tensors = dict(tensors)
-    out = function(tensors.pop("qkv"), num_heads=arguments.pop("num_heads", HEADS), **tensors, **arguments)
-    return out
+    return function(tensors.pop("qkv"), num_heads=arguments.pop("num_heads", HEADS), **tensors, **arguments)
 
 
 def both(tensors, **arguments):
     """(name, actual, expected) of the result and of every gradient."""
     results = []
     for function in (window_attention, reference.window_attention):
-        out = gradients(function, tensors, **arguments)
+        out = run(function, tensors, **arguments)
         cotangent = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape).sin()
         grads = torch.autograd.grad(out, list(tensors.values()), cotangent)
         results.append([out, *grads])
@@ -74,8 +75,8 @@ def test_matches_the_formula_in_float64(image, window, shift, wrap, mask_value, 
         )
     with torch.no_grad():
         torch.testing.assert_close(
-            gradients(window_attention, tensors, **arguments),
-            gradients(reference.window_attention, tensors, **arguments),
+            run(window_attention, tensors, **arguments),
+            run(reference.window_attention, tensors, **arguments),
         )
 
 
@@ -85,28 +86,26 @@ def test_gradients_by_finite_differences(cosine):
     tensors = make((3, 4), window, batch=1, cosine=cosine)
     names = list(tensors)
 
-    def run(*values):
-        return gradients(window_attention, dict(zip(names, values, strict=True)), window=window, shift=shift)
+    def of_values(*values):
+        return run(window_attention, dict(zip(names, values, strict=True)), window=window, shift=shift)
 
     if cosine:
         tensors["logit_scale"].data.clamp_(max=3.0)
-    assert torch.autograd.gradcheck(run, tuple(tensors.values()))
+    assert torch.autograd.gradcheck(of_values, tuple(tensors.values()))
 
 
 def test_many_windows_cross_every_step_of_the_cpu_path():
     """More window tokens than one step projects, and more scores than it holds, in every class; also a large window."""
     for image, window, shift, heads in (((58, 51), (7, 7), (3, 3), 4), ((24, 25), (12, 12), (5, 5), 2)):
         tensors = make(image, window, cosine=True, heads=heads, dtype=torch.float32, batch=1)
-        assert softmax._CHUNK_SCORES // (heads * (window[0] * window[1]) ** 2) < 49
+        assert steps._CHUNK_SCORES // (heads * (window[0] * window[1]) ** 2) < 49
         for name, actual, expected in both(tensors, window=window, shift=shift, num_heads=heads):
             torch.testing.assert_close(
                 actual, expected, rtol=2e-4, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}"
             )
         with torch.no_grad():
             arguments = dict(window=window, shift=shift, num_heads=heads)
-            actual, expected = (
-                gradients(f, tensors, **arguments) for f in (window_attention, reference.window_attention)
-            )
+            actual, expected = (run(f, tensors, **arguments) for f in (window_attention, reference.window_attention))
             torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5)
 
 
@@ -122,7 +121,7 @@ def test_half_precision_is_as_good_as_an_ideal_kernel(dtype, cosine):
         ("reference", reference.window_attention, {}),
     ):
         wide = {key: t.double() if name == "reference" else t for key, t in tensors.items()}
-        out = gradients(function, wide, window=window, shift=shift, **options)
+        out = run(function, wide, window=window, shift=shift, **options)
         runs[name] = [out, *torch.autograd.grad(out, list(tensors.values()), torch.ones_like(out).cumsum(1) / 8)]
     assert runs["actual"][0].dtype == dtype
     for name, actual, ideal, exact in zip(["out", *tensors], *runs.values(), strict=True):
@@ -135,18 +134,18 @@ def test_one_head_leaves_its_input_alone():
     for name, actual, expected in both(tensors, window=(2, 2), shift=(1, 1), num_heads=1):
         torch.testing.assert_close(actual, expected, msg=lambda text, name=name: f"{name}: {text}")
     with torch.no_grad():
-        gradients(window_attention, tensors, window=(2, 2), shift=(1, 1), num_heads=1)
+        run(window_attention, tensors, window=(2, 2), shift=(1, 1), num_heads=1)
     assert torch.equal(tensors["qkv"], before)
 
 
 def test_logit_scale_is_clamped_and_has_no_gradient_above():
     tensors = make((4, 4), (2, 2), cosine=True)
     tensors["logit_scale"] = torch.tensor([[[4.0]], [[6.0]]], dtype=torch.float64, requires_grad=True)
-    out = gradients(window_attention, tensors, window=(2, 2))
+    out = run(window_attention, tensors, window=(2, 2))
     grad = torch.autograd.grad(out.square().sum(), tensors["logit_scale"])[0]
     assert grad[0].abs() > 0 and grad[1] == 0
     tensors["logit_scale"] = torch.tensor([4.0, math.log(100.0)], dtype=torch.float64)
-    torch.testing.assert_close(gradients(window_attention, tensors, window=(2, 2)), out)
+    torch.testing.assert_close(run(window_attention, tensors, window=(2, 2)), out)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -164,12 +163,12 @@ def test_cosine_of_zero_vectors_is_finite(dtype):
 
 def test_padded_tokens_are_attended_to_and_their_gradient_reaches_padding():
     tensors = make((3, 3), (2, 2))
-    out = gradients(window_attention, tensors, window=(2, 2))
+    out = run(window_attention, tensors, window=(2, 2))
     grads = dict(zip(tensors, torch.autograd.grad(out.sum(), list(tensors.values())), strict=True))
     q, k, v = grads["padding"].split(CHANNELS)
     assert (q == 0).all() and k.abs().max() > 0 and v.abs().max() > 0
     other = dict(tensors, padding=tensors["padding"] + 1.0)
-    assert (gradients(window_attention, other, window=(2, 2)) - out).abs().max() > 1e-2
+    assert (run(window_attention, other, window=(2, 2)) - out).abs().max() > 1e-2
 
 
 def test_mask_value_decides_whether_regions_leak():
@@ -191,23 +190,23 @@ def test_mask_value_decides_whether_regions_leak():
 def test_layouts_of_memory_and_empty_batches():
     tensors = make((5, 7), (3, 3), dtype=torch.float32)
     arguments = dict(window=(3, 3), shift=(1, 1))
-    expected = gradients(window_attention, tensors, **arguments)
+    expected = run(window_attention, tensors, **arguments)
     wide = torch.randn(2, 7, 5, 6 * CHANNELS)
     views = [tensors["qkv"].transpose(1, 2).contiguous().transpose(1, 2), wide[..., ::2].transpose(1, 2)]
     views[1].copy_(tensors["qkv"].detach())
     for view in views:
         assert not view.is_contiguous()
-        out = gradients(window_attention, dict(tensors, qkv=view), **arguments)
+        out = run(window_attention, dict(tensors, qkv=view), **arguments)
         assert out.is_contiguous()
         torch.testing.assert_close(out, expected, rtol=0, atol=0)
     one = tensors["qkv"][:1].expand(2, -1, -1, -1)
-    torch.testing.assert_close(gradients(window_attention, dict(tensors, qkv=one), **arguments)[1], expected[0])
+    torch.testing.assert_close(run(window_attention, dict(tensors, qkv=one), **arguments)[1], expected[0])
     for enabled in (True, False):
         with torch.set_grad_enabled(enabled):
             empty = dict(tensors, qkv=tensors["qkv"][:0])
-            out = gradients(window_attention, empty, **arguments)
+            out = run(window_attention, empty, **arguments)
             assert out.shape == (0, 5, 7, CHANNELS)
-    out = gradients(window_attention, empty, **arguments)
+    out = run(window_attention, empty, **arguments)
     assert torch.autograd.grad(out.sum(), tensors["table"])[0].abs().max() == 0
     nothing = projected_window_attention(torch.zeros(0, 4, 4, 8), nn.Linear(8, 24), num_heads=2, window=(2, 2))
     assert nothing.shape == (0, 4, 4, 8)
@@ -285,9 +284,14 @@ def test_matches_timm_v2(size, window, shift):
     bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
     table = 16 * torch.sigmoid(attn.cpb_mlp(attn.relative_coords_table).view(-1, 3))
     ours = projected_window_attention(
-        x, lambda t: F.linear(t, attn.qkv.weight, bias), num_heads=3, window=block.window_size, shift=block.shift_size, table=table,
+        x,
+        lambda t: F.linear(t, attn.qkv.weight, bias),
+        num_heads=3,
+        window=block.window_size,
+        shift=block.shift_size,
+        table=table,
         logit_scale=attn.logit_scale,
-    )  # fmt: skip
+    )
     torch.testing.assert_close(attn.proj(ours), block._attn(x), rtol=1e-4, atol=5e-5)
     pairs = (torch.autograd.grad(out.square().sum(), attn.logit_scale)[0] for out in (attn.proj(ours), block._attn(x)))
     torch.testing.assert_close(*pairs, rtol=1e-3, atol=1e-3)
@@ -343,8 +347,8 @@ def test_sizes_in_turn_devices_and_inference_mode():
         for image, window, shift in LAYOUTS * 2:
             tensors = make(image, window)
             torch.testing.assert_close(
-                gradients(window_attention, tensors, window=window, shift=shift),
-                gradients(reference.window_attention, tensors, window=window, shift=shift),
+                run(window_attention, tensors, window=window, shift=shift),
+                run(reference.window_attention, tensors, window=window, shift=shift),
             )
     hits = geometry._cached.cache_info().hits
     assert hits >= len(LAYOUTS)
@@ -353,7 +357,7 @@ def test_sizes_in_turn_devices_and_inference_mode():
             torch.testing.assert_close(actual, expected)
     assert geometry._cached.cache_info().hits > hits
     meta = {name: t.detach().to("meta") for name, t in make((7, 5), (3, 3)).items()}
-    assert gradients(window_attention, meta, window=(3, 3), shift=(1, 1)).shape == (2, 7, 5, CHANNELS)
+    assert run(window_attention, meta, window=(3, 3), shift=(1, 1)).shape == (2, 7, 5, CHANNELS)
     test_matches_the_formula_in_float64((7, 5), (3, 3), (1, 1), "image", -100.0, False)
 
 
@@ -439,11 +443,11 @@ def test_checkpointing_and_function_transforms():
 @pytest.mark.parametrize("cosine", [False, True], ids=["dot", "cosine"])
 def test_autocast(cosine, grad):
     tensors = make((7, 8), (3, 3), cosine=cosine, dtype=torch.float32, head_dim=16)
-    exact = gradients(
+    exact = run(
         reference.window_attention, {k: t.bfloat16().double() for k, t in tensors.items()}, window=(3, 3), shift=(1, 1)
     )
     with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16):
-        out = gradients(window_attention, tensors, window=(3, 3), shift=(1, 1))
+        out = run(window_attention, tensors, window=(3, 3), shift=(1, 1))
         projected = projected_window_attention(
             torch.randn(1, 4, 4, 8),
             nn.Linear(8, 3 * CHANNELS),
@@ -548,7 +552,7 @@ def test_bad_projections():
 def test_forcing_a_kernel_says_why_it_cannot_run():
     from vitkern.dispatch import use_backend
 
-    with use_backend("triton"), pytest.raises(NotImplementedError, match="window_attention: .*more than 256 tokens"):
+    with use_backend("triton"), pytest.raises(NotImplementedError, match=r"window_attention: .*more than 256 tokens"):
         window_attention(torch.zeros(1, 17, 17, 24), num_heads=2, window=(17, 17))
     with use_backend("triton"), pytest.raises(NotImplementedError, match="reaches beyond the image"):
         window_attention(torch.zeros(1, 2, 2, 24), num_heads=2, window=(4, 4), shift=(3, 3), padding=torch.zeros(24))

@@ -1,4 +1,4 @@
-"""Hand-written Triton kernels that make vision transformers fast: `accelerate` a model you have, or build one of `list_models()`."""
+"""Hand-written Triton kernels for vision transformers: `accelerate` a model, or build one of `list_models()`."""
 
 import importlib
 

@@ -1,15 +1,16 @@
 """The operators on a GPU: numbers against float64, and what only hardware shows."""
 
-from collections import defaultdict
+import functools
 
 import pytest
 import torch
 
+from benchmarks import measure
+from benchmarks.cases import CASES as LAYERS
 from vitkern import dispatch
 from vitkern.commands.check_cases import CASES, OPS
 from vitkern.commands.dropout import check_dropout
-from vitkern.commands.verify import GPU_POOLED_MARGIN, verify
-from vitkern.testing import Pool
+from vitkern.commands.verify import GPU_POOLED_MARGIN, pool_of, verify
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
@@ -55,21 +56,28 @@ def forward_and_backward(op, inputs):
     return [out.detach(), *torch.autograd.grad(out, list(inputs.values()), grad)]
 
 
+@functools.cache
+def results_of(index, dtype):
+    return verify(CASES[index], dtype, torch.device("cuda"))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_meets_float64(case, dtype):
-    for result in verify(case, dtype, torch.device("cuda")):
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[str(case) for case in CASES])
+def test_meets_float64(index, dtype):
+    for result in results_of(index, dtype):
         assert result.comparison.passed, f"{result.name}: {result.comparison}"
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_mean_errors_stay_near_the_ideal(op):
-    pools = defaultdict(Pool)
-    for case in (case for case in CASES if case.op == op):
-        for dtype in DTYPES:
-            for result in verify(case, dtype, torch.device("cuda")):
-                pools[op].add(result.name, result.dtype, result.comparison, result.magnitude)
-    assert pools[op].failures(GPU_POOLED_MARGIN) == []
+    indices = [index for index, case in enumerate(CASES) if case.op == op]
+    pool = pool_of(result for index in indices for dtype in DTYPES for result in results_of(index, dtype))
+    assert pool.failures(GPU_POOLED_MARGIN) == []
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=lambda case: f"{case.op}: {case}")
+def test_layers_of_real_models_meet_float64(case):
+    assert measure.verify(case, torch.bfloat16, torch.device("cuda")) == []
 
 
 def test_dropout():

@@ -88,7 +88,12 @@ def test_without_parameters_and_with_float32_ones(dtype):
 def test_any_strides():
     wide = torch.randn(3, 5, 200)
     weight, bias = parameters(96, torch.float32)
-    for x in (wide[..., 7:103], wide[:, 1:, :96], torch.randn(96, 5, 3).permute(2, 1, 0), torch.randn(1, 1, 96).expand(3, 5, 96)):
+    for x in (
+        wide[..., 7:103],
+        wide[:, 1:, :96],
+        torch.randn(96, 5, 3).permute(2, 1, 0),
+        torch.randn(1, 1, 96).expand(3, 5, 96),
+    ):
         check(x, weight, bias, 1e-6, residual=x.transpose(0, 1).contiguous().transpose(0, 1))
 
 
@@ -104,7 +109,9 @@ def test_only_one_result_has_a_gradient(used):
     x, residual = torch.randn(4, 32, requires_grad=True), torch.randn(4, 32, requires_grad=True)
     weight, bias = parameters(32, torch.float32)
     got = torch.autograd.grad(layernorm(x, weight, bias, 1e-6, residual)[used].square().sum(), (x, residual))
-    wanted = torch.autograd.grad(reference.layernorm(x, weight, bias, 1e-6, residual)[used].square().sum(), (x, residual))
+    wanted = torch.autograd.grad(
+        reference.layernorm(x, weight, bias, 1e-6, residual)[used].square().sum(), (x, residual)
+    )
     torch.testing.assert_close(got, wanted)
 
 

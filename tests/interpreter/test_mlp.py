@@ -12,7 +12,17 @@ from vitkern.reference import mlp as reference
 from vitkern.testing import Pool, assert_close
 
 pytestmark = pytest.mark.interpreter
-NAMES = ("out", "dx", "dnorm_weight", "dnorm_bias", "dfc1_weight", "dfc1_bias", "dfc2_weight", "dfc2_bias", "dlayer_scale")
+NAMES = (
+    "out",
+    "dx",
+    "dnorm_weight",
+    "dnorm_bias",
+    "dfc1_weight",
+    "dfc1_bias",
+    "dfc2_weight",
+    "dfc2_bias",
+    "dlayer_scale",
+)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -52,7 +62,9 @@ def check(x, weights, plan, *, act="gelu", post_norm=False, row_scale=None, eps=
         out = reference.layernorm_mlp(*leaves[:7], **keywords, low_precision=low_precision)
         return differentiate(out, leaves, grad.to(dtype))
 
-    for name, a, i, r in zip(names, actual, other(torch.float32, low_precision), other(torch.float64, None), strict=False):
+    for name, a, i, r in zip(
+        names, actual, other(torch.float32, low_precision), other(torch.float64, None), strict=False
+    ):
         result = assert_close(a, i.to(a.dtype), r, name=f"{name} by plan {plan}")
         if pool is not None:
             pool.add(name, a.dtype, result, r.abs().max().item())
@@ -74,16 +86,36 @@ def test_own_products(plan, dtype):
             plain = channels == 32
             weights = parameters(channels, 4 * channels if channels < 192 else 200, dtype, layer_scale=not plain)
             row_scale = None if plain else factors(dtype)
-            check(torch.randn(2, rows, channels).to(dtype), weights, plan, act=act, post_norm=post_norm, row_scale=row_scale, pool=pool)
+            check(
+                torch.randn(2, rows, channels).to(dtype),
+                weights,
+                plan,
+                act=act,
+                post_norm=post_norm,
+                row_scale=row_scale,
+                pool=pool,
+            )
     assert not pool.failures(), pool.failures()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_library_products(dtype):
     """Rule (a) only: the library rounds each product to the dtype before the hook sees it, which the ideal does not."""
-    for channels, rows, act, post_norm in ((32, 1, "gelu_tanh", True), (100, 17, "gelu", False), (96, 9, "quick_gelu", True), (768, 3, "gelu", False)):
+    for channels, rows, act, post_norm in (
+        (32, 1, "gelu_tanh", True),
+        (100, 17, "gelu", False),
+        (96, 9, "quick_gelu", True),
+        (768, 3, "gelu", False),
+    ):
         weights = parameters(channels, 4 * channels if channels < 768 else 64, dtype, layer_scale=channels != 32)
-        check(torch.randn(2, rows, channels).to(dtype), weights, "split", act=act, post_norm=post_norm, row_scale=factors(dtype))
+        check(
+            torch.randn(2, rows, channels).to(dtype),
+            weights,
+            "split",
+            act=act,
+            post_norm=post_norm,
+            row_scale=factors(dtype),
+        )
 
 
 @pytest.mark.parametrize("act", ops.ACTIVATIONS)
@@ -95,10 +127,13 @@ def test_activation_everywhere(act, dtype):
     eye[0, 0] = 1
     weights = [None, None, eye, None, eye, None, None]
     for plan in ("two", "split"):
-        # A post-norm leaves fc1's argument alone; layer_scale 0 keeps the norm out of the result, so look at what is kept for it.
-        out, pre, mean, rstd, branch = ops.layernorm_mlp_forward(x, *weights, None, 1e-6, act, True, plan, True)
+        # A post-norm leaves fc1's argument alone; layer_scale 0 keeps the norm out of the result, so look at what is
+        # kept for it.
+        _, pre, _, _, branch = ops.layernorm_mlp_forward(x, *weights, None, 1e-6, act, True, plan, True)
         wanted = reference.activation(x[:, 0].double(), act)
-        assert_close(branch[:, 0], wanted.float().to(branch.dtype), wanted, slack=2e-7 if dtype == torch.float32 else 2 ** -11 * 12)
+        assert_close(
+            branch[:, 0], wanted.float().to(branch.dtype), wanted, slack=2e-7 if dtype == torch.float32 else 2**-11 * 12
+        )
         torch.testing.assert_close(pre[:, 0], x[:, 0], rtol=0, atol=0)
 
 
@@ -140,8 +175,9 @@ def test_any_strides(plan):
 def test_public_function_takes_each_plan():
     """One kernel without gradients, two with, the library above 512 channels."""
     for channels, keep, plan in ((96, False, "one"), (96, True, "two"), (512, False, "two"), (768, True, "split")):
-        assert configs.mlp_plan(channels, torch.float16, 90, keep) == plan
-    assert configs.mlp_plan(96, torch.float32, 90, False) == "split"
+        assert configs.mlp_plan(channels, 4 * channels, torch.float16, 90, keep) == plan
+    assert configs.mlp_plan(96, 384, torch.float32, 90, False) == "split"
+    assert configs.mlp_plan(100, 400, torch.float16, 90, True) == "split"
     weights = parameters(32, 64, torch.float32)
     x = torch.randn(2, 3, 5, 32, requires_grad=True)
     out = ops.layernorm_mlp(x, *weights[:6], eps=1e-6)
@@ -158,7 +194,9 @@ def test_public_function_takes_each_plan():
 def test_empty(shape, post_norm):
     x = torch.randn(shape, requires_grad=True)
     weights = [w.requires_grad_() for w in parameters(32, 64, torch.float32, layer_scale=True)]
-    out = ops.layernorm_mlp(x, *weights[:6], eps=1e-6, layer_scale=weights[6], row_scale=torch.ones(shape[0]), post_norm=post_norm)
+    out = ops.layernorm_mlp(
+        x, *weights[:6], eps=1e-6, layer_scale=weights[6], row_scale=torch.ones(shape[0]), post_norm=post_norm
+    )
     out.sum().backward()
     assert out.shape == x.grad.shape == shape
     assert not any(w.grad.any() for w in weights)
@@ -181,7 +219,8 @@ def test_two_runs_are_equal():
     x, grad = torch.randn(2, 49, 96), torch.randn(2, 49, 96)
     weights = [w.requires_grad_() for w in parameters(96, 96, torch.float32, layer_scale=True)]
     once, again = (
-        torch.autograd.grad(ops.layernorm_mlp(x, *weights[:6], eps=1e-6, layer_scale=weights[6]), weights, grad) for _ in range(2)
+        torch.autograd.grad(ops.layernorm_mlp(x, *weights[:6], eps=1e-6, layer_scale=weights[6]), weights, grad)
+        for _ in range(2)
     )
     assert all(map(torch.equal, once, again))
 

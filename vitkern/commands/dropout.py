@@ -8,8 +8,8 @@ P, TOKENS, DIM = 0.3, 40, 64
 def check_dropout(device: torch.device) -> list[str]:
     """Problems found: none if attention's dropout is reproducible, rightly scaled, and the same in the backward pass.
 
-    With one-hot values the output *is* the dropped probability matrix; its zeros are the mask. By that, another call with
-    the same seed is then computed in float64.
+    With one-hot values the output *is* the dropped probability matrix; its zeros are the mask. By that, another call
+    with the same seed is then computed in float64.
     """
     from vitkern.ops.attention import attention
 

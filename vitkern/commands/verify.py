@@ -1,15 +1,18 @@
 """Runs one check case: the operator, the ideal of its dtype, and float64; output and every gradient."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vitkern.commands.check_cases import Case
-from vitkern.testing import Comparison, compare
+from vitkern.testing import Comparison, Pool, compare
 
 GPU_MARGIN = 1.5  # for rule (a): the hardware's exp2 and order of accumulation are not modelled
 GPU_POOLED_MARGIN = 1.07
+POOLED_ELEMENTS = 64
 PYTORCH_MARGIN = 2.0  # PyTorch rounds between its operators, where one kernel does not
 
 
@@ -21,6 +24,7 @@ class Result:
     dtype: torch.dtype
     comparison: Comparison
     magnitude: float
+    elements: int
 
 
 def verify(
@@ -70,8 +74,17 @@ def verify(
         finite = reference[torch.isfinite(reference)]
         magnitude = finite.abs().max().item() if finite.numel() else 0.0
         result = compare(actual, ideal, reference, slack=slack * magnitude, margin=margin)
-        results.append(Result(name, actual.dtype, result, magnitude))
+        results.append(Result(name, actual.dtype, result, magnitude, actual.numel()))
     return results
+
+
+def pool_of(results: Iterable[Result]) -> Pool:
+    """Rule (b) over the results of many cases; a tensor of a few elements has no mean error worth the name."""
+    pool = Pool()
+    for result in results:
+        if result.elements >= POOLED_ELEMENTS and math.isfinite(result.comparison.mean_error):
+            pool.add(result.name, result.dtype, result.comparison, result.magnitude)
+    return pool
 
 
 def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,1 +1,4 @@
-"""Swaps modules of timm, torchvision and transformers for vitkern's, in place and reversibly. No library is imported before a model uses it."""
+"""Swaps modules of timm, torchvision and transformers for vitkern's, in place and reversibly.
+
+No library is imported before a model uses it.
+"""

@@ -15,17 +15,19 @@ Only = Callable[[nn.Module, str], bool] | str | Iterable[str] | None
 def accelerate(model: nn.Module, only: Only = None) -> Report:
     """Make ``model`` run on vitkern where it can, in place, and say what was done.
 
-    Modules of timm, torchvision and transformers that vitkern knows get another class, a subclass that overrides ``forward``. Parameters,
-    state-dict keys, hooks and `isinstance` stay; projections are called as they are, so LoRA and quantised ones keep working. Call it after
-    PEFT or quantisation, before `fully_shard`, at any time relative to torch.compile. Models of transformers also get
-    ``attn_implementation="vitkern"``.
+    Modules of timm, torchvision and transformers that vitkern knows get another class, a subclass that overrides
+    ``forward``. Parameters, state-dict keys, hooks and `isinstance` stay; projections are called as they are, so LoRA
+    and quantised ones keep working. Call it after PEFT or quantisation, before `fully_shard`, at any time relative to
+    torch.compile. Models of transformers also get ``attn_implementation="vitkern"``.
 
     Args:
         model: any module; what it does not know is left alone.
-        only: which modules may be swapped: a predicate ``(module, name) -> bool``, or a glob or several on module names ("" is the model).
+        only: which modules may be swapped: a predicate ``(module, name) -> bool``, or a glob or several on module
+            names ("" is the model).
 
     Returns:
-        A `Report`: print it, iterate over its swaps, `restore()` the model, or use it as a context manager that restores on exit.
+        A `Report`: print it, iterate over its swaps, `restore()` the model, or use it as a context manager that
+        restores on exit.
 
     Raises:
         TypeError: ``model`` is no module, or ``only`` is none of the above.
@@ -144,6 +146,7 @@ def _predicate(only: Only) -> Callable[[nn.Module, str], bool]:
         globs = [None]
     if not all(isinstance(glob, str) for glob in globs):
         raise TypeError(
-            f"accelerate: only is not usable: got {only!r}; expected a predicate (module, name) -> bool, a glob, or a list of globs."
+            f"accelerate: only is not usable: got {only!r}; expected a predicate (module, name) -> bool, a glob, "
+            "or a list of globs."
         )
     return lambda module, name: any(fnmatchcase(name, glob) for glob in globs)

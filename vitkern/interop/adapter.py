@@ -35,9 +35,10 @@ class Fit(NamedTuple):
 class Adapter:
     """Mixed in before the class it adapts, of which it overrides ``forward`` and nothing that holds state.
 
-    ``module.__class__ = ItsAdapter`` is the whole swap: parameters, buffers, hooks and state-dict keys stay. ``forward`` asks at each call
-    whether what it would bypass is still plain, and leaves the work to the class it adapts where it is not. The name stays that of the
-    original, since wrapping policies find layers by it; ``print(model)`` shows it with Vitkern in front.
+    ``module.__class__ = ItsAdapter`` is the whole swap: parameters, buffers, hooks and state-dict keys stay.
+    ``forward`` asks at each call whether what it would bypass is still plain, and leaves the work to the class it
+    adapts where it is not. The name stays that of the original, since wrapping policies find layers by it;
+    ``print(model)`` shows it with Vitkern in front.
     """
 
     covers: ClassVar[tuple[str, ...]] = ()  # names of children whose work an adapter takes over

@@ -1,7 +1,8 @@
-"""LayerNorm and MLP of another library's block as one op, where nothing is attached to the parts that would be bypassed."""
+"""LayerNorm and MLP of another library's block as one op, where nothing is attached to the parts it bypasses."""
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -47,7 +48,7 @@ def plain_linear(module: nn.Module) -> bool:
 
 
 class Mlp(NamedTuple):
-    """The parts of ``x + drop_path(layer_scale(fc2(act(fc1(norm(x))))))``; with post-norm, ``norm`` comes after ``fc2``."""
+    """The parts of ``x + drop_path(layer_scale(fc2(act(fc1(norm(x))))))``; post-norm has ``norm`` after ``fc2``."""
 
     norm: nn.Module
     fc1: nn.Module
@@ -60,7 +61,7 @@ class Mlp(NamedTuple):
 
 
 def obstacle(mlp: Mlp, training: bool | None = None) -> str | None:
-    """Why the parts cannot be one op just now; None when they can. ``training``: as if the dropouts were in that mode."""
+    """Why the parts cannot be one op just now, or None. ``training``: as if the dropouts were in that mode."""
     norm = mlp.norm
     if type(norm) not in LAYER_NORMS:
         return f"its norm is a {type(norm).__name__}"
@@ -123,6 +124,23 @@ def run(x: Tensor, mlp: Mlp, post_norm: bool = False) -> Tensor:
         row_scale=row_scale,
         post_norm=post_norm,
     )
+
+
+def residual(x: Tensor, branch: Tensor, source: nn.Module, *after: nn.Module) -> Tensor:
+    """``x + branch``; without gradients on a CPU into ``branch``, if that is the fresh result of a plain ``source``.
+
+    ``after``: the modules between ``source`` and here, which then must have passed it on untouched.
+    """
+    if (
+        x.device.type == "cpu"
+        and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        and branch.dtype == x.dtype
+        and plain(source, nn.Linear, *LAYER_NORMS)
+        and all(silent(module) or (type(module) in DROP_PATHS and not module.training) for module in after)
+        and all(untouched(module) for module in after)
+    ):
+        return branch.add_(x)
+    return x + branch
 
 
 def mlp_fit(mlp: Mlp) -> tuple[tuple[str, ...], tuple[str, ...]]:

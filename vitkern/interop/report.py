@@ -51,7 +51,8 @@ class Report:
         """Put back what this call of accelerate exchanged. Calling it again does nothing.
 
         Raises:
-            RuntimeError: the class of some module was changed again since, by fully_shard for example; all others are restored.
+            RuntimeError: the class of some module was changed again since, by fully_shard for example; all others
+                are restored.
         """
         left = []
         while self.undo:

@@ -76,7 +76,7 @@ class Attention(Adapter, TimmAttention):
 
 
 class Block(Adapter, TimmBlock):
-    """`timm.models.vision_transformer.Block`: its attention as the module is, then LayerNorm, MLP, LayerScale and DropPath as one op."""
+    """`timm.models.vision_transformer.Block`: attention as the module is, then norm, MLP and residual as one op."""
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:

@@ -108,14 +108,15 @@ class SwinTransformerBlock(_Windows, TimmSwinBlock):
                 table=attn.relative_position_bias_table,
                 scale=attn.scale,
             )
-            x = attn.proj_drop(attn.proj(out))
+            branch = self.drop_path1(attn.proj_drop(attn.proj(out)))
+            x = fusion.residual(shortcut, branch, attn.proj, attn.proj_drop, self.drop_path1)
         else:
-            x = self._attn(x)
-        return self.mlp_branch(shortcut + self.drop_path1(x), post_norm=False)
+            x = shortcut + self.drop_path1(self._attn(x))
+        return self.mlp_branch(x, post_norm=False)
 
 
 class SwinTransformerV2Block(_Windows, TimmSwinV2Block):
-    """`timm.models.swin_transformer_v2.SwinTransformerV2Block`: cosine scores, log-spaced bias, norms after the branches."""
+    """`timm.models.swin_transformer_v2.SwinTransformerV2Block`: cosine scores, norms after the branches."""
 
     attention_kinds = (TimmWindowAttentionV2,)
 
@@ -135,10 +136,11 @@ class SwinTransformerV2Block(_Windows, TimmSwinV2Block):
             out = attn.proj_drop(attn.proj(out))
         else:
             out = self._attn(x)
-        return self.mlp_branch(x + self.drop_path1(self.norm1(out)), post_norm=True)
+        x = fusion.residual(x, self.drop_path1(self.norm1(out)), self.norm1, self.drop_path1)
+        return self.mlp_branch(x, post_norm=True)
 
     def _project(self, x: Tensor) -> Tensor:
-        """As the original does: the bias is put together from its trained parts, so the weight is read and not the module called."""
+        """As the original does: the bias is put together from its trained parts, and the weight is read."""
         attn = self.attn
         if attn.q_bias is None:
             return attn.qkv(x)

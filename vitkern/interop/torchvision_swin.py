@@ -1,4 +1,7 @@
-"""torchvision's Swin and Swin V2, which pad and then roll. Its attention reads its projections, so only plain ones are taken over."""
+"""torchvision's Swin and Swin V2, which pad and then roll.
+
+Their attention reads its projections instead of calling them, so only plain ones are taken over.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +66,7 @@ class ShiftedWindowAttention(_ShiftedWindows, swin.ShiftedWindowAttention):
 
 
 class ShiftedWindowAttentionV2(_ShiftedWindows, swin.ShiftedWindowAttentionV2):
-    """`torchvision.models.swin_transformer.ShiftedWindowAttentionV2`: cosine scores, log-spaced bias, no bias of the keys."""
+    """`torchvision.models.swin_transformer.ShiftedWindowAttentionV2`: cosine scores, no bias of the keys."""
 
     def project(self, x: Tensor) -> Tensor:
         bias = self.qkv.bias
@@ -80,7 +83,7 @@ class ShiftedWindowAttentionV2(_ShiftedWindows, swin.ShiftedWindowAttentionV2):
 
 
 class SwinTransformerBlock(Adapter, swin.SwinTransformerBlock):
-    """`torchvision.models.swin_transformer.SwinTransformerBlock`: its attention as the module is, then the MLP as one op."""
+    """`torchvision.models.swin_transformer.SwinTransformerBlock`: attention as it is, then the MLP as one op."""
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:

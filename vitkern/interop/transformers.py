@@ -1,6 +1,7 @@
 """``attn_implementation="vitkern"`` for transformers: an attention and a mask function under one name.
 
-Importing this module registers both. Without the mask function transformers would drop padding masks for a name it does not know.
+Importing this module registers both. Without the mask function transformers would drop padding masks for a name that
+it does not know.
 """
 
 import torch
@@ -16,8 +17,19 @@ NAME = "vitkern"
 
 # What models hand on to every attention function and does not change the result.
 HARMLESS = frozenset(
-    """cache_position deterministic interpolate_pos_encoding labels num_items_in_batch output_attentions output_hidden_states
-    output_router_logits position_ids return_dict use_cache""".split()
+    (
+        "cache_position",
+        "deterministic",
+        "interpolate_pos_encoding",
+        "labels",
+        "num_items_in_batch",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    )
 )
 
 
@@ -49,16 +61,16 @@ def attention_forward(
         position_bias: broadcastable to (B, H, N, M), added to the scores, with a gradient.
 
     Returns:
-        ((B, N, H, D) contiguous, attention weights (B, H, N, M) if ``output_attentions`` is among the arguments, else None).
+        ((B, N, H, D) contiguous, attention weights (B, H, N, M) if ``output_attentions`` is given, else None).
 
     Raises:
-        NotImplementedError: an argument that changes the result and that vitkern does not know; its name is in the message.
+        NotImplementedError: an argument that may change the result and that vitkern does not know, by name.
     """
     unknown = [name for name, given in kwargs.items() if given is not None and name not in HARMLESS]
     if unknown:
         raise NotImplementedError(
-            f"attention_forward: unknown arguments: got {', '.join(sorted(unknown))} from {type(module).__name__}; expected none that could "
-            'change the result. Use attn_implementation="sdpa" or "eager" for this model.'
+            f"attention_forward: unknown arguments: got {', '.join(sorted(unknown))} from {type(module).__name__}; "
+            'expected none that could change the result. Use attn_implementation="sdpa" or "eager" for this model.'
         )
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)

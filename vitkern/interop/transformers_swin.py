@@ -1,4 +1,4 @@
-"""Swin and Swin V2 of transformers, which pad and then roll: windows attended to in the image, and the MLP as one op."""
+"""Swin and Swin V2 of transformers, which pad and then roll: windows where they lie, and the MLP as one op."""
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class SwinLayer(Adapter, modeling_swin.SwinLayer):
 
 
 class Swinv2Layer(Adapter, modeling_swinv2.Swinv2Layer):
-    """`transformers.models.swinv2.modeling_swinv2.Swinv2Layer`, which adds its mask twice. Asked for weights, the original runs."""
+    """`transformers.models.swinv2.modeling_swinv2.Swinv2Layer`, which adds its mask twice."""
 
     covers = ("attention",)
 

@@ -1,4 +1,4 @@
-"""ViT and DeiT of transformers: the second half of a layer as one op. Attention goes through the attention interface."""
+"""ViT and DeiT of transformers: the second half of a layer as one op; attention goes through its interface."""
 
 from torch import Tensor, nn
 from transformers import activations
@@ -19,7 +19,7 @@ fusion.ACTIVATIONS.update(
 
 
 class PreNormLayer(Adapter):
-    """A layer with ``layernorm_before``, ``attention``, ``layernorm_after``, ``mlp`` and one ``dropout`` after each branch."""
+    """``layernorm_before``, ``attention``, ``layernorm_after``, ``mlp``, and one ``dropout`` after each branch."""
 
     mlp_kind: type
 

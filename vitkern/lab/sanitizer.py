@@ -109,9 +109,10 @@ class Sanitizer:
 
     def number(self, tensor: Tensor) -> np.uint64:
         """Register an argument of the current launch; returns its number, in the bits that addresses leave free."""
-        address = tensor.untyped_storage().data_ptr()
+        address, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
         storage = self._storages.get(address)
-        if storage is None or storage.unit > tensor.element_size():
+        # An address may be given out again for another size when the first tensor is gone.
+        if storage is None or storage.unit > tensor.element_size() or storage.written.size != size // storage.unit:
             storage = self._storages[address] = Storage.of(tensor)
         elif not any(argument.storage is storage for argument in self._arguments):
             storage.start_launch()

@@ -161,4 +161,5 @@ def resolve(name: str) -> tuple[str, dict[str, Any]]:
     base, _, tag = name.removeprefix("timm/").partition(".")
     if not tag:
         return base, {}
-    return base, {"num_classes": _TAG_CLASSES.get(tag, 1000)}
+    classes = 1000 if tag.endswith("in1k") else _TAG_CLASSES.get(tag)
+    return base, {} if classes is None else {"num_classes": classes}

@@ -27,6 +27,7 @@ class SwinTransformerBlock(nn.Module):
     """x + attn(norm1(x)), then x + mlp(norm2(x)), attention in shifted windows (arXiv 2103.14030, equation 3)."""
 
     post_norm = False
+    make_attention = WindowAttention
 
     def __init__(
         self,
@@ -48,8 +49,6 @@ class SwinTransformerBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act="gelu", drop=proj_drop)
         self.norm2 = LayerNorm(dim, eps=eps)
         self.drop_path2 = DropPath(drop_path)
-
-    make_attention = WindowAttention
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, img_h, img_w, C) -> the same shape."""
@@ -97,8 +96,7 @@ class SwinTransformer(nn.Module):
         wrap: "image" as timm, "padded" as transformers and torchvision; they differ where windows do not divide the
             grid.
         drop_rate, proj_drop_rate, attn_drop_rate: dropout before the head, of projections and MLPs, of attention
-            weights.
-            drop_path_rate: DropPath of the last block; it grows linearly from 0.
+            weights. drop_path_rate: DropPath of the last block; it grows linearly from 0.
         eps: of every LayerNorm.
 
     Raises:

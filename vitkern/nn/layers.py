@@ -61,7 +61,7 @@ def mlp_residual(
     x: Tensor,
     norm: nn.Module,
     mlp: nn.Module,
-    drop_path: DropPath,
+    drop_path: nn.Module,
     layer_scale: nn.Module | None = None,
     *,
     post_norm: bool = False,
@@ -75,15 +75,17 @@ def mlp_residual(
         x: (B, ..., C).
         norm: LayerNorm over C.
         mlp: `Mlp` C -> hidden -> C.
-        layer_scale: `LayerScale` or None; not with ``post_norm``.
+        drop_path: `DropPath`, or any module in its place.
+        layer_scale: `LayerScale`, or any module in its place, or None.
     """
-    scaled = isinstance(layer_scale, LayerScale)
+    scaled = layer_scale is not None and not unhooked(layer_scale, nn.Identity)
     fused = (
         unhooked(norm, LayerNorm)
         and unhooked(mlp, Mlp)
         and unhooked(mlp.fc1, nn.Linear)
         and unhooked(mlp.fc2, nn.Linear)
-        and not (scaled and not unhooked(layer_scale, LayerScale))
+        and unhooked(drop_path, DropPath)
+        and (not scaled or unhooked(layer_scale, LayerScale))
         and not (mlp.training and mlp.drop > 0.0)
     )
     if not fused:

@@ -10,7 +10,8 @@ from vitkern.ops.mlp import ACTIVATIONS
 
 
 class LayerNorm(nn.Module):
-    """Normalises the last dimension of (..., dim) with `vitkern.ops.layernorm.layernorm`; parameters ``weight`` and ``bias``.
+    """Normalises the last dimension of (..., dim) with `vitkern.ops.layernorm.layernorm`; parameters ``weight`` and
+    ``bias``.
 
     Under autocast the result has the autocast dtype, where torch.nn.LayerNorm gives float32.
     """
@@ -31,7 +32,8 @@ class LayerNorm(nn.Module):
 class Mlp(nn.Module):
     """``fc2(act(fc1(x)))``; parameters named as in `timm.layers.Mlp`.
 
-    It has no norm and no residual: a block gives the parameters of this module to `vitkern.ops.mlp.layernorm_mlp`, which does all at once.
+    It has no norm and no residual: a block gives the parameters of this module to `vitkern.ops.mlp.layernorm_mlp`,
+    which does all at once.
 
     Args:
         dim: C of x (..., C).

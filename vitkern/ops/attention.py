@@ -153,9 +153,7 @@ def _check_terms(op, q, k, bias, mask, key_padding_mask, scale, dropout_p) -> No
 
 
 def _reasons(q: Tensor) -> list[str]:
-    if q.shape[-1] > MAX_HEAD_DIM:
-        return [f"head dim {q.shape[-1]} is above {MAX_HEAD_DIM}"]
-    return []
+    return [f"head dim {q.shape[-1]} is above {MAX_HEAD_DIM}"] if q.shape[-1] > MAX_HEAD_DIM else []
 
 
 def _four(term: Tensor | None) -> Tensor | None:
@@ -169,8 +167,7 @@ def _seed(like: Tensor, dropout_p: float) -> Tensor | None:
 
 def _flops(q_shape, k_shape) -> int:
     """Two products of (N, D) by (D, M) for each head; a multiply-add counts twice."""
-    batch, heads, n, head_dim = q_shape
-    return 4 * batch * heads * n * k_shape[2] * head_dim
+    return 4 * math.prod(q_shape) * k_shape[2]
 
 
 if HAS_TRITON:

@@ -1,4 +1,4 @@
-"""LayerNorm, with the residual sum in front of it where there is one: validation, dispatch, the registered operator, the PyTorch path."""
+"""LayerNorm, of a residual sum where there is one: validation, dispatch, the registered operator, the PyTorch path."""
 
 import torch
 import torch.nn.functional as F
@@ -36,15 +36,19 @@ if HAS_TRITON:
         dtype: torch.dtype,
         needs: list[bool],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return kernels.layernorm_backward(grad, grad_total, y, total, mean, rstd, x, weight, bias, residual, eps, dtype, needs)
+        return kernels.layernorm_backward(
+            grad, grad_total, y, total, mean, rstd, x, weight, bias, residual, eps, dtype, needs
+        )
 
     @register_flop_formula([torch.ops.vitkern.layernorm, torch.ops.vitkern.layernorm_backward])
     def _flops(*args, out_shape=None, **kwargs) -> int:
         return 0  # as PyTorch counts its own: matrix products only
 
 
-def layernorm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-    """Normalises the last dimension of ``x``, or of ``x + residual`` (Ba et al., arXiv 1607.06450). Statistics are float32, two-pass.
+def layernorm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Normalises the last dimension of ``x``, or of ``x + residual`` (Ba et al., arXiv 1607.06450).
 
     Args:
         x: (..., C), float16, bfloat16 or float32 (float64 and C > 8192 run in PyTorch); any strides.
@@ -53,9 +57,10 @@ def layernorm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
         residual: as ``x``; its dtype may differ.
 
     Returns:
-        y (..., C), contiguous; with a residual (y, x + residual). y has the dtype of ``x``; under autocast it has the autocast dtype (what the
-        matrix product that follows would cast to). The sum has the dtype that ``x + residual`` has. float32 ``x`` and parameters under
-        autocast are read as they are, not cast first.
+        y (..., C), contiguous; with a residual (y, x + residual). y has the dtype of ``x``; under autocast it has
+        the autocast dtype, which the matrix product that follows would cast to. The sum has the dtype that
+        ``x + residual`` has. Statistics are float32, two-pass; float32 ``x`` and parameters under autocast are
+        read as they are, not cast first.
 
     Raises:
         TypeError: an argument is not a dense floating-point tensor, or dtypes do not go together.
@@ -80,7 +85,9 @@ def layernorm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
 def output_dtype(x: Tensor) -> torch.dtype:
     """Dtype of the normalised rows: that of x, or autocast's where autocast is on."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x.dtype
+    return (
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x.dtype
+    )
 
 
 def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -102,13 +109,18 @@ def check_norm(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, e
         checks.check_tensor(op, name, value)
         checks.check_shape(op, name, value, (channels,), f"({channels},), one per channel of x {tuple(x.shape)}")
         check_devices(op, **{"x": x, name: value})
-        if not autocast and value.dtype not in (x.dtype, torch.float32) or torch.float64 in (x.dtype, value.dtype) and x.dtype != value.dtype:
+        if (not autocast and value.dtype not in (x.dtype, torch.float32)) or (
+            torch.float64 in (x.dtype, value.dtype) and x.dtype != value.dtype
+        ):
             raise TypeError(
                 f"{op}: dtypes differ: got x {x.dtype}, {name} {value.dtype}; expected {name} in x's dtype or float32. "
                 "Cast explicitly or use autocast."
             )
     if weight is not None and bias is not None and weight.dtype != bias.dtype:
-        raise TypeError(f"{op}: dtypes differ: got {prefix}weight {weight.dtype}, {prefix}bias {bias.dtype}; expected one dtype for both. Cast one.")
+        raise TypeError(
+            f"{op}: dtypes differ: got {prefix}weight {weight.dtype}, {prefix}bias {bias.dtype}; expected one dtype "
+            f"for both. Cast one."
+        )
     if not 0.0 <= eps < float("inf"):
         raise ValueError(f"{op}: eps is not usable: got {eps}; expected a finite number of at least 0.")
 

@@ -1,19 +1,20 @@
-"""LayerNorm, two linear layers with an activation between, and the residual: validation, dispatch, the registered operator, the PyTorch path."""
+"""LayerNorm, two linear layers with an activation between, and the residual: validation, dispatch, the registered
+operator, the PyTorch path.
+"""
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
 from vitkern.ops import checks
-from vitkern.ops.layernorm import channel_reasons, check_devices, check_norm, normalise
+from vitkern.ops.layernorm import channel_reasons, check_devices, check_norm
+from vitkern.ops.mlp_in_pytorch import run_in_pytorch
 from vitkern.register import kernel_op
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
-_CHUNK = 2048  # rows whose hidden layer stays in a CPU's cache
 
 if HAS_TRITON:
     from vitkern.kernels import configs
@@ -65,15 +66,22 @@ if HAS_TRITON:
         keep: bool,
         needs: list[bool],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        kept, weights = (out, pre, mean, rstd, branch), (norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-        return kernels.layernorm_mlp_backward(grad, *kept, x, *weights, layer_scale, row_scale, eps, act, post_norm, plan, keep, needs)
+        kept, weights = (
+            (out, pre, mean, rstd, branch),
+            (norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias),
+        )
+        return kernels.layernorm_mlp_backward(
+            grad, *kept, x, *weights, layer_scale, row_scale, eps, act, post_norm, plan, keep, needs
+        )
 
     @register_flop_formula(torch.ops.vitkern.layernorm_mlp)
     def _forward_flops(x_shape, norm_weight, norm_bias, fc1_shape, *args, out_shape=None, **kwargs) -> int:
         return 4 * math.prod(x_shape) * fc1_shape[0]
 
     @register_flop_formula(torch.ops.vitkern.layernorm_mlp_backward)
-    def _backward_flops(grad, out, pre, mean, rstd, branch, x_shape, norm_weight, norm_bias, fc1_shape, *args, out_shape=None, **kwargs) -> int:
+    def _backward_flops(
+        grad, out, pre, mean, rstd, branch, x_shape, norm_weight, norm_bias, fc1_shape, *args, out_shape=None, **kwargs
+    ) -> int:
         return 8 * math.prod(x_shape) * fc1_shape[0]
 
 
@@ -94,7 +102,8 @@ def layernorm_mlp(
 ) -> Tensor:
     """The MLP branch of a transformer block with its residual (Dosovitskiy et al., arXiv 2010.11929, equation 3).
 
-    ``x + row_scale * layer_scale * fc2(act(fc1(norm(x))))``; with ``post_norm`` (Swin V2, arXiv 2111.09883, section 3.2) the norm is taken of
+    ``x + row_scale * layer_scale * fc2(act(fc1(norm(x))))``; with ``post_norm`` (Swin V2, arXiv 2111.09883, section
+    3.2) the norm is taken of
     fc2's result: ``x + row_scale * layer_scale * norm(fc2(act(fc1(x))))``.
 
     Args:
@@ -108,7 +117,8 @@ def layernorm_mlp(
         row_scale: (B,), a factor per sample: stochastic depth, already divided by 1 - p. A constant.
 
     Returns:
-        as x, contiguous. Under autocast the matrix products take the autocast dtype, and the residual sum keeps the dtype of ``x``: a float32
+        as x, contiguous. Under autocast the matrix products take the autocast dtype, and the residual sum keeps the
+        dtype of ``x``: a float32
         residual stream stays float32, as it does in the block that this replaces.
 
     Raises:
@@ -126,18 +136,28 @@ def layernorm_mlp(
     tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale)
     if runs_kernel(op, tensors, channel_reasons(x.shape[-1])):
         return _run_kernel(*tensors, eps, act, post_norm)
-    return _in_pytorch(*tensors, eps, act, post_norm)
+    return run_in_pytorch(*tensors, eps, act, post_norm)
 
 
-def _check_linears(op: str, x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor | None, fc2_weight: Tensor, fc2_bias: Tensor | None) -> None:
+def _check_linears(
+    op: str, x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor | None, fc2_weight: Tensor, fc2_bias: Tensor | None
+) -> None:
     channels = x.shape[-1]
     checks.check_tensor(op, "fc1_weight", fc1_weight, ndim=2)
     hidden = fc1_weight.shape[0]
     checks.check_shape(op, "fc1_weight", fc1_weight, (None, channels), f"(F, {channels}) for x {tuple(x.shape)}")
     if hidden == 0:
-        raise ValueError(f"{op}: there are no hidden channels: got fc1_weight {tuple(fc1_weight.shape)}; expected at least 1.")
+        raise ValueError(
+            f"{op}: there are no hidden channels: got fc1_weight {tuple(fc1_weight.shape)}; expected at least 1."
+        )
     checks.check_tensor(op, "fc2_weight", fc2_weight, ndim=2)
-    checks.check_shape(op, "fc2_weight", fc2_weight, (channels, hidden), f"({channels}, {hidden}) after fc1_weight {tuple(fc1_weight.shape)}")
+    checks.check_shape(
+        op,
+        "fc2_weight",
+        fc2_weight,
+        (channels, hidden),
+        f"({channels}, {hidden}) after fc1_weight {tuple(fc1_weight.shape)}",
+    )
     present = {"fc1_weight": fc1_weight, "fc2_weight": fc2_weight}
     for name, value, length in (("fc1_bias", fc1_bias, hidden), ("fc2_bias", fc2_bias, channels)):
         if value is not None:
@@ -153,70 +173,28 @@ def _check_linears(op: str, x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor | No
 def _check_scales(op: str, x: Tensor, layer_scale: Tensor | None, row_scale: Tensor | None) -> None:
     if layer_scale is not None:
         checks.check_tensor(op, "layer_scale", layer_scale)
-        checks.check_shape(op, "layer_scale", layer_scale, (x.shape[-1],), f"({x.shape[-1]},), one per channel of x {tuple(x.shape)}")
+        checks.check_shape(
+            op, "layer_scale", layer_scale, (x.shape[-1],), f"({x.shape[-1]},), one per channel of x {tuple(x.shape)}"
+        )
         check_devices(op, x=x, layer_scale=layer_scale)
     if row_scale is not None:
         checks.check_tensor(op, "row_scale", row_scale)
-        checks.check_shape(op, "row_scale", row_scale, (x.shape[0] if x.dim() > 1 else 1,), f"(B,), one per sample of x {tuple(x.shape)}")
+        checks.check_shape(
+            op,
+            "row_scale",
+            row_scale,
+            (x.shape[0] if x.dim() > 1 else 1,),
+            f"(B,), one per sample of x {tuple(x.shape)}",
+        )
         checks.check_no_gradient(op, "row_scale", row_scale)
         check_devices(op, x=x, row_scale=row_scale)
 
 
-def _run_kernel(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale, eps, act, post_norm):
+def _run_kernel(
+    x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale, eps, act, post_norm
+):
     fc1_weight, fc1_bias, fc2_weight, fc2_bias = autocast(fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    plan = configs.mlp_plan(x.shape[-1], fc1_weight.dtype, configs.arch_of(x), keep)
+    plan = configs.mlp_plan(x.shape[-1], fc1_weight.shape[0], fc1_weight.dtype, configs.arch_of(x), keep)
     return layernorm_mlp_forward(*tensors, eps, act, post_norm, plan, keep)[0]
-
-
-def _in_pytorch(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale, eps, act, post_norm):
-    tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale)
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    norm = (norm_weight, norm_bias, eps)
-    if x.device.type == "cpu" and row_scale is None and not (traced or needs_grad or torch.is_autocast_enabled("cpu")):
-        return _in_place(x, norm, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, act, post_norm)
-    y = x if post_norm else normalise(x, *norm)
-    y = F.linear(_activate(F.linear(y, fc1_weight, fc1_bias), act), fc2_weight, fc2_bias)
-    if post_norm:
-        y = normalise(y, *norm)
-    if layer_scale is not None:
-        y = y * layer_scale
-    if row_scale is not None:
-        y = y * row_scale.view(-1, *[1] * (x.dim() - 1))
-    return (x + y).to(x.dtype)
-
-
-def _activate(y: Tensor, act: str) -> Tensor:
-    if act == "quick_gelu":
-        return y * torch.sigmoid(1.702 * y)
-    return F.gelu(y, approximate="tanh" if act == "gelu_tanh" else "none")
-
-
-def _in_place(x, norm, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, act, post_norm):
-    """Without gradients, on a CPU: a few rows at a time through both layers, so that the hidden layer never leaves the cache."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    rows = x.reshape(-1, x.shape[-1])
-    for source, target in zip(rows.split(_CHUNK), out.view(rows.shape).split(_CHUNK), strict=True):
-        y = source if post_norm else normalise(source, *norm)
-        hidden = _linear_act(y, fc1_weight, fc1_bias, act)
-        if fc2_bias is None:
-            torch.mm(hidden, fc2_weight.t(), out=target)
-        else:
-            torch.addmm(fc2_bias, hidden, fc2_weight.t(), out=target)
-        if post_norm:
-            target.copy_(normalise(target, *norm))
-        if layer_scale is not None:
-            target.mul_(layer_scale)
-        target.add_(source)
-    return out
-
-
-def _linear_act(x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> Tensor:
-    if act == "gelu" and bias is not None and x.dtype == torch.float32 and hasattr(torch, "_addmm_activation"):
-        return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)  # on a CPU this is the exact GELU; on a GPU the tanh one
-    y = F.linear(x, weight, bias)
-    if act == "quick_gelu":
-        return y.mul_(torch.sigmoid(1.702 * y))
-    return torch.ops.aten.gelu_(y, approximate="tanh" if act == "gelu_tanh" else "none")

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
-from vitkern.ops.checks import check_probability, check_same, check_scale, check_shape, check_tensor
+from vitkern.ops.checks import check_probability, check_same, check_shape, check_tensor
+from vitkern.ops.window_checks import check_windows
 from vitkern.ops.window_softmax import Scores, window_softmax
 from vitkern.ops.windows import padded_size, windows_of
 from vitkern.register import kernel_op
@@ -60,16 +61,8 @@ if HAS_TRITON:
     def _products(qkv_shape, window) -> int:
         """FLOPs of one matrix product of all windows."""
         batch, img_h, img_w, packed = qkv_shape
-        return (
-            2
-            * batch
-            * padded_size(img_h, window[0])
-            * padded_size(img_w, window[1])
-            * window[0]
-            * window[1]
-            * packed
-            // 3
-        )
+        tokens = batch * padded_size(img_h, window[0]) * padded_size(img_w, window[1])
+        return 2 * tokens * window[0] * window[1] * packed // 3
 
     @register_flop_formula(torch.ops.vitkern.window_attention)
     def _forward_flops(
@@ -82,79 +75,6 @@ if HAS_TRITON:
         grad, out, lse, qkv_shape, table, padding, head_scale, num_heads, window, *args, out_shape=None, **kwargs
     ) -> int:
         return 5 * _products(qkv_shape, window)
-
-
-def _int_pair(op: str, name: str, value) -> tuple[int, int]:
-    try:
-        pair = tuple(value)
-    except TypeError:
-        pair = ()
-    if len(pair) != 2 or not all(isinstance(size, int | torch.SymInt) and not isinstance(size, bool) for size in pair):
-        raise TypeError(
-            f"{op}: {name} is no pair of integers: got {value!r}; expected ({name}_h, {name}_w). Repeat a single number."
-        )
-    return pair
-
-
-def _check(op: str, image: Tensor, channels, num_heads, window, shift, table, wrap, mask_value, scale, logit_scale):
-    """What both public functions check -> (window, shift) as tuples."""
-    if isinstance(num_heads, bool) or not isinstance(num_heads, int):
-        raise TypeError(f"{op}: num_heads is no integer: got {num_heads!r}; expected an int above 0.")
-    if num_heads <= 0 or channels == 0 or channels % num_heads:
-        raise ValueError(
-            f"{op}: heads do not divide the channels: got C = {channels}, num_heads = {num_heads}; expected C a positive multiple of num_heads."
-        )
-    window, shift = _int_pair(op, "window", window), _int_pair(op, "shift", shift)
-    if min(window) <= 0:
-        raise ValueError(f"{op}: window is not usable: got {window}; expected sizes above 0.")
-    if any(not 0 <= offset < extent for offset, extent in zip(shift, window, strict=True)):
-        raise ValueError(
-            f"{op}: shift does not fit the window: got shift {shift}, window {window}; expected 0 <= shift < window on each axis. "
-            "Take it modulo the window."
-        )
-    if 0 in image.shape[1:3]:
-        raise ValueError(
-            f"{op}: the image has no tokens: got shape {tuple(image.shape)}; expected img_h and img_w above 0."
-        )
-    if wrap not in ("image", "padded"):
-        raise ValueError(
-            f"{op}: wrap has an unknown name: got {wrap!r}; expected 'image' (roll, then pad: timm) or 'padded' (pad, then roll: "
-            "transformers, torchvision)."
-        )
-    if mask_value is not None and not isinstance(mask_value, int | float):
-        raise TypeError(f"{op}: mask_value is no number: got {mask_value!r}; expected a float, or None for -inf.")
-    if mask_value is not None and not mask_value <= 0:
-        raise ValueError(
-            f"{op}: mask_value does not mask: got {mask_value}; expected a number that is 0 or less, added to scores between regions, "
-            "or None for -inf."
-        )
-    check_scale(op, scale)
-    if table is not None:
-        check_tensor(op, "table", table)
-        rows = (2 * window[0] - 1) * (2 * window[1] - 1)
-        check_shape(
-            op,
-            "table",
-            table,
-            (rows, num_heads),
-            f"((2 window_h - 1) (2 window_w - 1), num_heads) = ({rows}, {num_heads}) for window {window}",
-        )
-    if logit_scale is not None:
-        check_tensor(op, "logit_scale", logit_scale)
-        if tuple(logit_scale.shape) not in ((num_heads,), (num_heads, 1, 1)):
-            raise ValueError(
-                f"{op}: logit_scale has the wrong shape: got {tuple(logit_scale.shape)}; expected ({num_heads},) or ({num_heads}, 1, 1)."
-            )
-        if scale is not None:
-            raise ValueError(
-                f"{op}: scale and logit_scale are both given: got scale = {scale}; expected one of them. Drop scale for cosine scores."
-            )
-    for name, tensor in (("table", table), ("logit_scale", logit_scale)):
-        if tensor is not None and tensor.device != image.device:
-            raise ValueError(
-                f"{op}: devices differ: got {name} on {tensor.device}, image on {image.device}; expected one device. Move them together."
-            )
-    return window, shift
 
 
 def _is_padded(image: Tensor, window: tuple[int, int]) -> bool:
@@ -214,14 +134,16 @@ def window_attention(
     Swin (arXiv 2103.14030, section 3.2 and equation 4); with ``logit_scale`` Swin V2 (arXiv 2111.09883, equation 2).
 
     Args:
-        qkv: (B, img_h, img_w, 3 * C) in natural token order, the channels split as (3, H, D); float16, bfloat16, float32; float64 in PyTorch.
+        qkv: (B, img_h, img_w, 3 * C) in natural token order, the channels split as (3, H, D); float16, bfloat16,
+            float32; float64 in PyTorch.
         num_heads: H, divides C.
         window: (window_h, window_w) in tokens.
         shift: (shift_h, shift_w) in tokens, each smaller than its window.
-        table: ((2 window_h - 1) (2 window_w - 1), H) relative-position biases, added to the scores in float32. Row (dh + window_h - 1) *
-            (2 window_w - 1) + dw + window_w - 1 belongs to the offset (dh, dw) of the query from the key.
-        padding: (3 * C,) what ``qkv`` is on padded tokens, as a rule the bias of its projection: they are attended to. Needed where the
-            window does not divide the image.
+        table: ((2 window_h - 1) (2 window_w - 1), H) relative-position biases, added to the scores in float32. Row (dh
+            + window_h - 1) * (2 window_w - 1) + dw + window_w - 1 belongs to the offset (dh, dw) of the query from the
+            key.
+        padding: (3 * C,) what ``qkv`` is on padded tokens, as a rule the bias of its projection: they are attended to.
+            Needed where the window does not divide the image.
         wrap: "image" rolls the image and then pads it (timm), "padded" pads and then rolls (transformers, torchvision).
         mask_value: added to the score of two tokens that the roll brought together; None is -inf.
         scale: factor of the scores; D ** -0.5 by default.
@@ -239,7 +161,7 @@ def window_attention(
     check_tensor(op, "qkv", qkv, ndim=4)
     if qkv.shape[-1] % 3:
         raise ValueError(f"{op}: qkv does not hold q, k and v: got {qkv.shape[-1]} channels; expected a multiple of 3.")
-    window, shift = _check(
+    window, shift = check_windows(
         op, qkv, qkv.shape[-1] // 3, num_heads, window, shift, table, wrap, mask_value, scale, logit_scale
     )
     if padding is not None:
@@ -247,8 +169,9 @@ def window_attention(
         check_shape(op, "padding", padding, (qkv.shape[-1],), f"(3 C,) = ({qkv.shape[-1]},)")
     elif _is_padded(qkv, window):
         raise ValueError(
-            f"{op}: the window does not divide the image: got image {tuple(qkv.shape[1:3])}, window {window}; expected padding, the value "
-            "of qkv on padded tokens. Pass the bias of the qkv projection (zeros where it has none)."
+            f"{op}: the window does not divide the image: got image {tuple(qkv.shape[1:3])}, window {window}; "
+            "expected padding, the value of qkv on padded tokens. Pass the bias of the qkv projection (zeros where it "
+            "has none)."
         )
     qkv, padding = autocast(qkv, padding)
     check_same(op, qkv=qkv, padding=padding)
@@ -273,13 +196,15 @@ def projected_window_attention(
     logit_scale: Tensor | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """`window_attention` of ``project(x)``, with ``project`` called where that is cheapest; padded tokens are zeros before it.
+    """`window_attention` of ``project(x)``, with ``project`` called where that is cheapest; padded tokens are zeros
+    before it.
 
     Args:
         x: (B, img_h, img_w, C_in) in natural token order.
-        project: maps (..., C_in) to (..., 3 * C), each token by itself: the qkv projection, called as a module so that hooks and adapters
-            count. The kernel path calls it on the image, and on one zero token where padding is needed; the PyTorch path on the tokens in
-            window order, (tokens, C_in).
+        project: maps (..., C_in) to (..., 3 * C), each token by itself: the qkv projection, called as a module so that
+            hooks and adapters count. The kernel path calls it on the image, and on one zero token where padding is
+            needed; the PyTorch path on tokens in window order, (tokens, C_in): without gradients on a few of them at a
+            time, unless it is a module with hooks.
         dropout_p: probability of dropping an attention weight, 0 <= p < 1. Above 0 the PyTorch path runs.
 
     The other arguments, the result and the errors are those of `window_attention`.
@@ -288,11 +213,12 @@ def projected_window_attention(
     check_tensor(op, "x", x, ndim=4)
     if not callable(project):
         raise TypeError(
-            f"{op}: project is not callable: got {type(project).__name__}; expected a map from (..., C_in) to (..., 3 C)."
+            f"{op}: project is not callable: got {type(project).__name__}; "
+            "expected a map from (..., C_in) to (..., 3 C)."
         )
     arguments = dict(num_heads=num_heads, window=window, shift=shift, table=table, wrap=wrap, mask_value=mask_value)
     arguments.update(scale=scale, logit_scale=logit_scale)
-    window, shift = _check(op, x, num_heads, **arguments)
+    window, shift = check_windows(op, x, num_heads, **arguments)
     check_probability(op, "dropout_p", dropout_p)
     reasons = _reasons(x, window, shift, wrap) + ["the kernel does not drop attention weights"] * (dropout_p > 0.0)
     if runs_kernel(op, (*autocast(x), table, logit_scale), reasons):

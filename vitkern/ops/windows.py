@@ -1,6 +1,7 @@
 """Where the tokens of shifted windows lie in an image: the index arithmetic of window attention's PyTorch path, cached.
 
-Windows come in classes: only those of the last row or column hold tokens of several regions, and all windows of a class share one mask.
+Windows come in classes: only those of the last row or column hold tokens of several regions, and all windows of a class
+    share one mask.
 Sorted by class, four masks at most serve any number of windows, and none is expanded.
 """
 
@@ -19,7 +20,8 @@ class Windows(NamedTuple):
     scatter: (B * img_h * img_w,) the flat window token of each image token.
     outside: (windows * N, 1) bool, true where a window token is padding; None where none is.
     counts: windows of each class.
-    crossing: (classes, N, N) bool, true between tokens of different regions; None where there is one class without regions.
+    crossing: (classes, N, N) bool, true between tokens of different regions; None where there is one class without
+        regions.
     """
 
     gather: Tensor
@@ -124,7 +126,8 @@ def relative_index(window, device: torch.device) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of an image in window order. Its gradient is a gather as well, by the inverse index, where autograd's would be an addition."""
+    """Rows of an image in window order. Its gradient is a gather as well, by the inverse index, where autograd's would
+    be an addition."""
 
     generate_vmap_rule = True
 
@@ -137,7 +140,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        rows, padding, gather, scatter, outside = inputs
+        _, padding, _, scatter, outside = inputs
         ctx.save_for_backward(scatter, outside)
         ctx.has_padding = padding is not None
 
@@ -173,7 +176,8 @@ class _Scatter(torch.autograd.Function):
 
 
 def gather_windows(rows: Tensor, windows: Windows, padding: Tensor | None = None) -> Tensor:
-    """Image tokens (B * img_h * img_w, C) -> window tokens (windows * N, C); ``padding`` (C,), zeros by default, where there is no token."""
+    """Image tokens (B * img_h * img_w, C) -> window tokens (windows * N, C); ``padding`` (C,), zeros by default, where
+    there is no token."""
     return _Gather.apply(rows, padding, windows.gather, windows.scatter, windows.outside)
 
 

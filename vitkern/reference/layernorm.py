@@ -7,7 +7,13 @@ from vitkern.reference.rounding import rounded
 
 
 def layernorm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None = None, *, low_precision: torch.dtype | None = None
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None = None,
+    *,
+    low_precision: torch.dtype | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``(s - mean) / sqrt(variance + eps) * weight + bias`` over the last dimension of ``s = x + residual``.
 

@@ -1,4 +1,6 @@
-"""LayerNorm and the two-layer perceptron of a transformer block as the plain formula (Dosovitskiy et al., arXiv 2010.11929, equation 3)."""
+"""LayerNorm and the two-layer perceptron of a transformer block as the plain formula (Dosovitskiy et al., arXiv
+2010.11929, equation 3).
+"""
 
 import math
 
@@ -10,7 +12,9 @@ from vitkern.reference.rounding import rounded, rounded_gradient
 
 
 def activation(x: Tensor, act: str) -> Tensor:
-    """``"gelu"``: x * Phi(x) (arXiv 1606.08415); ``"gelu_tanh"``: its tanh approximation; ``"quick_gelu"``: x * sigmoid(1.702 x)."""
+    """``"gelu"``: x * Phi(x) (arXiv 1606.08415); ``"gelu_tanh"``: its tanh approximation;
+    ``"quick_gelu"``: x * sigmoid(1.702 x).
+    """
     if act == "gelu":
         return 0.5 * x * torch.erfc(-x * math.sqrt(0.5))
     if act == "gelu_tanh":
@@ -34,14 +38,16 @@ def layernorm_mlp(
     post_norm: bool = False,
     low_precision: torch.dtype | None = None,
 ) -> Tensor:
-    """``x + row_scale * layer_scale * fc2(act(fc1(norm(x))))``; with ``post_norm`` the norm is taken of fc2's result instead.
+    """``x + row_scale * layer_scale * fc2(act(fc1(norm(x))))``; with ``post_norm`` the norm is taken of fc2's result
+    instead.
 
     Args:
         x: (B, ..., C). float64 is computed in float64, everything else in float32.
         norm_weight, norm_bias: (C,) or None.
         fc1_weight, fc1_bias: (F, C) and (F,). fc2_weight, fc2_bias: (C, F) and (C,). Biases may be None.
         layer_scale: (C,). row_scale: (B,), the factor of a whole sample.
-        low_precision: dtype of the operands of matrix products, in forward and backward; the sums stay float32 and the result is rounded once.
+        low_precision: dtype of the operands of matrix products, in forward and backward; the sums stay float32 and
+            the result is rounded once.
 
     Returns:
         as x; float64 or float32.

@@ -1,4 +1,5 @@
-"""Window attention by the book: roll, pad, partition, softmax, reverse. The definition that the kernels and the fast path must meet."""
+"""Window attention by the book: roll, pad, partition, softmax, reverse. The definition that the kernels and the fast
+path must meet."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +14,8 @@ MAX_LOGIT_SCALE = math.log(100.0)
 
 
 def relative_position_index(window: tuple[int, int]) -> Tensor:
-    """Row of the bias table for each pair of tokens of a window: (N, N) int64, query first (Swin, arXiv 2103.14030, equation 4)."""
+    """Row of the bias table for each pair of tokens of a window: (N, N) int64, query first (Swin, arXiv 2103.14030,
+    equation 4)."""
     window_h, window_w = window
     y = torch.arange(window_h).repeat_interleave(window_w)
     x = torch.arange(window_w).repeat(window_h)
@@ -21,7 +23,8 @@ def relative_position_index(window: tuple[int, int]) -> Tensor:
 
 
 def regions(padded: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
-    """Region of each token of a shifted, padded image: (padded_h, padded_w) int64. Tokens of different regions were no neighbours."""
+    """Region of each token of a shifted, padded image: (padded_h, padded_w) int64. Tokens of different regions were no
+    neighbours."""
     axes = []
     for size, extent, offset in zip(padded, window, shift, strict=True):
         position = torch.arange(size)
@@ -69,11 +72,12 @@ def window_attention(
 ) -> Tensor:
     """The formula of `vitkern.ops.window_attention.window_attention`, whose arguments these are.
 
-    Computed and returned in float64 where ``qkv`` is float64, else in float32. ``low_precision`` gives what a perfect kernel of that dtype
+    Computed and returned in float64 where ``qkv`` is float64, else in float32. ``low_precision`` gives what a perfect
+    kernel of that dtype
     would: operands of matrix products rounded to it, everything else kept, one final rounding.
     """
     dtype = torch.float64 if qkv.dtype == torch.float64 else torch.float32
-    batch, img_h, img_w, packed = qkv.shape
+    _, img_h, img_w, packed = qkv.shape
     channels = packed // 3
     head_dim = channels // num_heads
     padded = tuple(-(-size // extent) * extent for size, extent in zip((img_h, img_w), window, strict=True))
@@ -118,6 +122,7 @@ def window_attention(
 def projected_window_attention(
     x: Tensor, project: Callable[[Tensor], Tensor], *, low_precision: torch.dtype | None = None, **arguments
 ) -> Tensor:
-    """The formula of `vitkern.ops.window_attention.projected_window_attention`: padded tokens are zeros before ``project``."""
+    """The formula of `vitkern.ops.window_attention.projected_window_attention`: padded tokens are zeros before
+    ``project``."""
     padding = project(x.new_zeros(x.shape[-1]))
     return window_attention(project(x), padding=padding, low_precision=low_precision, **arguments)

@@ -1,0 +1,174 @@
+"""Softmax attention of a few windows at a time by explicit batched products, forward and backward: the CPU path of
+window attention.
+
+The scores of a step never leave the cache. SDPA's CPU kernel is slow on groups as small as a window, and refuses a bias
+that needs a gradient. Half precision is computed in float32.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_CHUNK_TOKENS = 2048  # window tokens that a CPU projects at a time
+_CHUNK_SCORES = 1 << 18  # scores that it holds at a time
+_LARGE = 100  # tokens per window from which SDPA's CPU kernel is the faster one
+EPS = 1e-12  # smallest norm that a cosine divides by
+
+
+class Scores(NamedTuple):
+    """How scores are made: H heads, (window_h, window_w), the bias table and what is added between regions, the factor
+    of q . k.
+
+    ``head_scale`` (H,) makes them cosines times that factor, and ``scale`` is ignored. ``dropout_p`` drops weights of
+    the softmax.
+    """
+
+    num_heads: int
+    window: tuple[int, int]
+    table: Tensor | None
+    mask_value: float | None
+    scale: float | None
+    head_scale: Tensor | None
+    dropout_p: float = 0.0
+
+    @property
+    def size(self) -> int:
+        return self.window[0] * self.window[1]
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that scores are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def steps_of(counts, size: int, tokens: int = _CHUNK_TOKENS) -> Iterator[tuple[int, slice]]:
+    """(class, slice of the window tokens) of each step of ``tokens`` or fewer; none spans two classes."""
+    step, start = max(1, tokens // size), 0
+    for number, count in enumerate(counts):
+        for first in range(0, count, step):
+            last = min(first + step, count)
+            yield number, slice((start + first) * size, (start + last) * size)
+        start += count
+
+
+def _heads_first(rows: Tensor, parts: int, size: int, heads: int) -> Tensor:
+    """(windows * N, parts * H * D) -> (parts, windows * H, N, D), a copy, never in half precision."""
+    count, head_dim = rows.shape[0] // size, rows.shape[1] // (parts * heads)
+    split = rows.reshape(count, size, parts, heads, head_dim).permute(2, 0, 3, 1, 4)
+    # not reshape: with one head that is a view, and callers write into the copy
+    copy = torch.empty(split.shape, dtype=wide(rows.dtype)).copy_(split)
+    return copy.view(parts, count * heads, size, head_dim)
+
+
+def _heads_last(x: Tensor, heads: int, out: Tensor) -> None:
+    """Writes (parts, windows * H, N, D) into ``out`` (windows * N, parts * H * D)."""
+    parts, groups, size, head_dim = x.shape
+    out.view(groups // heads, size, parts, heads, head_dim).copy_(
+        x.view(parts, groups // heads, heads, size, head_dim).permute(1, 3, 0, 2, 4)
+    )
+
+
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, heads: int, scale: float) -> Tensor:
+    """(windows * H, N, D) twice -> (windows * H, N, N)."""
+    s = torch.bmm(q, k.transpose(1, 2))
+    per_head = s.view(-1, heads, *s.shape[1:])
+    if mask is not None:
+        torch.add(mask, per_head, alpha=scale, out=per_head)
+    elif scale != 1.0:
+        s.mul_(scale)
+    return torch.softmax(s, -1)
+
+
+def _cosine(qk: Tensor, head_scale: Tensor) -> Tensor:
+    """Normalises q and k (2, windows * H, N, D) in place, q times ``head_scale``; returns 1 / max(norm, eps) (2,
+    windows * H, N, 1)."""
+    inverse = torch.linalg.vector_norm(qk, dim=-1, keepdim=True).clamp_min_(EPS).reciprocal_()
+    qk.mul_(inverse)
+    q = qk[0].view(-1, head_scale.shape[0], *qk.shape[2:])
+    q.mul_(head_scale.view(-1, 1, 1))
+    return inverse
+
+
+def attend_step(rows: Tensor, mask: Tensor | None, scores: Scores, out: Tensor) -> None:
+    """Attention of a few windows (windows * N, 3 * C) of one class, written to ``out`` (windows * N, C)."""
+    heads, size = scores.num_heads, scores.size
+    together = max(1, _CHUNK_SCORES // (heads * size * size)) * size
+    for part, target in zip(rows.split(together), out.split(together), strict=True):
+        qkv = _heads_first(part, 3, size, heads)
+        scale = qkv.shape[-1] ** -0.5 if scores.scale is None else scores.scale
+        if scores.head_scale is not None:
+            _cosine(qkv[:2], scores.head_scale)
+            scale = 1.0
+        if size > _LARGE:
+            result = F.scaled_dot_product_attention(*qkv.unflatten(1, (-1, heads)), attn_mask=mask, scale=scale)
+        else:
+            result = torch.bmm(_probabilities(qkv[0], qkv[1], mask, heads, scale), qkv[2])
+        _heads_last(result.reshape(1, *qkv.shape[1:]), heads, target)
+
+
+class AttendInSteps(torch.autograd.Function):
+    """`attend` in steps that stay in a CPU's cache; the backward recomputes the probabilities, so that only the input
+    is kept.
+
+    ``masks`` is (classes, 1 or H, N, N) and has a gradient, ``head_scale`` too.
+    """
+
+    @staticmethod
+    def forward(ctx, rows, masks, head_scale, scores, counts):
+        ctx.save_for_backward(rows, masks, head_scale)
+        ctx.scores, ctx.counts = scores, counts
+        scores = scores._replace(head_scale=head_scale)
+        out = rows.new_empty(rows.shape[0], rows.shape[1] // 3)
+        with torch.autocast("cpu", enabled=False):
+            for number, part in steps_of(counts, scores.size):
+                attend_step(rows[part], None if masks is None else masks[number], scores, out[part])
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @torch.autocast("cpu", enabled=False)
+    def backward(ctx, grad):
+        rows, masks, head_scale = ctx.saved_tensors
+        heads, size = ctx.scores.num_heads, ctx.scores.size
+        scale = (rows.shape[1] // (3 * heads)) ** -0.5 if ctx.scores.scale is None else ctx.scores.scale
+        d_rows = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        d_masks = torch.zeros_like(masks) if ctx.needs_input_grad[1] else None
+        d_head_scale = None if head_scale is None else torch.zeros_like(head_scale)
+        for number, part in steps_of(ctx.counts, size, _CHUNK_SCORES // (heads * size)):
+            qkv = _heads_first(rows[part], 3, size, heads)
+            q, k, v = qkv
+            if head_scale is not None:
+                inverse = _cosine(qkv[:2], head_scale)
+                scale = 1.0
+            p = _probabilities(q, k, None if masks is None else masks[number], heads, scale)
+            g = _heads_first(grad[part], 1, size, heads)[0]
+            d_qkv = torch.empty_like(qkv)
+            torch.bmm(p.transpose(1, 2), g, out=d_qkv[2])
+            d_scores = torch.ops.aten._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype)
+            if d_masks is not None:
+                d_masks[number] += d_scores.view(-1, heads, size, size).sum(0).sum_to_size(d_masks.shape[1:])
+            torch.bmm(d_scores, k, out=d_qkv[0])
+            torch.bmm(d_scores.transpose(1, 2), q, out=d_qkv[1])
+            if head_scale is None:
+                d_qkv[:2].mul_(scale)
+            else:
+                d_head_scale += _cosine_backward(d_qkv[:2], qkv[:2], inverse, head_scale)
+            _heads_last(d_qkv, heads, d_rows[part])
+        return d_rows, d_masks, d_head_scale, None, None
+
+
+def _cosine_backward(d_qk: Tensor, qk: Tensor, inverse: Tensor, head_scale: Tensor) -> Tensor:
+    """Turns d(normalised q, k) in place into d(q, k), and returns d(head_scale) (H,). ``qk`` is what `_cosine` left: q
+    carries its factor."""
+    factor = head_scale.view(-1, 1, 1)
+    per_head = (2, -1, head_scale.shape[0], *qk.shape[2:])
+    d_q, q = d_qk.view(per_head)[0], qk.view(per_head)[0]
+    q.div_(factor)  # (windows, H, N, D), unit vectors again
+    d_head_scale = (d_q * q).sum((0, 2, 3))
+    d_q.mul_(factor)
+    along = (d_qk * qk).sum(-1, keepdim=True).masked_fill_(inverse >= 1 / EPS, 0.0)  # a clamped norm is a constant
+    d_qk.addcmul_(qk, along, value=-1).mul_(inverse)
+    return d_head_scale
