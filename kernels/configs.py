@@ -1,7 +1,8 @@
-"""Block sizes, warps and stages: plain functions of shape, dtype and architecture. Every entry is compiled in the tests.
+"""Block sizes, warps and stages: plain functions of shape, dtype and architecture. Every entry is compiled in the
+tests.
 
-``arch`` is 80, 90, 100, 120, ... for NVIDIA, 942 and the like for AMD, and `INTERPRETER` where the kernel is interpreted. The interpreter
-gets small tiles, so that small tests cross block boundaries.
+``arch`` is 80, 90, 100, 120, ... for NVIDIA, 942 and the like for AMD, and `INTERPRETER` where the kernel is
+interpreted. The interpreter gets small tiles, so that small tests cross block boundaries.
 """
 
 import functools
@@ -58,8 +59,8 @@ def head_tile(head_dim):
 def alignment(itemsize, *strides):
     """Largest power of two of elements, up to 16 bytes, that divides every stride.
 
-    Strides travel to a kernel divided by it and are multiplied back by a constexpr: the only way in which the compiler learns that a row
-    stride of, say, 216 elements still allows 16-byte loads.
+    Strides travel to a kernel divided by it and are multiplied back by a constexpr: the only way in which the compiler
+    learns that a row stride of, say, 216 elements still allows 16-byte loads.
     """
     width = 16 // itemsize
     while width > 1 and any(stride % width for stride in strides):
@@ -68,7 +69,8 @@ def alignment(itemsize, *strides):
 
 
 def short_tile(queries, keys):
-    """Rows and columns of the padded score tile of `short_attention`: columns a power of two, rows a multiple of every row block."""
+    """Rows and columns of the padded score tile of `short_attention`: columns a power of two, rows a multiple of every
+    row block."""
     rows = head_tile(queries) if queries <= 64 else -(-queries // 64) * 64
     return rows, head_tile(keys)
 
@@ -88,7 +90,8 @@ def short_backward_config(rows, columns, itemsize, arch):
 
 
 def short_takes(queries, keys, head_dim, itemsize, walks):
-    """Whether the short kernels hold a group in registers, which the tests hold them to. ``walks``: a program adds over groups (the gradient
+    """Whether the short kernels hold a group in registers, which the tests hold them to. ``walks``: a program adds over
+    groups (the gradient
     of a bias, a padding vector or a cosine scale), or holds a bias."""
     longest = max(queries, keys)
     if itemsize == 4:
@@ -97,7 +100,8 @@ def short_takes(queries, keys, head_dim, itemsize, walks):
 
 
 def groups_per_program(groups, programs_per_group, arch):
-    """Groups that one program walks: several waves of programs, yet a bias tile or a partial sum that serves many groups."""
+    """Groups that one program walks: several waves of programs, yet a bias tile or a partial sum that serves many
+    groups."""
     if arch == INTERPRETER:
         return 2  # so that small tests have programs of several groups, and a last one that is short of them
     return max(1, min(32, groups * programs_per_group // 2048))
@@ -117,7 +121,8 @@ def layernorm_config(channels, arch):
 def layernorm_backward_config(channels, arch):
     """Half the rows of the forward: two float32 sums of the size of the tile stay in registers."""
     block_c = max(16, 1 << (channels - 1).bit_length())
-    return block_c, Config(max(1, min(32, 2048 // block_c)), block_c, 4 if block_c <= 2048 else 8 if block_c <= 4096 else 16, 1)
+    warps = 4 if block_c <= 2048 else 8 if block_c <= 4096 else 16
+    return block_c, Config(max(1, min(32, 2048 // block_c)), block_c, warps, 1)
 
 
 def dot_precision(dtype):

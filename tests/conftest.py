@@ -1,7 +1,7 @@
 """Which tests run in this process.
 
-Triton reads TRITON_INTERPRET when a kernel is decorated, so a process either interprets kernels or compiles them. With it set, only
-tests/interpreter is collected; without it, everything else.
+Triton reads TRITON_INTERPRET when a kernel is decorated, so a process either interprets kernels or compiles them. With
+it set, only tests/interpreter is collected; without it, everything else.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""Every check of the package, on every core: lint, the tests, the kernels in the interpreter, the kernels compiled ahead of time.
+"""Every check of the package, on every core: lint, the tests, the kernels in the interpreter, the kernels compiled
+ahead of time.
 
     python tests/run.py [pytest arguments]
 
@@ -23,43 +24,48 @@ JOBS = {
 }
 
 
-def start(name, arguments):
+def start(name, arguments, log):
     command, environment = JOBS[name]
     if "pytest" in command:
         command = [*command, *arguments]
-    log = tempfile.TemporaryFile("w+")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
-    environment.setdefault("TRITON_INTERPRET", "0")
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True), log, time.monotonic()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRITON_INTERPRET": "0", **environment}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT), time.monotonic()
 
 
 def last_line(log):
-    with open(f"/proc/self/fd/{log.fileno()}") if os.path.exists("/proc/self/fd") else log as view:
-        lines = view.read().splitlines()
+    lines = Path(log.name).read_text().splitlines()
     return lines[-1][-100:] if lines else ""
 
 
 def main(arguments):
+    with tempfile.TemporaryDirectory() as folder:
+        return run(arguments, Path(folder))
+
+
+def run(arguments, folder):
     begun, waiting, running, failed = time.monotonic(), list(JOBS), {}, []
     beat = begun
     while waiting or running:
         while waiting and len(running) < max(2, (os.cpu_count() or 2) // 2):
             name = waiting.pop(0)
-            running[name] = start(name, arguments)
+            log = (folder / name).open("wb")
+            running[name] = (*start(name, arguments, log), log)
             print(f"== {name}: started", flush=True)
         time.sleep(0.2)
-        for name, (process, log, since) in list(running.items()):
+        for name, (process, since, log) in list(running.items()):
             if process.poll() is None:
                 continue
             del running[name]
-            log.seek(0)
-            print(f"\n== {name}: {'passed' if process.returncode == 0 else 'FAILED'} in {time.monotonic() - since:.0f} s")
-            print(log.read().rstrip(), flush=True)
+            log.close()
+            print(
+                f"\n== {name}: {'passed' if process.returncode == 0 else 'FAILED'} in {time.monotonic() - since:.0f} s"
+            )
+            print(Path(log.name).read_text().rstrip(), flush=True)
             if process.returncode:
                 failed.append(name)
         if running and time.monotonic() - beat > 30:
             beat = time.monotonic()
-            for name, (_, log, since) in running.items():
+            for name, (_, since, log) in running.items():
                 print(f"   {name}, {beat - since:.0f} s: {last_line(log)}", flush=True)
     verdict = f"FAILED: {', '.join(failed)}" if failed else "everything passed"
     print(f"\n== {verdict}, in {time.monotonic() - begun:.0f} s", flush=True)

@@ -1,4 +1,5 @@
-"""The layering holds: kernels <- ops <- nn <- models; interop on ops and nn; nothing imports upwards, and imports stay lazy."""
+"""The layering holds: kernels <- ops <- nn <- models; interop on ops and nn; nothing imports upwards, and imports stay
+lazy."""
 
 import ast
 import re
@@ -49,18 +50,37 @@ def test_nothing_imports_upwards(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda p: p.name)
 def test_kernels_import_only_triton(path):
-    outside = {name.split(".")[0] for name in imported(path)} - {"triton", "torch", "math", "functools", "contextlib", "typing", "kernels"}
+    outside = {name.split(".")[0] for name in imported(path)} - {
+        "triton",
+        "torch",
+        "math",
+        "functools",
+        "contextlib",
+        "typing",
+        "kernels",
+    }
     assert not outside
 
 
 def test_kernels_is_no_package():
-    assert not (ROOT / "kernels" / "__init__.py").exists(), "it would shadow the package of that name which transformers imports"
+    assert not (ROOT / "kernels" / "__init__.py").exists(), (
+        "it would shadow the package of that name which transformers imports"
+    )
 
 
-@pytest.mark.parametrize("path", [*modules(), *sorted((ROOT / "kernels").glob("*.py"))], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [*modules(), *sorted((ROOT / "kernels").glob("*.py"))], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_nothing_unsafe(path):
     text = path.read_text()
-    for pattern in (r"\bpickle\b", r"\beval\((?!\))", r"\bexec\(", r"weights_only\s*=\s*False", r"shell\s*=\s*True", r"\burllib\b"):
+    for pattern in (
+        r"\bpickle\b",
+        r"\beval\((?!\))",
+        r"\bexec\(",
+        r"weights_only\s*=\s*False",
+        r"shell\s*=\s*True",
+        r"\burllib\b",
+    ):
         found = [m.group() for m in re.finditer(pattern, text) if not text[: m.start()].endswith(".")]
         assert not found, f"{found[0]} in {path.name}"
 
@@ -69,7 +89,12 @@ def run_python(code, **environment):
     import os
 
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 

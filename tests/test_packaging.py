@@ -1,4 +1,5 @@
-"""`vitkern.kernels` is the top-level kernels/ folder in every way of installing, and no import of transformers finds it instead of its own."""
+"""`vitkern.kernels` is the top-level kernels/ folder in every way of installing, and no import of transformers finds it
+instead of its own."""
 
 import os
 import shutil
@@ -15,7 +16,9 @@ LOCATE = "import vitkern.kernels.launch as m, vitkern; print(m.__file__)"
 
 def run(code, cwd, **environment):
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, env={**env, **environment}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env={**env, **environment}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -28,7 +31,18 @@ def wheel(tmp_path_factory):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out), str(source)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(out),
+        str(source),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return next(out.glob("*.whl"))

@@ -1,7 +1,7 @@
-"""Decides where an op runs: a Triton kernel, the same kernel in Triton's interpreter, or PyTorch. Nothing else decides it.
+"""The one place that decides where an op runs: a Triton kernel, Triton's interpreter, or PyTorch.
 
-The decision is a list of reasons why the kernel can *not* run (`why_not`). Empty: it runs. The same list chooses, fills the report of
-`vitkern.accelerate` and ``python -m vitkern info``, and is the error when a kernel was asked for by name.
+The decision is a list of reasons why the kernel can *not* run (`why_not`). Empty: it runs. The same list chooses, fills
+the report of `vitkern.accelerate` and ``python -m vitkern info``, and is the error when a kernel was asked for by name.
 """
 
 import functools
@@ -19,6 +19,7 @@ KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 # Triton reads this when a kernel is decorated, so a later change has no effect.
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+_NOT_INTERPRETED = "TRITON_INTERPRET=1 was not in the environment before vitkern was imported"
 
 logger = logging.getLogger("vitkern")
 _noted: set[str] = set()
@@ -43,8 +44,8 @@ def current_backend() -> str:
 def use_backend(name: str):
     """Within the block run every op on backend ``name``: "auto", "triton", "interpreter" or "torch".
 
-    Forcing "triton" or "interpreter" turns each reason why a kernel cannot run into an error. "torch" also makes a model exportable to
-    ONNX and gives modules that hook attention weights the plain path.
+    Forcing "triton" or "interpreter" turns each reason why a kernel cannot run into an error. "torch" also makes a
+    model exportable to ONNX and gives modules that hook attention weights the plain path.
     """
     global _backend
     before, _backend = _backend, _checked(name)
@@ -56,7 +57,7 @@ def use_backend(name: str):
 
 @contextmanager
 def any_device():
-    """Within the block no device is a reason against a kernel: how `vitkern.lab.compile` gets at the launches of an op without a GPU."""
+    """Within the block no device is a reason against a kernel, so that launches can be compiled without a GPU."""
     global _any_device
     before, _any_device = _any_device, True
     try:
@@ -76,7 +77,7 @@ def _device_reasons(index: int) -> tuple[str, ...]:
 
 
 def why_not(tensors: Iterable[Tensor | None], reasons: Iterable[str] = ()) -> list[str]:
-    """Reasons why a kernel cannot take ``tensors``; ``reasons`` are those that the op itself found. Empty: the kernel runs."""
+    """Reasons why a kernel cannot take ``tensors``, after ``reasons``, which the op found. Empty: it runs."""
     found = list(reasons)
     if not HAS_TRITON:
         found.append("Triton is not installed")
@@ -93,9 +94,7 @@ def why_not(tensors: Iterable[Tensor | None], reasons: Iterable[str] = ()) -> li
                 found.append("TRITON_INTERPRET is set, and the interpreter takes CPU tensors")
         elif device.type == "cpu" or device.type == "meta":
             if not INTERPRETED:
-                found.append(
-                    f"tensors are on {device.type}, and TRITON_INTERPRET=1 was not in the environment before vitkern was imported"
-                )
+                found.append(f"tensors are on {device.type}, and {_NOT_INTERPRETED}")
         else:
             found.append(f"tensors are on {device.type}, and the kernels run on CUDA and ROCm")
     return found
@@ -105,7 +104,8 @@ def runs_kernel(op: str, tensors: Iterable[Tensor | None], reasons: Iterable[str
     """True: launch the kernel of ``op``. False: take its PyTorch path.
 
     Raises:
-        NotImplementedError: a kernel was forced with `use_backend` or ``VITKERN_BACKEND`` and cannot run; the message lists why.
+        NotImplementedError: a kernel was forced with `use_backend` or ``VITKERN_BACKEND`` and cannot run; the message
+        lists why.
     """
     if _backend == "torch":
         return False
@@ -113,11 +113,13 @@ def runs_kernel(op: str, tensors: Iterable[Tensor | None], reasons: Iterable[str
     if _backend == "triton" and INTERPRETED:
         found.append("TRITON_INTERPRET is set, so kernels are interpreted")
     if _backend == "interpreter" and HAS_TRITON and not INTERPRETED and not found:
-        found.append("TRITON_INTERPRET=1 was not in the environment before vitkern was imported")
+        found.append(_NOT_INTERPRETED)
     if not found:
         return True
     if _backend != "auto":
-        raise NotImplementedError(f"{op}: the kernel was asked for (backend={_backend!r}) and cannot run: {'; '.join(found)}.")
+        raise NotImplementedError(
+            f"{op}: the kernel was asked for (backend={_backend!r}) and cannot run: {'; '.join(found)}."
+        )
     _note(f"{op} runs in PyTorch: {'; '.join(found)}")
     return False
 

@@ -1,6 +1,7 @@
 """``vitkern.kernels``: the Triton sources, which live in the repository's top-level ``kernels/`` folder.
 
-They are not imported as plain ``kernels`` because that name belongs to another package on PyPI, which transformers imports.
+They are not imported as plain ``kernels`` because that name belongs to another package on PyPI, which transformers
+imports.
 """
 
 from pathlib import Path

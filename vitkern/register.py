@@ -1,6 +1,7 @@
 """Makes a ``torch.library`` operator out of a pair of kernel launchers: schema, fake, autograd, device guard.
 
-The operator is opaque to torch.compile and torch.export. Its fake *is* the launcher's allocation function, so the two cannot drift apart.
+The operator is opaque to torch.compile and torch.export. Its fake *is* the launcher's allocation function, so the two
+cannot drift apart.
 """
 
 import inspect
@@ -29,11 +30,12 @@ class KernelOp:
         return self.overload(*args)
 
     def backward(self, gradients: Callable) -> Callable:
-        """Decorator for the backward launcher ``f(grad, *outputs, *inputs, needs)``, ``needs`` being one bool per differentiable input.
+        """Decorator for the backward launcher ``f(grad, *outputs, *inputs, needs)``, ``needs`` being one bool per
+        differentiable input.
 
-        It returns one tensor per differentiable input, in order; anything of any shape where ``needs`` is false. ``gradients`` allocates
-        them, with the same arguments. Only the first ``graded`` outputs have a gradient; with more than one, f begins with one per such
-        output, each None where that output was not used.
+        It returns one tensor per differentiable input, in order; anything of any shape where ``needs`` is false.
+        ``gradients`` allocates them, with the same arguments. Only the first ``graded`` outputs have a gradient; with
+        more than one, f begins with one per such output, each None where that output was not used.
         """
 
         def attach(launch: Callable) -> "KernelOp":
@@ -76,8 +78,9 @@ class KernelOp:
 def kernel_op(outputs: Callable, differentiable: Sequence[str], graded: int = 1) -> Callable[[Callable], KernelOp]:
     """Decorator that registers a launcher as the operator ``vitkern::<its name>``.
 
-    The schema is read from the annotations. ``outputs`` allocates the results and takes the same arguments; the launcher calls it too.
-    Outputs never alias inputs. ``differentiable`` names the inputs that get a gradient; the first ``graded`` outputs have one.
+    The schema is read from the annotations. ``outputs`` allocates the results and takes the same arguments; the
+    launcher calls it too. Outputs never alias inputs. ``differentiable`` names the inputs that get a gradient; the
+    first ``graded`` outputs have one.
     """
     return lambda launch: KernelOp(launch, outputs, differentiable, graded)
 
@@ -105,8 +108,11 @@ def _on_device(launch: Callable, allocate: Callable) -> Callable:
 
 
 def _interpret(launch: Callable, allocate: Callable, args: tuple):
-    """The stock interpreter computes bfloat16 as raw 16-bit integers, silently: give it float32 and round what comes back."""
-    if interpreter_is_repaired or not any(value is torch.bfloat16 or getattr(value, "dtype", None) == torch.bfloat16 for value in args):
+    """The stock interpreter computes bfloat16 as raw 16-bit integers, silently: give it float32 and round what comes
+    back."""
+    if interpreter_is_repaired or not any(
+        value is torch.bfloat16 or getattr(value, "dtype", None) == torch.bfloat16 for value in args
+    ):
         return launch(*args)
     wide = [value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value for value in args]
     wide = [torch.float32 if value is torch.bfloat16 else value for value in wide]

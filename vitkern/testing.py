@@ -1,7 +1,8 @@
 """The tolerance rule, public, so that anyone can check a kernel on shapes of their own.
 
-Three computations of one thing: ``reference`` in float64; ``ideal``, what a perfect kernel of the dtype would give (operands rounded where
-a kernel must round them, everything else in float32, one final rounding); ``actual``, the kernel. Then
+Three computations of one thing: ``reference`` in float64; ``ideal``, what a perfect kernel of the dtype would give
+(operands rounded where a kernel must round them, everything else in float32, one final rounding); ``actual``, the
+kernel. Then
 
 (a) per case   max|actual - reference| <= margin * (2 max|ideal - reference| + 2 eps max|reference|) + slack
 (b) pooled     the mean errors of many cases, summed with weights, stay within a small factor of the ideal's
@@ -48,7 +49,8 @@ def compare(actual: Tensor, ideal: Tensor, reference: Tensor, *, slack: float = 
         actual: the kernel's result; its dtype sets eps.
         ideal: same shape, what a perfect kernel of that dtype gives.
         reference: same shape, float64.
-        slack: absolute addition for what the ideal cannot see; attention adds ``2 eps32 (1 + max|score|) max|v|`` because exp turns a
+        slack: absolute addition for what the ideal cannot see; attention adds ``2 eps32 (1 + max|score|) max|v|``
+            because exp turns a
             score's rounding into a relative error of its size.
         margin: factor for hardware whose exp2 or accumulation order is not modelled; 1.5 on GPUs.
 
@@ -57,7 +59,8 @@ def compare(actual: Tensor, ideal: Tensor, reference: Tensor, *, slack: float = 
     """
     if not (actual.shape == ideal.shape == reference.shape):
         raise ValueError(
-            f"compare: shapes differ: got actual {tuple(actual.shape)}, ideal {tuple(ideal.shape)}, reference {tuple(reference.shape)}; "
+            f"compare: shapes differ: got actual {tuple(actual.shape)}, ideal {tuple(ideal.shape)}, "
+            f"reference {tuple(reference.shape)}; "
             "expected one shape."
         )
     eps = torch.finfo(actual.dtype).eps
@@ -72,13 +75,17 @@ def compare(actual: Tensor, ideal: Tensor, reference: Tensor, *, slack: float = 
     return Comparison(error.max().item(), float(allowance), error.mean().item(), ideal_error.mean().item(), agree)
 
 
-def assert_close(actual: Tensor, ideal: Tensor, reference: Tensor, *, name: str = "tensor", slack: float = 0.0, margin: float = 1.0):
+def assert_close(
+    actual: Tensor, ideal: Tensor, reference: Tensor, *, name: str = "tensor", slack: float = 0.0, margin: float = 1.0
+):
     """`compare`, raising AssertionError with the figures where it fails."""
     result = compare(actual, ideal, reference, slack=slack, margin=margin)
     if not result.positions_agree:
         raise AssertionError(f"{name}: NaN or infinity in other places than the reference has them")
     if not result.passed:
-        raise AssertionError(f"{name}: max error {result.error:.3e} is {result.use:.2f} times the allowance {result.allowance:.3e}")
+        raise AssertionError(
+            f"{name}: max error {result.error:.3e} is {result.use:.2f} times the allowance {result.allowance:.3e}"
+        )
     return result
 
 
@@ -109,5 +116,6 @@ class Pool:
             if name.startswith("d") and dtype != torch.float32:
                 limit = POOLED_GRADIENT_LIMIT
             if ratio > limit * margin:
-                lines.append(f"{name} in {dtype}: pooled mean error is {ratio:.3f} times the ideal's; the limit is {limit * margin:.3f}")
+                figures = f"pooled mean error is {ratio:.3f} times the ideal's; the limit is {limit * margin:.3f}"
+                lines.append(f"{name} in {dtype}: {figures}")
         return lines

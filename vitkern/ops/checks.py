@@ -1,4 +1,5 @@
-"""The error contract: ``"<op>: <what is wrong>: got <values>; expected <rule>. <remedy>"``, raised before anything reaches a launch."""
+"""The error contract: ``"<op>: <what is wrong>: got <values>; expected <rule>. <remedy>"``, raised before anything
+reaches a launch."""
 
 import math
 
@@ -10,7 +11,8 @@ def check_tensor(op: str, name: str, value, *, ndim: int | None = None) -> None:
     """A plain tensor of floating-point dtype, with ``ndim`` dimensions if given.
 
     Raises:
-        TypeError: not a tensor, a subclass without strided storage (nested, sparse, quantized), or not fp16, bf16, fp32 or fp64.
+        TypeError: not a tensor, a subclass without strided storage (nested, sparse, quantized), or not fp16, bf16, fp32
+        or fp64.
         ValueError: another number of dimensions.
     """
     if not isinstance(value, Tensor):
@@ -24,7 +26,8 @@ def check_tensor(op: str, name: str, value, *, ndim: int | None = None) -> None:
             "(float64 runs in PyTorch). Cast it first."
         )
     if ndim is not None and value.dim() != ndim:
-        raise ValueError(f"{op}: {name} has the wrong number of dimensions: got shape {tuple(value.shape)}; expected {ndim} of them.")
+        got = tuple(value.shape)
+        raise ValueError(f"{op}: {name} has the wrong number of dimensions: got shape {got}; expected {ndim} of them.")
 
 
 def check_same(op: str, **tensors: Tensor | None) -> None:
@@ -38,7 +41,9 @@ def check_same(op: str, **tensors: Tensor | None) -> None:
     names = " and ".join([", ".join(list(present)[:-1]), list(present)[-1]] if len(present) > 1 else list(present))
     if len({t.dtype for t in present.values()}) > 1:
         got = ", ".join(f"{name} {t.dtype}" for name, t in present.items())
-        raise TypeError(f"{op}: dtypes differ: got {got}; expected one dtype for {names}. Cast explicitly or use autocast.")
+        raise TypeError(
+            f"{op}: dtypes differ: got {got}; expected one dtype for {names}. Cast explicitly or use autocast."
+        )
     if len({t.device for t in present.values()}) > 1:
         got = ", ".join(f"{name} on {t.device}" for name, t in present.items())
         raise ValueError(f"{op}: devices differ: got {got}; expected one device for {names}. Move them together.")
@@ -51,7 +56,8 @@ def check_shape(op: str, name: str, value: Tensor, expected: tuple, meaning: str
         ValueError: another shape.
     """
     fits = value.dim() == len(expected) and all(
-        want is None or (size in want if isinstance(want, tuple) else size == want) for size, want in zip(value.shape, expected, strict=False)
+        want is None or (size in want if isinstance(want, tuple) else size == want)
+        for size, want in zip(value.shape, expected, strict=False)
     )
     if not fits:
         raise ValueError(f"{op}: {name} has the wrong shape: got {tuple(value.shape)}; expected {meaning}.")
@@ -69,4 +75,6 @@ def check_probability(op: str, name: str, value: float) -> None:
 
 def check_no_gradient(op: str, name: str, value: Tensor | None) -> None:
     if value is not None and value.requires_grad:
-        raise ValueError(f"{op}: {name} requires a gradient: got requires_grad=True; expected a constant. Detach it, or pass a bias.")
+        raise ValueError(
+            f"{op}: {name} requires a gradient: got requires_grad=True; expected a constant. Detach it, or pass a bias."
+        )

@@ -16,7 +16,8 @@ class _Rounded(torch.autograd.Function):
 
 
 def rounded(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """``x`` rounded to ``dtype`` and back, its gradient likewise: an operand that a kernel feeds to a matrix product. None: as it is."""
+    """``x`` rounded to ``dtype`` and back, its gradient likewise: an operand that a kernel feeds to a matrix product.
+    None: as it is."""
     return x if dtype is None else _Rounded.apply(x, dtype)
 
 
@@ -32,5 +33,6 @@ class _RoundedGradient(torch.autograd.Function):
 
 
 def rounded_gradient(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """``x`` as it is, its gradient rounded to ``dtype``: the result of a matrix product whose gradient feeds two more. None: as it is."""
+    """``x`` as it is, its gradient rounded to ``dtype``: the result of a matrix product whose gradient feeds two more.
+    None: as it is."""
     return x if dtype is None else _RoundedGradient.apply(x, dtype)
