@@ -81,7 +81,6 @@ def _short_bwd(
         if COSINE:
             k_unit, k_inverse = normalize(k_rows)
             k_rows = k_unit.to(k_rows.dtype)
-        dv_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dv_strides, k_args)[0]
         dk_sum = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         dv_sum = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         for block in tl.range(0, ROW_BLOCKS):
@@ -111,7 +110,10 @@ def _short_bwd(
             p *= (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
             dv_sum += tl.dot(tl.trans(p.to(g_rows.dtype)), g_rows, input_precision=PRECISION)  # [BLOCK_N, BLOCK_D]
             if ROW_BLOCKS == 1:  # at once, which frees the registers
+                dv_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dv_strides, k_args)[0]
                 store_rows(dv, dv_at, dv_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+                if PADDED:
+                    pad_dv += tl.sum(tl.where(outside[:, None], dv_sum, 0.0), 0)
             dp = tl.dot(g_rows, tl.trans(v_rows), input_precision=PRECISION)
             ds = p * (dp - tl.sum(p * dp, 1)[:, None])  # zero in rows without a gradient: padding and rows past N
             if DBIAS == "held":
@@ -142,7 +144,10 @@ def _short_bwd(
             dq_at = q_at if SHARED == "qkv" else Q_TOKENS(group, qi, dq_strides, q_args)[0]
             store_rows(dq, dq_at, dq_rows, q_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
         if ROW_BLOCKS > 1:
+            dv_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dv_strides, k_args)[0]
             store_rows(dv, dv_at, dv_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+            if PADDED:
+                pad_dv += tl.sum(tl.where(outside[:, None], dv_sum, 0.0), 0)
         dk_sum *= scale
         if COSINE:
             k_rows = gather_rows(k, k_at, k_inside, ki < M, pad_k, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
@@ -152,7 +157,6 @@ def _short_bwd(
         store_rows(dk, dk_at, dk_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
         if PADDED:
             pad_dk += tl.sum(tl.where(outside[:, None], dk_sum, 0.0), 0)
-            pad_dv += tl.sum(tl.where(outside[:, None], dv_sum, 0.0), 0)
         if DBIAS == "chunk":
             tl.debug_barrier()  # the next group reads back what other threads of this program stored
     if PADDED:
@@ -196,6 +200,8 @@ def run_backward(geometry, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=Fa
     if head_scale is not None:
         dhead_scale = q.data.new_empty((parts, g.heads), dtype=torch.float32)
     views = (q, k, v, grad, dq, dk, dv)
+    # Offsets computed again cost less than those of many keys held in registers throughout the walk over rows.
+    shared = shared_offsets(g, config.block_m, columns, (q, dq), (k, v, dk, dv)) if row_blocks == 1 else "none"
     bias_kind = bias.kind if bias else "none"
     if bias_kind == "held" and (row_blocks > 1 or padding is not None or head_scale is not None):
         bias_kind = "baked"  # no single tile to hold, or no registers to hold it in
@@ -209,7 +215,7 @@ def run_backward(geometry, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=Fa
         BLOCK_M=config.block_m, BLOCK_N=columns, BLOCK_D=head_tile(g.head_dim), ROW_BLOCKS=row_blocks, TILE_ROWS=rows,
         ALIGN=align,
         BIAS=bias_kind, DBIAS=kind, COSINE=head_scale is not None, PADDED=padding is not None,
-        SHARED=shared_offsets(g, config.block_m, columns, (q, dq), (k, v, dk, dv)),
+        SHARED=shared,
         PRECISION=dot_precision(q.data.dtype), num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     if dbias is not None and kind != "group":

@@ -53,6 +53,7 @@ def test_kernels_import_only_triton(path):
     outside = {name.split(".")[0] for name in imported(path)} - {
         "triton",
         "torch",
+        "collections",
         "math",
         "functools",
         "contextlib",
