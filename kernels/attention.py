@@ -10,8 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import scores, short_attention
+from .problem import Problem, dense_rows, unit_last
 from .short_attention_backward import short_backward
-from .stream import Stream, dense_rows, stream_forward, unit_last
+from .stream import stream_forward
 from .stream_backward import stream_backward
 from .stream_bias import stream_bias_gradient
 
@@ -165,10 +166,10 @@ def _backward(
         dbias.copy_(total)
 
 
-def _problem(q, k, hook, seed, scale, causal, dropout_p) -> Stream:
+def _problem(q, k, hook, seed, scale, causal, dropout_p) -> Problem:
     batch, heads, n, head_dim = q.shape
     kv_heads, m = k.shape[1:3]
-    return Stream(batch, heads, kv_heads, n, m, head_dim, scale, causal=causal, dropout_p=dropout_p, seed=seed, **hook)
+    return Problem(batch, heads, kv_heads, n, m, head_dim, scale, causal=causal, dropout_p=dropout_p, seed=seed, **hook)
 
 
 def _hook(bias, mask, key_mask, q, k) -> dict:

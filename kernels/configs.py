@@ -77,7 +77,8 @@ def short_tile(queries, keys):
 
 def short_forward_config(rows, columns, itemsize, arch):
     """One-pass softmax: a block of rows against all columns at once."""
-    return Config(min(rows, 64), columns, 1 if max(rows, columns) <= 16 else 4, 2 if columns <= 64 else 1)
+    block_m = 64 if columns <= 64 or arch >= 90 or arch == INTERPRETER else 32
+    return Config(min(rows, block_m), columns, 1 if max(rows, columns) <= 16 else 4, 2 if columns <= 64 else 1)
 
 
 def short_backward_config(rows, columns, itemsize, arch):
@@ -130,8 +131,9 @@ def dot_precision(dtype):
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
-def stream_forward_config(head_dim, itemsize, arch, queries, hooked):
-    """A query block that stays, key blocks that stream past. ``hooked``: a score hook needs registers of its own."""
+def stream_forward_config(head_dim, itemsize, arch, queries, hooked, causal):
+    """A query block that stays, key blocks that stream past. ``hooked``: a score hook, or dropout, needs registers of
+    its own."""
     if arch == INTERPRETER:
         return Config(16, 16, 1, 1)
     block_d = head_tile(head_dim)
@@ -140,11 +142,11 @@ def stream_forward_config(head_dim, itemsize, arch, queries, hooked):
     if block_d <= 64:
         if hooked or queries <= 64:
             return Config(64, 64, 4, 3)
-        return Config(128, 64, 4 if arch < 100 else 8, 3)
+        return Config(128, 32 if causal and arch < 90 else 64, 4 if arch < 100 else 8, 3)
     if block_d <= 128:
         if hooked or queries <= 64:
             return Config(64, 32 if arch < 90 else 64, 4, 2)
-        return Config(128, 64, 8, 2)
+        return Config(128, 32 if head_dim < block_d and arch < 90 else 64, 8, 2)
     return Config(64, 32, 8, 2)
 
 
@@ -168,8 +170,8 @@ def stream_dkdv_config(head_dim, itemsize, arch, keys, hooked):
     if itemsize == 4:
         return Config(32, 32, 8, 1) if block_d <= 64 else Config(16, 32, 8, 1)
     if block_d <= 64:
-        return Config(32 if hooked and arch < 90 else 64, 64, 4, 2)
-    return Config(32, 64, 4, 2) if block_d <= 128 else Config(32, 32, 8, 1)
+        return Config(32 if hooked and arch < 100 else 64, 64, 4, 2)
+    return Config(32, 64, 4, 1 if head_dim < block_d and arch < 90 else 2) if block_d <= 128 else Config(32, 32, 8, 1)
 
 
 def stream_bias_config(head_dim, itemsize, arch):

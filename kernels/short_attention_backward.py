@@ -16,31 +16,25 @@ import triton.language as tl
 from . import scores
 from .configs import arch_of, dot_precision, groups_per_program, head_tile, short_backward_config, short_tile
 from .launch import launch
-from .short_attention import (
-    bias_tile,
-    common_alignment,
-    dense_bias,
-    dense_geometry,
-    dense_view,
-    gather_rows,
-    scaled,
-    shared_offsets,
-)
-from .tiles import LOG2E, load_rows, normalize, normalize_backward, store_rows
+from .problem import aligned, dense_rows
+from .short_attention import bias_tile, dense_bias, dense_problem, shared_offsets
+from .tiles import LOG2E, gather_rows, load_rows, normalize, normalize_backward, store_rows
 
 
 @triton.jit
 def _short_bwd(
-    q, k, v, grad, dq, dk, dv, dbias, dpadding, dhead_scale, bias, head_scale, padding,
-    head_strides, q_strides, k_strides, v_strides, grad_strides, dq_strides, dk_strides, dv_strides, bias_strides,
+    q, k, v, grad, dq, dk, dv, dbias, dpadding, dcosine, bias, cosine, padding,
+    q_strides, k_strides, v_strides, grad_strides, dq_strides, dk_strides, dv_strides, bias_strides,
     q_args, k_args, score_args,
     groups, heads, chunk, N, M, scale,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROW_BLOCKS: tl.constexpr, TILE_ROWS:
-    tl.constexpr, ALIGN: tl.constexpr, BIAS: tl.constexpr, DBIAS: tl.constexpr, COSINE: tl.constexpr, PADDED:
-    tl.constexpr, SHARED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROW_BLOCKS: tl.constexpr,
+    TILE_ROWS: tl.constexpr, ALIGN: tl.constexpr, BIAS: tl.constexpr, DBIAS: tl.constexpr,
+    SHARED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     EVEN_D: tl.constexpr = HEAD_DIM == BLOCK_D
+    PADDED: tl.constexpr = padding is not None
+    COSINE: tl.constexpr = cosine is not None
     pid = tl.program_id(0)
     head = pid % heads
     part = pid // heads
@@ -48,20 +42,15 @@ def _short_bwd(
     rows = tl.arange(0, BLOCK_M)
     ki = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
-    q += head.to(tl.int64) * head_strides[0] * ALIGN
-    k += head.to(tl.int64) * head_strides[1] * ALIGN
-    v += head.to(tl.int64) * head_strides[2] * ALIGN
-    grad += head.to(tl.int64) * head_strides[3] * ALIGN
-    dq += head.to(tl.int64) * head_strides[4] * ALIGN
-    dk += head.to(tl.int64) * head_strides[5] * ALIGN
-    dv += head.to(tl.int64) * head_strides[6] * ALIGN
-    pad_q, pad_k, pad_v = padding, padding, padding
-    if PADDED:  # (3, H, D)
-        pad_q += head * HEAD_DIM
-        pad_k += (heads + head) * HEAD_DIM
-        pad_v += (2 * heads + head) * HEAD_DIM
+    q += head.to(tl.int64) * q_strides[0] * ALIGN
+    k += head.to(tl.int64) * k_strides[0] * ALIGN
+    v += head.to(tl.int64) * v_strides[0] * ALIGN
+    grad += head.to(tl.int64) * grad_strides[0] * ALIGN
+    dq += head.to(tl.int64) * dq_strides[0] * ALIGN
+    dk += head.to(tl.int64) * dk_strides[0] * ALIGN
+    dv += head.to(tl.int64) * dv_strides[0] * ALIGN
     if COSINE:
-        scale = tl.load(head_scale + head)
+        scale = tl.load(cosine + head)
         scale_sum = tl.zeros([BLOCK_M], tl.float32)
     if PADDED:
         pad_dk = tl.zeros([BLOCK_D], tl.float32)
@@ -72,12 +61,12 @@ def _short_bwd(
         ds_sum = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for step in tl.range(0, tl.minimum(chunk, groups - first)):
         group = first + step
-        k_at, k_inside = K_TOKENS(group, ki, k_strides, k_args)
-        v_at = k_at if SHARED != "none" else K_TOKENS(group, ki, v_strides, k_args)[0]
+        k_at, k_inside = K_TOKENS(group, ki, k_strides[1], k_args)
+        v_at = k_at if SHARED != "none" else K_TOKENS(group, ki, v_strides[1], k_args)[0]
         k_valid = k_inside & (ki < M)
         outside = (ki < M) & (k_inside == 0)
-        k_rows = gather_rows(k, k_at, k_inside, ki < M, pad_k, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
-        v_rows = gather_rows(v, v_at, k_inside, ki < M, pad_v, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+        k_rows = gather_rows(k, k_at, k_inside, ki < M, padding, heads + head, HEAD_DIM, BLOCK_D, ALIGN)
+        v_rows = gather_rows(v, v_at, k_inside, ki < M, padding, 2 * heads + head, HEAD_DIM, BLOCK_D, ALIGN)
         if COSINE:
             k_unit, k_inverse = normalize(k_rows)
             k_rows = k_unit.to(k_rows.dtype)
@@ -88,10 +77,10 @@ def _short_bwd(
             if SHARED == "qkv":
                 q_at, q_inside = k_at, k_inside
             else:
-                q_at, q_inside = Q_TOKENS(group, qi, q_strides, q_args)
-            grad_at = Q_TOKENS(group, qi, grad_strides, q_args)[0]
+                q_at, q_inside = Q_TOKENS(group, qi, q_strides[1], q_args)
+            grad_at = Q_TOKENS(group, qi, grad_strides[1], q_args)[0]
             q_valid = q_inside & (qi < N)
-            q_rows = gather_rows(q, q_at, q_inside, qi < N, pad_q, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+            q_rows = gather_rows(q, q_at, q_inside, qi < N, padding, head, HEAD_DIM, BLOCK_D, ALIGN)
             g_rows = load_rows(grad, grad_at, q_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
             if COSINE:
                 q_unit, q_inverse = normalize(q_rows)
@@ -110,7 +99,7 @@ def _short_bwd(
             p *= (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
             dv_sum += tl.dot(tl.trans(p.to(g_rows.dtype)), g_rows, input_precision=PRECISION)  # [BLOCK_N, BLOCK_D]
             if ROW_BLOCKS == 1:  # at once, which frees the registers
-                dv_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dv_strides, k_args)[0]
+                dv_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dv_strides[1], k_args)[0]
                 store_rows(dv, dv_at, dv_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
                 if PADDED:
                     pad_dv += tl.sum(tl.where(outside[:, None], dv_sum, 0.0), 0)
@@ -135,25 +124,25 @@ def _short_bwd(
             dk_sum += tl.dot(tl.trans(low), q_rows, input_precision=PRECISION)
             dq_rows = tl.dot(low, k_rows, input_precision=PRECISION)  # [BLOCK_M, BLOCK_D]
             if COSINE:  # the unit rows once more: loading them again costs less than registers held since
-                q_rows = gather_rows(q, q_at, q_inside, qi < N, pad_q, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+                q_rows = gather_rows(q, q_at, q_inside, qi < N, padding, head, HEAD_DIM, BLOCK_D, ALIGN)
                 q_unit, q_inverse = normalize(q_rows)
                 scale_sum += tl.sum(dq_rows * q_unit, 1)
                 dq_rows = normalize_backward(dq_rows * scale, q_unit, q_inverse)
             else:
                 dq_rows *= scale
-            dq_at = q_at if SHARED == "qkv" else Q_TOKENS(group, qi, dq_strides, q_args)[0]
+            dq_at = q_at if SHARED == "qkv" else Q_TOKENS(group, qi, dq_strides[1], q_args)[0]
             store_rows(dq, dq_at, dq_rows, q_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
         if ROW_BLOCKS > 1:
-            dv_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dv_strides, k_args)[0]
+            dv_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dv_strides[1], k_args)[0]
             store_rows(dv, dv_at, dv_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
             if PADDED:
                 pad_dv += tl.sum(tl.where(outside[:, None], dv_sum, 0.0), 0)
         dk_sum *= scale
         if COSINE:
-            k_rows = gather_rows(k, k_at, k_inside, ki < M, pad_k, PADDED, ALIGN, HEAD_DIM, BLOCK_D)
+            k_rows = gather_rows(k, k_at, k_inside, ki < M, padding, heads + head, HEAD_DIM, BLOCK_D, ALIGN)
             k_unit, k_inverse = normalize(k_rows)
             dk_sum = normalize_backward(dk_sum, k_unit, k_inverse)
-        dk_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dk_strides, k_args)[0]
+        dk_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dk_strides[1], k_args)[0]
         store_rows(dk, dk_at, dk_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
         if PADDED:
             pad_dk += tl.sum(tl.where(outside[:, None], dk_sum, 0.0), 0)
@@ -164,7 +153,7 @@ def _short_bwd(
         tl.store(place, pad_dk, mask=d < HEAD_DIM)
         tl.store(place + heads * HEAD_DIM, pad_dv, mask=d < HEAD_DIM)
     if COSINE:
-        tl.store(dhead_scale + part * heads + head, tl.sum(scale_sum, 0))
+        tl.store(dcosine + part * heads + head, tl.sum(scale_sum, 0))
     if DBIAS == "held":
         place = (
             dbias + (part.to(tl.int64) * heads + head) * (TILE_ROWS * BLOCK_N) + rows[:, None] * BLOCK_N + ki[None, :]
@@ -172,59 +161,51 @@ def _short_bwd(
         tl.store(place, ds_sum)
 
 
-def run_backward(geometry, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=False, padding=None, head_scale=None):
-    """Launch the backward on `View` arguments; writes ``dq``, ``dk``, ``dv``.
+def run_backward(problem, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=False):
+    """Launch the backward on `Rows`; writes ``dq``, ``dk``, ``dv``.
 
     Returns:
-        (dbias, dpadding, dhead_scale), float32 and summed over groups, or None where there is nothing to sum: dbias
+        (dbias, dpadding, dcosine), float32 and summed over groups, or None where there is nothing to sum: dbias
         (H, rows, columns) of the padded tile, (G, H, rows, columns) for a bias that differs between groups; dpadding
-        (3, H, D), zero for q; dhead_scale (H,).
+        (3, H, D), zero for q; dcosine (H,).
     """
-    g = geometry
-    rows, columns = short_tile(g.queries, g.keys)
-    arch = arch_of(q.data)
-    config = short_backward_config(rows, columns, q.data.element_size(), arch)
-    row_blocks = -(-g.queries // config.block_m)
-    walks = row_blocks == 1 or bias_grad or padding is not None or head_scale is not None
-    chunk = groups_per_program(g.groups, g.heads, arch) if walks else 1
-    parts = -(-g.groups // chunk)
-    align = common_alignment(q, k, v, grad, dq, dk, dv)
+    p = problem
+    rows, columns = short_tile(p.n, p.m)
+    arch = arch_of(q.tensor)
+    config = short_backward_config(rows, columns, q.tensor.element_size(), arch)
+    row_blocks = -(-p.n // config.block_m)
+    walks = row_blocks == 1 or bias_grad or p.padding is not None or p.cosine is not None
+    chunk = groups_per_program(p.groups, p.heads, arch) if walks else 1
+    parts = -(-p.groups // chunk)
+    align = aligned(q, k, v, grad, dq, dk, dv)
     kind = "none"
     if bias_grad:
         kind = "group" if bias.strides[0] else "held" if row_blocks == 1 else "chunk"
-    dbias, dpadding, dhead_scale = None, None, None
-    if bias_grad:
-        dbias = q.data.new_empty((g.groups if kind == "group" else parts, g.heads, rows, columns), dtype=torch.float32)
-    if padding is not None:
-        dpadding = q.data.new_empty((parts, 2, g.heads, g.head_dim), dtype=torch.float32)
-    if head_scale is not None:
-        dhead_scale = q.data.new_empty((parts, g.heads), dtype=torch.float32)
-    views = (q, k, v, grad, dq, dk, dv)
+    sums = q.tensor.new_empty(0, dtype=torch.float32)
+    dbias = sums.new_empty((p.groups if kind == "group" else parts, p.heads, rows, columns)) if bias_grad else None
+    dpadding = None if p.padding is None else sums.new_empty((parts, 2, p.heads, p.head_dim))
+    dcosine = None if p.cosine is None else sums.new_empty((parts, p.heads))
+    operands = (q, k, v, grad, dq, dk, dv)
     # Offsets computed again cost less than those of many keys held in registers throughout the walk over rows.
-    shared = shared_offsets(g, config.block_m, columns, (q, dq), (k, v, dk, dv)) if row_blocks == 1 else "none"
+    shared = shared_offsets(p, config.block_m, columns, (q, dq), (k, v, dk, dv)) if row_blocks == 1 else "none"
     bias_kind = bias.kind if bias else "none"
-    if bias_kind == "held" and (row_blocks > 1 or padding is not None or head_scale is not None):
+    if bias_kind == "held" and (row_blocks > 1 or p.padding is not None or p.cosine is not None):
         bias_kind = "baked"  # no single tile to hold, or no registers to hold it in
     launch(
-        _short_bwd, (parts * g.heads,),
-        *(view.data for view in views), dbias, dpadding, dhead_scale, bias and bias.data, head_scale, padding,
-        scaled([view.head for view in views], align), *(scaled(view.strides, align) for view in views),
-        bias.strides if bias else (), g.q_args, g.k_args, g.score_args,
-        g.groups, g.heads, chunk, g.queries, g.keys, g.scale,
-        Q_TOKENS=g.q_tokens, K_TOKENS=g.k_tokens, SCORE=g.score, HEAD_DIM=g.head_dim,
-        BLOCK_M=config.block_m, BLOCK_N=columns, BLOCK_D=head_tile(g.head_dim), ROW_BLOCKS=row_blocks, TILE_ROWS=rows,
-        ALIGN=align,
-        BIAS=bias_kind, DBIAS=kind, COSINE=head_scale is not None, PADDED=padding is not None,
-        SHARED=shared,
-        PRECISION=dot_precision(q.data.dtype), num_warps=config.num_warps, num_stages=config.num_stages,
+        _short_bwd, (parts * p.heads,),
+        *(x.tensor for x in operands), dbias, dpadding, dcosine, bias and bias.tensor, p.cosine, p.padding,
+        *(x.over(align) for x in operands), bias.strides if bias else (), p.q_args, p.k_args, p.score_args,
+        p.groups, p.heads, chunk, p.n, p.m, p.scale,
+        Q_TOKENS=p.q_tokens, K_TOKENS=p.k_tokens, SCORE=p.score, HEAD_DIM=p.head_dim,
+        BLOCK_M=config.block_m, BLOCK_N=columns, BLOCK_D=head_tile(p.head_dim), ROW_BLOCKS=row_blocks, TILE_ROWS=rows,
+        ALIGN=align, BIAS=bias_kind, DBIAS=kind, SHARED=shared,
+        PRECISION=dot_precision(q.tensor.dtype), num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     if dbias is not None and kind != "group":
         dbias = dbias.sum(0)
     if dpadding is not None:
         dpadding = torch.cat((torch.zeros_like(dpadding[0, :1]), dpadding.sum(0)))
-    if dhead_scale is not None:
-        dhead_scale = dhead_scale.sum(0)
-    return dbias, dpadding, dhead_scale
+    return dbias, dpadding, None if dcosine is None else dcosine.sum(0)
 
 
 def short_backward(grad, q, k, v, dq, dk, dv, *, scale, bias=None, bias_grad=False, score=scores.plain, score_args=()):
@@ -238,9 +219,9 @@ def short_backward(grad, q, k, v, dq, dk, dv, *, scale, bias=None, bias_grad=Fal
     Returns:
         The gradient of ``bias`` in its shape, float32, or None.
     """
-    geometry = dense_geometry(q, k, scale, score, score_args)
-    views = [dense_view(x) for x in (grad, q, k, v, dq, dk, dv)]
-    dbias = run_backward(geometry, *views, bias=dense_bias(bias, geometry), bias_grad=bias_grad)[0]
+    problem = dense_problem(q, k, scale, score, score_args)
+    operands = [dense_rows(x) for x in (grad, q, k, v, dq, dk, dv)]
+    dbias = run_backward(problem, *operands, bias=dense_bias(bias, problem), bias_grad=bias_grad)[0]
     if dbias is None:
         return None
     dbias = dbias if dbias.dim() == 4 else dbias[None]

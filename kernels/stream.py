@@ -9,16 +9,14 @@ family: TOKENS (tokens.py) says where a token lives, SCORE (scores.py) changes a
 stream_backward.py.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import configs, scores, tokens
+from . import configs, scores
 from .launch import launch
-from .tiles import LN2, LOG2E, keep_mask, load_tokens, normalize, store_tokens
+from .problem import Problem, Rows, aligned
+from .tiles import LN2, LOG2E, keep_mask, key_range, load_tokens, normalize, store_tokens
 
 
 @triton.jit
@@ -49,11 +47,7 @@ def _stream_fwd(
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    end = M
-    whole = M // BLOCK_N * BLOCK_N  # key blocks before it need no mask
-    if CAUSAL:
-        end = tl.minimum(M, tl.maximum(0, (block + 1) * BLOCK_M + (M - N)))
-        whole = tl.minimum(whole, tl.maximum(0, block * BLOCK_M + (M - N) + 1) // BLOCK_N * BLOCK_N)
+    whole, end = key_range(block, N, M, BLOCK_M, BLOCK_N, CAUSAL)
     for MASKED in tl.static_range(1 if EVEN_M and not CAUSAL else 2):
         for start in tl.range(whole if MASKED else 0, end if MASKED else whole, BLOCK_N):
             ki = start + tl.arange(0, BLOCK_N)
@@ -97,53 +91,7 @@ def _stream_fwd(
     tl.store(lse + row.to(tl.int64) * N + qi, maximum * LN2 + tl.log(total), mask=qi < N)
 
 
-class Rows(NamedTuple):
-    """One operand: its tensor, the stride between heads and the strides of its TOKENS hook, in elements."""
-
-    tensor: Tensor
-    head: int
-    strides: tuple[int, ...]
-
-    def over(self, align):
-        """Strides in units of ``align`` elements, nested as `load_tokens` takes them."""
-        return self.head // align, tuple(stride // align for stride in self.strides)
-
-
-class Stream(NamedTuple):
-    """The problem that the streaming kernels solve.
-
-    ``padding`` (3, H, D), contiguous: rows of q, k and v of the tokens that a hook says are padding; None: no token
-    is. ``cosine`` (H,) float32: unit q and k, their product times this factor instead of ``scale``. ``seed``: int64,
-    one element, or None for no dropout.
-    """
-
-    groups: int
-    heads: int
-    kv_heads: int
-    n: int
-    m: int
-    head_dim: int
-    scale: float
-    q_tokens: Callable = tokens.dense
-    k_tokens: Callable = tokens.dense
-    q_args: tuple = ()
-    k_args: tuple = ()
-    score: Callable = scores.plain
-    score_args: tuple = ()
-    causal: bool = False
-    dropout_p: float = 0.0
-    seed: Tensor | None = None
-    padding: Tensor | None = None
-    cosine: Tensor | None = None
-
-
-def aligned(*operands: Rows) -> int:
-    """The ALIGN that all operands share."""
-    strides = [stride for rows in operands for stride in (rows.head, *rows.strides)]
-    return configs.alignment(operands[0].tensor.element_size(), *strides)
-
-
-def constants(s: Stream, q: Rows, config: configs.Config) -> dict:
+def constants(s: Problem, q: Rows, config: configs.Config) -> dict:
     """The constexpr arguments that all kernels of the loop have in common."""
     return dict(
         Q_TOKENS=s.q_tokens,
@@ -163,10 +111,11 @@ def constants(s: Stream, q: Rows, config: configs.Config) -> dict:
     )
 
 
-def stream_forward(s: Stream, q: Rows, k: Rows, v: Rows, out: Rows, lse: Tensor) -> None:
+def stream_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse: Tensor) -> None:
     """Fill ``out`` and ``lse``, (groups, H, N) float32 contiguous, natural logarithm."""
-    arch, itemsize, hooked = configs.arch_of(q.tensor), q.tensor.element_size(), s.score is not scores.plain
-    config = configs.stream_forward_config(s.head_dim, itemsize, arch, s.n, hooked)
+    arch, itemsize = configs.arch_of(q.tensor), q.tensor.element_size()
+    hooked = s.score is not scores.plain or s.seed is not None
+    config = configs.stream_forward_config(s.head_dim, itemsize, arch, s.n, hooked, s.causal)
     align, out_align = aligned(q, k, v), aligned(out)
     launch(
         _stream_fwd, (triton.cdiv(s.n, config.block_m) * s.groups * s.heads,),
@@ -174,17 +123,3 @@ def stream_forward(s: Stream, q: Rows, k: Rows, v: Rows, out: Rows, lse: Tensor)
         s.q_args, s.k_args, s.score_args, s.padding, s.cosine, s.seed, s.heads, s.n, s.m, s.scale, s.dropout_p,
         KV_SHARE=s.heads // max(s.kv_heads, 1), ALIGN=align, OUT_ALIGN=out_align, **constants(s, q, config),
     )  # fmt: skip
-
-
-def dense_rows(tensor: Tensor) -> Rows:
-    """(B, H, N, D) with a last stride of 1. The stride of a dimension of size 1 is arbitrary and must not spoil
-    the alignment.
-    """
-    strides = (0 if size == 1 else stride for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True))
-    batch, head, token = strides
-    return Rows(tensor, head, (batch, token))
-
-
-def unit_last(tensor: Tensor) -> Tensor:
-    """``tensor`` with a last stride of 1: itself, or a contiguous copy."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

@@ -15,8 +15,19 @@ from torch import Tensor
 
 from . import configs, scores
 from .launch import launch
-from .stream import Rows, Stream, aligned, constants
-from .tiles import LOG2E, keep_mask, load_pivot, load_tokens, normalize, normalize_backward, probabilities, store_tokens
+from .problem import Problem, Rows, aligned
+from .stream import constants
+from .tiles import (
+    LOG2E,
+    keep_mask,
+    key_range,
+    load_pivot,
+    load_tokens,
+    normalize,
+    normalize_backward,
+    probabilities,
+    store_tokens,
+)
 
 
 @triton.jit
@@ -61,11 +72,7 @@ def _stream_bwd_dq(
         queries = unit.to(q.dtype.element_ty)
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    end = M
-    whole = M // BLOCK_N * BLOCK_N
-    if CAUSAL:
-        end = tl.minimum(M, tl.maximum(0, (block + 1) * BLOCK_M + (M - N)))
-        whole = tl.minimum(whole, tl.maximum(0, block * BLOCK_M + (M - N) + 1) // BLOCK_N * BLOCK_N)
+    whole, end = key_range(block, N, M, BLOCK_M, BLOCK_N, CAUSAL)
     for MASKED in tl.static_range(1 if EVEN_M and not CAUSAL else 2):
         for start in tl.range(whole if MASKED else 0, end if MASKED else whole, BLOCK_N):
             ki = start + tl.arange(0, BLOCK_N)
@@ -183,7 +190,7 @@ def _stream_bwd_dkdv(
 
 
 def stream_backward(
-    s: Stream,
+    s: Problem,
     q: Rows,
     k: Rows,
     v: Rows,

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from . import configs
 from .launch import launch
-from .stream import Rows, Stream, aligned, constants
+from .problem import Problem, Rows, aligned
+from .stream import constants
 from .tiles import LOG2E, keep_mask, load_pivot, load_tokens, normalize, probabilities
 
 
@@ -90,7 +91,7 @@ def _stream_bwd_bias(
 
 
 def stream_bias_gradient(
-    s: Stream, q: Rows, k: Rows, v: Rows, grad: Rows, lse: Tensor, delta: Tensor, *, per_group: bool, per_head: bool
+    s: Problem, q: Rows, k: Rows, v: Rows, grad: Rows, lse: Tensor, delta: Tensor, *, per_group: bool, per_head: bool
 ) -> Tensor:
     """Gradient of the logits summed over what shares a bias: (groups or 1, H or 1, N, M) float32. ``delta`` is
     that of `stream_backward`.

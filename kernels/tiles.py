@@ -44,6 +44,25 @@ def store_rows(
 
 
 @triton.jit
+def gather_rows(
+    pointer, offsets, inside, valid, padding, padding_row,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """`load_rows` of tokens: [BLOCK, BLOCK_D], zero where not ``valid``. A token that is not ``inside`` is row
+    ``padding_row`` of ``padding`` [rows, D], or zero where that is None.
+    """
+    if padding is None:
+        rows = load_rows(pointer, offsets, valid & inside, HEAD_DIM, ALIGN, BLOCK_D, HEAD_DIM == BLOCK_D)
+    else:
+        d = tl.arange(0, BLOCK_D)
+        outside = (padding + padding_row * HEAD_DIM + d)[None, :]
+        # Choosing between addresses, not values, leaves the load a plain copy to shared memory.
+        where = tl.where(inside[:, None], pointer + (offsets * ALIGN)[:, None] + d[None, :], outside)
+        rows = tl.load(where, mask=valid[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
+    return rows
+
+
+@triton.jit
 def load_tokens(
     pointer, strides, args, padding, padding_row, group, head, i, count,
     TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr,
@@ -52,21 +71,16 @@ def load_tokens(
     """Rows of tokens ``i`` [BLOCK] of a group and head -> [BLOCK, BLOCK_D]; strides (head, strides of TOKENS) in
     units of ALIGN.
 
-    MASKED: zero from ``count`` on. PADDED: a token outside has row ``padding_row`` of ``padding`` [rows, D], or zeros
-    if that is None.
+    MASKED: zero from ``count`` on. PADDED: some tokens are padding, see `gather_rows`.
     """
     offsets, inside = TOKENS(group, i, strides[1], args)
     offsets += head.to(tl.int64) * strides[0]
-    row_mask = None
     if PADDED:
-        row_mask = inside & (i < count)
+        rows = gather_rows(pointer, offsets, inside, i < count, padding, padding_row, HEAD_DIM, BLOCK_D, ALIGN)
     elif MASKED:
-        row_mask = i < count
-    rows = load_rows(pointer, offsets, row_mask, HEAD_DIM, ALIGN, BLOCK_D, HEAD_DIM == BLOCK_D)
-    if PADDED and padding is not None:
-        d = tl.arange(0, BLOCK_D)
-        vector = tl.load(padding + padding_row * HEAD_DIM + d, mask=d < HEAD_DIM, other=0.0)
-        rows = tl.where(inside[:, None], rows, vector[None, :])
+        rows = load_rows(pointer, offsets, i < count, HEAD_DIM, ALIGN, BLOCK_D, HEAD_DIM == BLOCK_D)
+    else:
+        rows = load_rows(pointer, offsets, None, HEAD_DIM, ALIGN, BLOCK_D, HEAD_DIM == BLOCK_D)
     return rows
 
 
@@ -99,6 +113,17 @@ def normalize_backward(grad, unit, inverse):
     """
     along = tl.where(inverse < 1e12, tl.sum(grad * unit, 1), 0.0)
     return (grad - unit * along[:, None]) * inverse[:, None]
+
+
+@triton.jit
+def key_range(block, N, M, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr):
+    """Ends of the keys that a block of queries sees without a mask, in whole key blocks, and of all that it sees."""
+    end = M
+    whole = M // BLOCK_N * BLOCK_N
+    if CAUSAL:
+        end = tl.minimum(M, tl.maximum(0, (block + 1) * BLOCK_M + (M - N)))
+        whole = tl.minimum(whole, tl.maximum(0, block * BLOCK_M + (M - N) + 1) // BLOCK_N * BLOCK_N)
+    return whole, end
 
 
 @triton.jit

@@ -12,10 +12,11 @@ import triton.language as tl
 
 from . import scores, tokens
 from .configs import short_takes, short_tile
+from .problem import Problem, Rows, unit_last
 from .relative_table import expand_table, reduce_table
-from .short_attention import LOG2_OF_E, Bias, Geometry, View, run_forward
+from .short_attention import LOG2_OF_E, held_bias, run_forward
 from .short_attention_backward import run_backward
-from .stream import Rows, Stream, stream_forward, unit_last
+from .stream import stream_forward
 from .stream_backward import stream_backward
 from .stream_bias import stream_bias_gradient
 
@@ -31,68 +32,43 @@ def _counts(qkv, window):
     return -(-qkv.shape[1] // window[0]), -(-qkv.shape[2] // window[1])
 
 
-def _geometry(qkv, num_heads, window, shift, wrap, scale, mask_value):
+def _problem(qkv, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value):
     batch, img_h, img_w, packed = qkv.shape
     rows, cols = _counts(qkv, window)
     (window_h, window_w), (shift_h, shift_w) = ([tl.constexpr(n) for n in pair] for pair in (window, shift))
-    size = window[0] * window[1]
+    size, head_dim = window[0] * window[1], packed // 3 // num_heads
     exact = tl.constexpr(rows * window[0] == img_h and cols * window[1] == img_w)
     args = (img_h, img_w, wrap[0], wrap[1], rows, cols, window_h, window_w, shift_h, shift_w, exact)
     score, score_args = scores.plain, ()
     if any(shift) and mask_value != 0.0:
         score = scores.regions
         score_args = (rows, cols, mask_value * LOG2_OF_E, window_h, window_w, shift_h, shift_w)
-    head_dim = packed // 3 // num_heads
-    return Geometry(
-        batch * rows * cols,
-        num_heads,
-        size,
-        size,
-        head_dim,
-        scale,
-        tokens.window,
-        tokens.window,
-        args,
-        args,
-        score,
-        score_args,
-    )
-
-
-def _stream(geometry, table, padding, head_scale, window):
-    """`Stream` of the same problem: the table joins the score hook."""
-    g = geometry
-    score, score_args = g.score, g.score_args
-    if table is not None:
-        padded = -(-g.queries // 128) * 128
-        tile = (expand_table(table, window, padded, padded), tl.constexpr(padded), tl.constexpr(padded))
-        score, score_args = (
-            (scores.tile_and_regions, (tile, score_args)) if score is scores.regions else (scores.tile, tile)
-        )
-    return Stream(
-        g.groups, g.heads, g.heads, g.queries, g.keys, g.head_dim, g.scale, g.q_tokens, g.k_tokens, g.q_args, g.k_args,
-        score, score_args, padding=padding, cosine=head_scale,
+    return Problem(
+        batch * rows * cols, num_heads, num_heads, size, size, head_dim, scale,
+        tokens.window, tokens.window, args, args, score, score_args,
+        padding=_padding(qkv, padding, num_heads, window), cosine=head_scale,
     )  # fmt: skip
 
 
-def _rows(packed, head_dim, parts):
-    return [Rows(*view) for view in _views(packed, head_dim, parts)]
-
-
-def _views(packed, head_dim, parts):
-    """`View` of each of ``parts`` consecutive slices of the channels of (B, img_h, img_w, parts * C)."""
-    return [View(part, head_dim, part.stride()[:3]) for part in packed.chunk(parts, -1)]
-
-
-def _bias(table, geometry, window):
+def _with_table(problem, table, window):
+    """The problem for the streaming kernels, whose score hook adds the table too."""
     if table is None:
-        return None
-    rows, columns = short_tile(geometry.queries, geometry.keys)
-    return Bias(
-        expand_table(table, window, rows, columns),
-        (0, rows * columns, columns, 1),
-        "held" if columns <= 64 else "baked",
-    )
+        return problem
+    padded = -(-problem.n // 128) * 128
+    tile = (expand_table(table, window, padded, padded), tl.constexpr(padded), tl.constexpr(padded))
+    if problem.score is scores.regions:
+        return problem._replace(score=scores.tile_and_regions, score_args=(tile, problem.score_args))
+    return problem._replace(score=scores.tile, score_args=tile)
+
+
+def _bias(table, problem, window):
+    """The table for the short kernels."""
+    return None if table is None else held_bias(expand_table(table, window, *short_tile(problem.n, problem.m)))
+
+
+def _rows(packed, head_dim, parts):
+    """`Rows` of each of ``parts`` consecutive slices of the channels of (B, img_h, img_w, parts * C)."""
+    return [Rows(part, head_dim, part.stride()[:3]) for part in packed.chunk(parts, -1)]
 
 
 def _padding(qkv, padding, num_heads, window):
@@ -127,14 +103,12 @@ def window_attention_forward(qkv, table, padding, head_scale, num_heads, window,
         qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value
     )
     qkv = unit_last(qkv)
-    geometry = _geometry(qkv, num_heads, window, shift, wrap, scale, mask_value)
-    padding = _padding(qkv, padding, num_heads, window)
+    problem = _problem(qkv, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value)
+    rows = *_rows(qkv, problem.head_dim, 3), *_rows(out, problem.head_dim, 1)
     if _is_short(qkv, num_heads, window):
-        views = *_views(qkv, geometry.head_dim, 3), *_views(out, geometry.head_dim, 1)
-        run_forward(geometry, *views, bias=_bias(table, geometry, window), padding=padding, head_scale=head_scale)
+        run_forward(problem, *rows, bias=_bias(table, problem, window))
     else:
-        rows = *_rows(qkv, geometry.head_dim, 3), *_rows(out, geometry.head_dim, 1)
-        stream_forward(_stream(geometry, table, padding, head_scale, window), *rows, lse)
+        stream_forward(_with_table(problem, table, window), *rows, lse)
     return out, lse
 
 
@@ -156,20 +130,17 @@ def window_attention_backward(
     """Gradients of `window_attention_forward`; deterministic."""
     dqkv = qkv.new_empty(qkv.shape)
     qkv, grad = unit_last(qkv), unit_last(grad)
-    geometry = _geometry(qkv, num_heads, window, shift, wrap, scale, mask_value)
-    vector = _padding(qkv, padding, num_heads, window)
-    wants_table = table is not None and needs[1]
-    inputs, gradients = _views(qkv, geometry.head_dim, 3), _views(dqkv, geometry.head_dim, 3)
-    (grad_view,), (out_view,) = _views(grad, geometry.head_dim, 1), _views(out, geometry.head_dim, 1)
+    problem = _problem(qkv, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value)
+    wants_table, head_dim = table is not None and needs[1], problem.head_dim
+    (q, k, v), gradients = _rows(qkv, head_dim, 3), _rows(dqkv, head_dim, 3)
+    (grad_rows,), (out_rows,) = _rows(grad, head_dim, 1), _rows(out, head_dim, 1)
     if _is_short(qkv, num_heads, window):
+        bias = _bias(table, problem, window)
         dbias, dpadding, dhead_scale = run_backward(
-            geometry, grad_view, *inputs, *gradients,
-            bias=_bias(table, geometry, window), bias_grad=wants_table, padding=vector, head_scale=head_scale,
-        )  # fmt: skip
+            problem, grad_rows, q, k, v, *gradients, bias=bias, bias_grad=wants_table
+        )
     else:
-        problem, delta, dbias = _stream(geometry, table, vector, head_scale, window), torch.empty_like(lse), None
-        q, k, v, *gradients = (Rows(*view) for view in (*inputs, *gradients))
-        out_rows, grad_rows = Rows(*out_view), Rows(*grad_view)
+        problem, delta, dbias = _with_table(problem, table, window), torch.empty_like(lse), None
         dpadding, dhead_scale = stream_backward(problem, q, k, v, out_rows, grad_rows, lse, delta, *gradients)
         if wants_table:
             dbias = stream_bias_gradient(problem, q, k, v, grad_rows, lse, delta, per_group=False, per_head=True)[0]

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
-from vitkern.kernels.stream import Rows, Stream, stream_forward
+from vitkern.kernels.problem import Problem, Rows
+from vitkern.kernels.stream import stream_forward
 from vitkern.kernels.stream_backward import stream_backward
 from vitkern.kernels.stream_bias import stream_bias_gradient
 
@@ -373,7 +374,7 @@ def test_windows_with_padding(cosine):
         return Rows(tensor, tensor.stride(1), (0, image[1] * tensor.stride(0), tensor.stride(0)))
 
     args = (*image, rows * window[0], cols * window[1], rows, cols, *window, *shift, False)
-    stream = Stream(
+    stream = Problem(
         groups, heads, heads, n, n, d, 0.4, tokens.window, tokens.window, args, args,
         padding=padding.detach().float(), cosine=factor.detach().float() if cosine else None,
     )  # fmt: skip
@@ -402,7 +403,7 @@ def test_windows_with_padding(cosine):
 def test_cosine_of_a_zero_vector_is_finite():
     q = torch.randn(1, 1, 5, 16)
     q[0, 0, 2] = 0
-    stream = Stream(1, 1, 1, 5, 5, 16, 1.0, cosine=torch.tensor([5.0]))
+    stream = Problem(1, 1, 1, 5, 5, 16, 1.0, cosine=torch.tensor([5.0]))
     operand = Rows(q, 80, (80, 16))
     out, lse, delta, dq, dk, dv = (torch.empty(1, 1, 5, 16), *torch.empty(2, 1, 1, 5), *torch.empty(3, 1, 1, 5, 16))
     outputs = [Rows(t, 80, (80, 16)) for t in (out, dq, dk, dv)]

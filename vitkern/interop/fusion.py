@@ -1,5 +1,6 @@
 """LayerNorm and MLP of another library's block as one op, where nothing is attached to the parts it bypasses."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -124,6 +125,20 @@ def run(x: Tensor, mlp: Mlp, post_norm: bool = False) -> Tensor:
         row_scale=row_scale,
         post_norm=post_norm,
     )
+
+
+def joined(x: Tensor, *linears: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The results of several linears of ``x`` (..., C) side by side, as one projection.
+
+    Plain ones are joined by their weights where those are fewer than the results.
+    """
+    tokens = x.numel() // max(x.shape[-1], 1)
+    if tokens < x.shape[-1] or not all(plain_linear(linear) for linear in linears):
+        return lambda rows: torch.cat([linear(rows) for linear in linears], -1)
+    weight = torch.cat([linear.weight for linear in linears])
+    biases = [weight.new_zeros(n.out_features) if n.bias is None else n.bias for n in linears]
+    bias = None if all(linear.bias is None for linear in linears) else torch.cat(biases)
+    return lambda rows: nn.functional.linear(rows, weight, bias)
 
 
 def residual(x: Tensor, branch: Tensor, source: nn.Module, *after: nn.Module) -> Tensor:

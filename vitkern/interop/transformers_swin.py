@@ -55,7 +55,7 @@ class SwinLayer(Adapter, modeling_swin.SwinLayer):
         batch, tokens, channels = hidden_states.shape
         out = projected_window_attention(
             self.layernorm_before(hidden_states).view(batch, *input_dimensions, channels),
-            self._project,
+            fusion.joined(hidden_states, attn.q_proj, attn.k_proj, attn.v_proj),
             num_heads=attn.num_attention_heads,
             window=(self.window_size, self.window_size),
             shift=(self.shift_size, self.shift_size),
@@ -64,15 +64,11 @@ class SwinLayer(Adapter, modeling_swin.SwinLayer):
             scale=attn.scaling,
         )
         out = self.dropout(attn.o_proj(out.view(batch, tokens, channels)))
-        x = hidden_states + self.drop_path(out)
+        x = fusion.residual(hidden_states, self.drop_path(out), attn.o_proj, self.dropout, self.drop_path)
         mlp = self.parts(self)
         if fusion.obstacle(mlp) is None:
             return fusion.run(x, mlp), None
         return self.dropout(self.mlp(self.layernorm_after(x))) + x, None
-
-    def _project(self, x: Tensor) -> Tensor:
-        attn = self.attention
-        return torch.cat((attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)), -1)
 
 
 class Swinv2Layer(Adapter, modeling_swinv2.Swinv2Layer):
@@ -125,7 +121,7 @@ class Swinv2Layer(Adapter, modeling_swinv2.Swinv2Layer):
         )
         out = projected_window_attention(
             hidden_states.view(batch, *input_dimensions, channels),
-            self._project,
+            fusion.joined(hidden_states, attn.query, attn.key, attn.value),
             num_heads=attn.num_attention_heads,
             window=(self.window_size, self.window_size),
             shift=(self.shift_size, self.shift_size),
@@ -135,12 +131,9 @@ class Swinv2Layer(Adapter, modeling_swinv2.Swinv2Layer):
             logit_scale=attn.logit_scale,
         )
         out = output.dropout(output.dense(out.view(batch, tokens, channels)))
-        x = hidden_states + self.drop_path(self.layernorm_before(out))
+        branch = self.drop_path(self.layernorm_before(out))
+        x = fusion.residual(hidden_states, branch, self.layernorm_before, self.drop_path)
         mlp = self.parts(self)
         if fusion.obstacle(mlp) is None:
             return (fusion.run(x, mlp, post_norm=True),)
         return (x + self.drop_path(self.layernorm_after(self.output(self.intermediate(x)))),)
-
-    def _project(self, x: Tensor) -> Tensor:
-        attn = self.attention.self
-        return torch.cat((attn.query(x), attn.key(x), attn.value(x)), -1)

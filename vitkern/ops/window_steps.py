@@ -92,58 +92,83 @@ def _cosine(qk: Tensor, head_scale: Tensor) -> Tensor:
     return inverse
 
 
+def _explicit(rows: Tensor, mask: Tensor | None, scores: Scores, out: Tensor) -> list[Tensor]:
+    """Attention of a few windows, written to ``out``; returns what a backward needs: q, k, v heads first, the
+    probabilities, and for cosines the inverse norms."""
+    qkv = _heads_first(rows, 3, scores.size, scores.num_heads)
+    scale, inverse = _scale(qkv, scores), []
+    if scores.head_scale is not None:
+        inverse = [_cosine(qkv[:2], scores.head_scale)]
+    p = _probabilities(qkv[0], qkv[1], mask, scores.num_heads, scale)
+    _heads_last(torch.bmm(p, qkv[2])[None], scores.num_heads, out)
+    return [qkv, p, *inverse]
+
+
+def _scale(qkv: Tensor, scores: Scores) -> float:
+    if scores.head_scale is not None:
+        return 1.0  # it is in q
+    return qkv.shape[-1] ** -0.5 if scores.scale is None else scores.scale
+
+
 def attend_step(rows: Tensor, mask: Tensor | None, scores: Scores, out: Tensor) -> None:
     """Attention of a few windows (windows * N, 3 * C) of one class, written to ``out`` (windows * N, C)."""
     heads, size = scores.num_heads, scores.size
     together = max(1, _CHUNK_SCORES // (heads * size * size)) * size
     for part, target in zip(rows.split(together), out.split(together), strict=True):
+        if size <= _LARGE:
+            _explicit(part, mask, scores, target)
+            continue
         qkv = _heads_first(part, 3, size, heads)
-        scale = qkv.shape[-1] ** -0.5 if scores.scale is None else scores.scale
+        scale = _scale(qkv, scores)
         if scores.head_scale is not None:
             _cosine(qkv[:2], scores.head_scale)
-            scale = 1.0
-        if size > _LARGE:
-            result = F.scaled_dot_product_attention(*qkv.unflatten(1, (-1, heads)), attn_mask=mask, scale=scale)
-        else:
-            result = torch.bmm(_probabilities(qkv[0], qkv[1], mask, heads, scale), qkv[2])
+        result = F.scaled_dot_product_attention(*qkv.unflatten(1, (-1, heads)), attn_mask=mask, scale=scale)
         _heads_last(result.reshape(1, *qkv.shape[1:]), heads, target)
 
 
 class AttendInSteps(torch.autograd.Function):
-    """`attend` in steps that stay in a CPU's cache; the backward recomputes the probabilities, so that only the input
-    is kept.
+    """`attend` in steps that stay in a CPU's cache. The backward finds small windows' probabilities kept, as plain
+    PyTorch would, and computes those of large ones again.
 
     ``masks`` is (classes, 1 or H, N, N) and has a gradient, ``head_scale`` too.
     """
 
     @staticmethod
     def forward(ctx, rows, masks, head_scale, scores, counts):
-        ctx.save_for_backward(rows, masks, head_scale)
-        ctx.scores, ctx.counts = scores, counts
+        ctx.scores, ctx.counts = scores._replace(head_scale=None), counts
+        ctx.shape, ctx.dtype = rows.shape, rows.dtype
         scores = scores._replace(head_scale=head_scale)
         out = rows.new_empty(rows.shape[0], rows.shape[1] // 3)
+        kept = []
         with torch.autocast("cpu", enabled=False):
-            for number, part in steps_of(counts, scores.size):
-                attend_step(rows[part], None if masks is None else masks[number], scores, out[part])
+            for number, part in _score_steps(counts, scores):
+                mask = None if masks is None else masks[number]
+                if scores.size <= _LARGE:
+                    kept += _explicit(rows[part], mask, scores, out[part])
+                else:
+                    attend_step(rows[part], mask, scores, out[part])
+        ctx.save_for_backward(None if kept else rows, masks, head_scale, *kept)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     @torch.autocast("cpu", enabled=False)
     def backward(ctx, grad):
-        rows, masks, head_scale = ctx.saved_tensors
-        heads, size = ctx.scores.num_heads, ctx.scores.size
-        scale = (rows.shape[1] // (3 * heads)) ** -0.5 if ctx.scores.scale is None else ctx.scores.scale
-        d_rows = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        rows, masks, head_scale, *kept = ctx.saved_tensors
+        scores = ctx.scores._replace(head_scale=head_scale)
+        heads, size = scores.num_heads, scores.size
+        d_rows = torch.empty(ctx.shape, dtype=ctx.dtype)
         d_masks = torch.zeros_like(masks) if ctx.needs_input_grad[1] else None
         d_head_scale = None if head_scale is None else torch.zeros_like(head_scale)
-        for number, part in steps_of(ctx.counts, size, _CHUNK_SCORES // (heads * size)):
-            qkv = _heads_first(rows[part], 3, size, heads)
+        each = 2 if head_scale is None else 3  # tensors kept of a step
+        for step, (number, part) in enumerate(_score_steps(ctx.counts, scores)):
+            if kept:
+                qkv, p, *inverse = kept[step * each : (step + 1) * each]
+            else:
+                mask = None if masks is None else masks[number]
+                unused = torch.empty(part.stop - part.start, ctx.shape[1] // 3, dtype=ctx.dtype)
+                qkv, p, *inverse = _explicit(rows[part], mask, scores, unused)
             q, k, v = qkv
-            if head_scale is not None:
-                inverse = _cosine(qkv[:2], head_scale)
-                scale = 1.0
-            p = _probabilities(q, k, None if masks is None else masks[number], heads, scale)
             g = _heads_first(grad[part], 1, size, heads)[0]
             d_qkv = torch.empty_like(qkv)
             torch.bmm(p.transpose(1, 2), g, out=d_qkv[2])
@@ -153,22 +178,30 @@ class AttendInSteps(torch.autograd.Function):
             torch.bmm(d_scores, k, out=d_qkv[0])
             torch.bmm(d_scores.transpose(1, 2), q, out=d_qkv[1])
             if head_scale is None:
-                d_qkv[:2].mul_(scale)
+                d_qkv[:2].mul_(_scale(qkv, scores))
             else:
-                d_head_scale += _cosine_backward(d_qkv[:2], qkv[:2], inverse, head_scale)
+                d_head_scale += _cosine_backward(d_qkv[:2], qkv[:2], inverse[0], head_scale)
             _heads_last(d_qkv, heads, d_rows[part])
         return d_rows, d_masks, d_head_scale, None, None
+
+
+def _score_steps(counts, scores: Scores) -> Iterator[tuple[int, slice]]:
+    """`steps_of` as many windows as hold ``_CHUNK_SCORES`` scores."""
+    return steps_of(counts, scores.size, _CHUNK_SCORES // (scores.num_heads * scores.size))
 
 
 def _cosine_backward(d_qk: Tensor, qk: Tensor, inverse: Tensor, head_scale: Tensor) -> Tensor:
     """Turns d(normalised q, k) in place into d(q, k), and returns d(head_scale) (H,). ``qk`` is what `_cosine` left: q
     carries its factor."""
     factor = head_scale.view(-1, 1, 1)
-    per_head = (2, -1, head_scale.shape[0], *qk.shape[2:])
-    d_q, q = d_qk.view(per_head)[0], qk.view(per_head)[0]
-    q.div_(factor)  # (windows, H, N, D), unit vectors again
-    d_head_scale = (d_q * q).sum((0, 2, 3))
+    along = (d_qk * qk).sum(-1, keepdim=True)  # (2, windows * H, N, 1), the same for q with its factor and without
+    d_q, along_q = (
+        d_qk[0].view(-1, head_scale.shape[0], *qk.shape[2:]),
+        along[0].view(-1, head_scale.shape[0], qk.shape[2], 1),
+    )
+    d_head_scale = along_q.sum((0, 2, 3)) / head_scale
+    along.masked_fill_(inverse >= 1 / EPS, 0.0)  # a clamped norm is a constant
+    along_q.div_(factor)
     d_q.mul_(factor)
-    along = (d_qk * qk).sum(-1, keepdim=True).masked_fill_(inverse >= 1 / EPS, 0.0)  # a clamped norm is a constant
     d_qk.addcmul_(qk, along, value=-1).mul_(inverse)
     return d_head_scale

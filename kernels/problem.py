@@ -1,0 +1,68 @@
+"""An attention problem and the place of its operands: what the launchers of all attention kernels are given."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from . import configs, scores, tokens
+
+
+class Rows(NamedTuple):
+    """One operand: its tensor, the stride between heads and the strides of its TOKENS hook, in elements."""
+
+    tensor: Tensor
+    head: int
+    strides: tuple[int, ...]
+
+    def over(self, align):
+        """Strides in units of ``align`` elements, as kernels take them: (head, strides of TOKENS)."""
+        return self.head // align, tuple(stride // align for stride in self.strides)
+
+
+class Problem(NamedTuple):
+    """What forward and backward agree on.
+
+    ``n`` query and ``m`` key tokens of each group. ``padding`` (3, H, D), contiguous: rows of q, k and v of the tokens
+    that a hook says are padding; None: no token is. ``cosine`` (H,) float32: unit q and k, their product times this
+    factor instead of ``scale``. ``seed``: int64, one element, or None for no dropout.
+    """
+
+    groups: int
+    heads: int
+    kv_heads: int
+    n: int
+    m: int
+    head_dim: int
+    scale: float
+    q_tokens: Callable = tokens.dense
+    k_tokens: Callable = tokens.dense
+    q_args: tuple = ()
+    k_args: tuple = ()
+    score: Callable = scores.plain
+    score_args: tuple = ()
+    causal: bool = False
+    dropout_p: float = 0.0
+    seed: Tensor | None = None
+    padding: Tensor | None = None
+    cosine: Tensor | None = None
+
+
+def aligned(*operands: Rows) -> int:
+    """The ALIGN that all operands share."""
+    strides = [stride for rows in operands for stride in (rows.head, *rows.strides)]
+    return configs.alignment(operands[0].tensor.element_size(), *strides)
+
+
+def dense_rows(tensor: Tensor) -> Rows:
+    """(B, H, N, D) with a last stride of 1. The stride of a dimension of size 1 is arbitrary and must not spoil
+    the alignment.
+    """
+    strides = (0 if size == 1 else stride for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True))
+    batch, head, token = strides
+    return Rows(tensor, head, (batch, token))
+
+
+def unit_last(tensor: Tensor) -> Tensor:
+    """``tensor`` with a last stride of 1: itself, or a contiguous copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
