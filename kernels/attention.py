@@ -127,16 +127,16 @@ def attention_qkvpacked_backward(
     return dqkv, dbias
 
 
-def takes_short(q, k, v, bias, seed, causal) -> bool:
+def takes_short(q, k, v, terms, seed, causal) -> bool:
     """Whether the one-pass kernels run and not the loop: they hold a group in one tile, draw no dropout and skip
     no causal block.
     """
-    return seed is None and not causal and short_attention.fits(q, k, v, bias=bias is not None)
+    return seed is None and not causal and short_attention.fits(q, k, v, terms=any(term is not None for term in terms))
 
 
 def _forward(q, k, v, out, lse, bias, mask, key_mask, seed, scale, causal, dropout_p):
     out = out.transpose(1, 2)
-    if takes_short(q, k, v, bias, seed, causal):
+    if takes_short(q, k, v, (bias, mask, key_mask), seed, causal):
         short_attention.short_forward(
             q, k, v, out, scale=scale, lse=lse, bias=bias, **_hook(None, mask, key_mask, q, k)
         )
@@ -149,7 +149,7 @@ def _backward(
     grad, out, lse, q, k, v, dq, dk, dv, dbias, bias, mask, key_mask, seed, scale, causal, dropout_p, needs_bias
 ):
     grad = unit_last(grad).transpose(1, 2)
-    if takes_short(q, k, v, bias, seed, causal):
+    if takes_short(q, k, v, (bias, mask, key_mask), seed, causal):
         hook = _hook(None, mask, key_mask, q, k)
         total = short_backward(grad, q, k, v, dq, dk, dv, scale=scale, bias=bias, bias_grad=needs_bias, **hook)
     else:

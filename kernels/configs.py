@@ -77,27 +77,30 @@ def short_tile(queries, keys):
 
 def short_forward_config(rows, columns, itemsize, arch):
     """One-pass softmax: a block of rows against all columns at once."""
-    block_m = 64 if columns <= 64 or arch >= 90 or arch == INTERPRETER else 32
+    block_m = 32 if columns > 128 and arch in range(80, 90) else 64
     return Config(min(rows, block_m), columns, 1 if max(rows, columns) <= 16 else 4, 2 if columns <= 64 else 1)
 
 
-def short_backward_config(rows, columns, itemsize, arch):
+def short_backward_config(rows, columns, head_dim, itemsize, arch):
     """All columns in registers, rows in blocks: beyond 64 columns the dK and dV accumulators take the place of rows."""
     if columns > 64:
         return Config(min(rows, 32), columns, 8, 1)
     if itemsize == 4:
         return Config(min(rows, 32), columns, 1 if max(rows, columns) <= 16 else 8, 1)
-    return Config(min(rows, 64), columns, 1 if max(rows, columns) <= 16 else 4, 2 if arch == 90 else 1)
+    warps = 8 if head_dim > 32 and arch in range(80, 90) else 4
+    return Config(min(rows, 64), columns, 1 if max(rows, columns) <= 16 else warps, 2 if arch == 90 else 1)
 
 
 def short_takes(queries, keys, head_dim, itemsize, walks):
-    """Whether the short kernels hold a group in registers, which the tests hold them to. ``walks``: a program adds over
-    groups (the gradient
-    of a bias, a padding vector or a cosine scale), or holds a bias."""
+    """Whether the short kernels hold a group in registers, which the tests hold them to.
+
+    ``walks``: a program adds over groups (the gradient of a bias, a padding vector or a cosine scale), or reads a bias
+    or a mask. Beyond 64 tokens only whole heads of 64 fit.
+    """
     longest = max(queries, keys)
     if itemsize == 4:
         return longest <= 64 and head_dim <= 32
-    return head_dim <= 64 and longest <= (64 if walks else 256)
+    return head_dim <= 64 and longest <= (256 if head_dim == 64 and not walks else 64)
 
 
 def groups_per_program(groups, programs_per_group, arch):
@@ -132,8 +135,7 @@ def dot_precision(dtype):
 
 
 def stream_forward_config(head_dim, itemsize, arch, queries, hooked, causal):
-    """A query block that stays, key blocks that stream past. ``hooked``: a score hook, or dropout, needs registers of
-    its own."""
+    """A query block that stays, key blocks that stream past. ``hooked``: see `stream.hooked`."""
     if arch == INTERPRETER:
         return Config(16, 16, 1, 1)
     block_d = head_tile(head_dim)
@@ -171,17 +173,24 @@ def stream_dkdv_config(head_dim, itemsize, arch, keys, hooked):
         return Config(32, 32, 8, 1) if block_d <= 64 else Config(16, 32, 8, 1)
     if block_d <= 64:
         return Config(32 if hooked and arch < 100 else 64, 64, 4, 2)
-    return Config(32, 64, 4, 1 if head_dim < block_d and arch < 90 else 2) if block_d <= 128 else Config(32, 32, 8, 1)
+    if block_d <= 128:
+        if arch < 90:
+            return Config(32, 64, 8, 2) if hooked else Config(32, 64, 4, 1 if head_dim < block_d else 2)
+        return Config(32, 64, 4, 2)
+    return Config(32, 32, 8, 1)
 
 
-def stream_bias_config(head_dim, itemsize, arch):
-    """A tile of the bias that stays while the batch streams past."""
+def stream_bias_config(head_dim, itemsize, arch, padded):
+    """A tile of the bias that stays while the batch streams past; ``padded`` tokens leave no registers to load ahead
+    with."""
     if arch == INTERPRETER:
         return Config(16, 16, 1, 1)
     block_d = head_tile(head_dim)
     if itemsize == 4:
         return Config(32, 32, 8, 1)
-    return Config(64, 64, 4, 2) if block_d <= 64 else Config(64, 32, 4 if block_d <= 128 else 8, 1)
+    if block_d <= 64:
+        return Config(64, 64, 4, 1 if padded and arch < 100 else 2)
+    return Config(64, 32, 4 if block_d <= 128 else 8, 1)
 
 
 def bias_splits(tiles, members, arch):

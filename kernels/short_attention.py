@@ -46,6 +46,23 @@ def bias_tile(bias, group, head, qi, ki, strides, N, M, BAKED: tl.constexpr, BLO
 
 
 @triton.jit
+def logits(
+    product, held, bias, group, head, qi, ki, bias_strides, score_args, N, M, scale,
+    SCORE: tl.constexpr, BIAS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_M, BLOCK_N] in units of log2 from q k^T; -inf past the last key. ``held``: the tile where BIAS is so."""
+    s = product * scale
+    if BIAS == "held":
+        s += held
+    elif BIAS != "none":
+        s += bias_tile(bias, group, head, qi, ki, bias_strides, N, M, BIAS == "baked", BLOCK_N)
+    s = SCORE(s, group, head, qi[:, None], ki[None, :], score_args)
+    if BIAS == "none" or BIAS == "strided":
+        s = tl.where((ki < M)[None, :], s, float("-inf"))
+    return s
+
+
+@triton.jit
 def _short_fwd(
     q, k, v, out, lse, bias, cosine, padding,
     q_strides, k_strides, v_strides, out_strides, bias_strides, q_args, k_args, score_args,
@@ -65,8 +82,9 @@ def _short_fwd(
     out += head.to(tl.int64) * out_strides[0] * ALIGN
     if cosine is not None:
         scale = tl.load(cosine + head) * LOG2E
+    held = None
     if BIAS == "held":
-        tile = bias_tile(bias, first, head, qi, ki, bias_strides, N, M, True, BLOCK_N)
+        held = bias_tile(bias, first, head, qi, ki, bias_strides, N, M, True, BLOCK_N)
     for step in tl.range(0, tl.minimum(chunk, groups - first)):
         group = first + step
         q_at, q_inside = Q_TOKENS(group, qi, q_strides[1], q_args)
@@ -81,14 +99,10 @@ def _short_fwd(
         if cosine is not None:
             q_rows = normalize(q_rows)[0].to(q_rows.dtype)
             k_rows = normalize(k_rows)[0].to(k_rows.dtype)
-        s = tl.dot(q_rows, tl.trans(k_rows), input_precision=PRECISION) * scale  # [BLOCK_M, BLOCK_N]
-        if BIAS == "held":
-            s += tile
-        elif BIAS != "none":
-            s += bias_tile(bias, group, head, qi, ki, bias_strides, N, M, BIAS == "baked", BLOCK_N)
-        s = SCORE(s, group, head, qi[:, None], ki[None, :], score_args)
-        if BIAS == "none" or BIAS == "strided":
-            s = tl.where((ki < M)[None, :], s, float("-inf"))
+        product = tl.dot(q_rows, tl.trans(k_rows), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+        s = logits(
+            product, held, bias, group, head, qi, ki, bias_strides, score_args, N, M, scale, SCORE, BIAS, BLOCK_N
+        )
         top = tl.max(s, 1)
         top = tl.where(top == float("-inf"), 0.0, top)  # a fully masked row needs a finite pivot
         p = tl.exp2(s - top[:, None])
@@ -167,13 +181,13 @@ def dense_bias(bias, problem):
     return held_bias(tile)
 
 
-def fits(q, k, v, *, bias=False):
+def fits(q, k, v, *, terms=False):
     """Whether (B, H, N, D), (B, H, M, D) are for this file: a group in one tile, equal head counts, unit last strides,
     nothing empty."""
     (batch, heads, queries, head_dim), keys = q.shape, k.shape[2]
     if min(batch, heads, queries, keys, head_dim) == 0 or k.shape[1] != heads or v.shape[3] != head_dim:
         return False
-    return all(x.stride(3) == 1 for x in (q, k, v)) and short_takes(queries, keys, head_dim, q.element_size(), bias)
+    return all(x.stride(3) == 1 for x in (q, k, v)) and short_takes(queries, keys, head_dim, q.element_size(), terms)
 
 
 def short_forward(q, k, v, out, *, scale, lse=None, bias=None, score=scores.plain, score_args=()):

@@ -17,7 +17,7 @@ from . import scores
 from .configs import arch_of, dot_precision, groups_per_program, head_tile, short_backward_config, short_tile
 from .launch import launch
 from .problem import aligned, dense_rows
-from .short_attention import bias_tile, dense_bias, dense_problem, shared_offsets
+from .short_attention import bias_tile, dense_bias, dense_problem, logits, shared_offsets
 from .tiles import LOG2E, gather_rows, load_rows, normalize, normalize_backward, store_rows
 
 
@@ -55,8 +55,9 @@ def _short_bwd(
     if PADDED:
         pad_dk = tl.zeros([BLOCK_D], tl.float32)
         pad_dv = tl.zeros([BLOCK_D], tl.float32)
+    held = None
     if BIAS == "held":
-        tile = bias_tile(bias, first, head, rows, ki, bias_strides, N, M, True, BLOCK_N)
+        held = bias_tile(bias, first, head, rows, ki, bias_strides, N, M, True, BLOCK_N)
     if DBIAS == "held":
         ds_sum = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for step in tl.range(0, tl.minimum(chunk, groups - first)):
@@ -85,14 +86,11 @@ def _short_bwd(
             if COSINE:
                 q_unit, q_inverse = normalize(q_rows)
                 q_rows = q_unit.to(q_rows.dtype)
-            s = tl.dot(q_rows, tl.trans(k_rows), input_precision=PRECISION) * (scale * LOG2E)  # [BLOCK_M, BLOCK_N]
-            if BIAS == "held":
-                s += tile
-            elif BIAS != "none":
-                s += bias_tile(bias, group, head, qi, ki, bias_strides, N, M, BIAS == "baked", BLOCK_N)
-            s = SCORE(s, group, head, qi[:, None], ki[None, :], score_args)
-            if BIAS == "none" or BIAS == "strided":
-                s = tl.where((ki < M)[None, :], s, float("-inf"))
+            product = tl.dot(q_rows, tl.trans(k_rows), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+            s = logits(
+                product, held, bias, group, head, qi, ki, bias_strides, score_args, N, M, scale * LOG2E,
+                SCORE, BIAS, BLOCK_N,
+            )  # fmt: skip
             top = tl.max(s, 1)
             p = tl.exp2(s - tl.where(top == float("-inf"), 0.0, top)[:, None])
             total = tl.sum(p, 1)
@@ -172,7 +170,7 @@ def run_backward(problem, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=Fal
     p = problem
     rows, columns = short_tile(p.n, p.m)
     arch = arch_of(q.tensor)
-    config = short_backward_config(rows, columns, q.tensor.element_size(), arch)
+    config = short_backward_config(rows, columns, p.head_dim, q.tensor.element_size(), arch)
     row_blocks = -(-p.n // config.block_m)
     walks = row_blocks == 1 or bias_grad or p.padding is not None or p.cosine is not None
     chunk = groups_per_program(p.groups, p.heads, arch) if walks else 1

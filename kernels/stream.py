@@ -91,6 +91,11 @@ def _stream_fwd(
     tl.store(lse + row.to(tl.int64) * N + qi, maximum * LN2 + tl.log(total), mask=qi < N)
 
 
+def hooked(s: Problem) -> bool:
+    """Whether a score hook or dropout takes registers of its own."""
+    return s.score is not scores.plain or s.seed is not None
+
+
 def constants(s: Problem, q: Rows, config: configs.Config) -> dict:
     """The constexpr arguments that all kernels of the loop have in common."""
     return dict(
@@ -114,8 +119,7 @@ def constants(s: Problem, q: Rows, config: configs.Config) -> dict:
 def stream_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse: Tensor) -> None:
     """Fill ``out`` and ``lse``, (groups, H, N) float32 contiguous, natural logarithm."""
     arch, itemsize = configs.arch_of(q.tensor), q.tensor.element_size()
-    hooked = s.score is not scores.plain or s.seed is not None
-    config = configs.stream_forward_config(s.head_dim, itemsize, arch, s.n, hooked, s.causal)
+    config = configs.stream_forward_config(s.head_dim, itemsize, arch, s.n, hooked(s), s.causal)
     align, out_align = aligned(q, k, v), aligned(out)
     launch(
         _stream_fwd, (triton.cdiv(s.n, config.block_m) * s.groups * s.heads,),

@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import configs, scores
+from . import configs
 from .launch import launch
 from .problem import Problem, Rows, aligned
-from .stream import constants
+from .stream import constants, hooked
 from .tiles import (
     LOG2E,
     keep_mask,
@@ -210,9 +210,8 @@ def stream_backward(
     align, out_align = aligned(q, k, v), aligned(out, grad, dq, dk, dv)
     shared = (s.q_args, s.k_args, s.score_args, s.padding, s.cosine, s.seed, s.heads, s.n, s.m, s.scale, s.dropout_p)
     options = dict(KV_SHARE=s.heads // max(s.kv_heads, 1), ALIGN=align, OUT_ALIGN=out_align)
-    hooked = s.score is not scores.plain
 
-    config = configs.stream_dq_config(s.head_dim, itemsize, arch, s.n, hooked)
+    config = configs.stream_dq_config(s.head_dim, itemsize, arch, s.n, hooked(s))
     blocks = triton.cdiv(s.n, config.block_m)
     cosine_grad = (
         None if s.cosine is None else torch.empty(s.groups, s.heads, blocks, dtype=torch.float32, device=lse.device)
@@ -224,7 +223,7 @@ def stream_backward(
         *shared, **options, **constants(s, q, config),
     )  # fmt: skip
 
-    config = configs.stream_dkdv_config(s.head_dim, itemsize, arch, s.m, hooked)
+    config = configs.stream_dkdv_config(s.head_dim, itemsize, arch, s.m, hooked(s))
     blocks = triton.cdiv(s.m, config.block_n)
     padding_grad = None
     if s.padding is not None:

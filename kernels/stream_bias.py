@@ -97,7 +97,7 @@ def stream_bias_gradient(
     that of `stream_backward`.
     """
     arch = configs.arch_of(q.tensor)
-    config = configs.stream_bias_config(s.head_dim, q.tensor.element_size(), arch)
+    config = configs.stream_bias_config(s.head_dim, q.tensor.element_size(), arch, s.padding is not None)
     kept = (s.groups if per_group else 1, s.heads if per_head else 1)
     planes = kept[0] * kept[1]
     tiles = triton.cdiv(s.n, config.block_m) * triton.cdiv(s.m, config.block_n) * planes

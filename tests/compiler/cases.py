@@ -1,6 +1,6 @@
 """Which case of vitkern/lab/cases.py is compiled for which architecture, and what is known to be imperfect.
 
-The main path of each real model is compiled for all three; variants that share its kernels take turns, to save time.
+The main path of each family is compiled for all three; variants that share its kernels take turns, to save time.
 With VITKERN_ALL_CELLS=1 in the environment every case is compiled for every architecture.
 """
 
@@ -10,19 +10,15 @@ from vitkern.lab.cases import CASES
 
 EVERYWHERE = (
     "attention-d64-vit-s-384",
-    "attention-d80-vit-h-14",
-    "attention-bias",
     "short-vit-s-224",
     "window-swin-t-1",
     "window-swinv2-w8",
-    "layernorm-768",
     "mlp-96",
-    "mlp-768",
 )
 IN_TURN = {
-    80: ("attention-d32", "attention-causal", "window-swin-384", "mlp-fp32"),
-    90: ("attention-d128", "attention-dropout", "window-swinv2-w16", "short-bias"),
-    100: ("attention-d256", "attention-cross-masks", "window-swin-padded", "layernorm-1280"),
+    80: ("attention-d80-vit-h-14", "attention-causal", "window-swin-384", "mlp-fp32"),
+    90: ("attention-d128", "attention-bias", "window-swinv2-w16", "window-swin-padded", "mlp-768"),
+    100: ("attention-d256", "attention-cross-masks", "layernorm-768", "mlp-192-inference"),
 }
 CELLS = [(name, arch) for name in EVERYWHERE for arch in (80, 90, 100)]
 CELLS += [(name, arch) for arch, names in IN_TURN.items() for name in names]

@@ -1,4 +1,6 @@
-"""Compiles the selected cells of cases.py in two worker processes with a cache of their own, while the tests wait.
+"""Compiles the selected cells of cases.py in worker processes with a cache of their own, while the tests wait.
+
+VITKERN_COMPILE_WORKERS in the environment says how many; two without it.
 
 Workers, because a compiler can abort its process: the tests of that cell fail then, and say so.
 """
@@ -23,7 +25,8 @@ def compiled(request, tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("triton"))
     cells = [item.callspec.params["cell"] for item in request.session.items if "compiled" in item.fixturenames]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context, initializer=start_worker, initargs=(cache,)) as pool:
+    workers = int(os.environ.get("VITKERN_COMPILE_WORKERS", "2"))
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(cache,)) as pool:
         yield {cell: pool.submit(compile_cell, *cell) for cell in dict.fromkeys(cells)}
         pool.shutdown(cancel_futures=True)
 

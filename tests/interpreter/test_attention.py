@@ -156,7 +156,7 @@ def test_pooled_errors_are_the_ideals(dtype):
 )
 def test_one_pass_kernels_agree_with_the_loop(name, monkeypatch):
     operands, options, grad = problem(CASES[name], torch.float32)
-    assert launchers.takes_short(*operands, None, False)
+    assert launchers.takes_short(*operands[:3], operands[3:], None, False)
     one_pass = solve(attention, operands, options, grad)
     monkeypatch.setattr(launchers, "takes_short", lambda *_, **__: False)
     loop = solve(attention, operands, options, grad)
@@ -165,10 +165,13 @@ def test_one_pass_kernels_agree_with_the_loop(name, monkeypatch):
 
 def test_launcher_chooses_one_pass_where_it_may():
     q = torch.randn(1, 2, 20, 16)
-    assert launchers.takes_short(q, q, q, None, None, False)
-    assert not launchers.takes_short(q, q, q, None, None, True)
-    assert not launchers.takes_short(q, q, q, None, torch.zeros(1, dtype=torch.int64), False)
-    assert not launchers.takes_short(q, q[:, :1], q[:, :1], None, None, False)
+    half = torch.randn(1, 2, 65, 64).half()
+    assert launchers.takes_short(q, q, q, (None, q), None, False)
+    assert launchers.takes_short(half, half, half, (None,), None, False)
+    assert not launchers.takes_short(half, half, half, (None, q), None, False)
+    assert not launchers.takes_short(q, q, q, (), None, True)
+    assert not launchers.takes_short(q, q, q, (), torch.zeros(1, dtype=torch.int64), False)
+    assert not launchers.takes_short(q, q[:, :1], q[:, :1], (), None, False)
 
 
 def test_fully_masked_rows_are_zero_with_zero_gradients():

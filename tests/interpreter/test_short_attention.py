@@ -156,8 +156,8 @@ def test_what_fits():
         q, k, v = _tensors(1, 1, queries, keys, head_dim, dtype)
         return fits(q, k, v, **options)
 
-    assert of(64, 64, 64) and of(64, 64, 64, bias=True) and of(256, 256, 64) and of(64, 64, 32, torch.float32)
-    assert not (of(257, 16, 64) or of(16, 257, 64) or of(65, 65, 64, bias=True) or of(16, 16, 65))
+    assert of(64, 64, 64) and of(64, 64, 64, terms=True) and of(256, 256, 64) and of(64, 64, 32, torch.float32)
+    assert not (of(257, 16, 64) or of(16, 257, 64) or of(65, 65, 64, terms=True) or of(16, 16, 65) or of(65, 65, 32))
     assert not (of(65, 65, 32, torch.float32) or of(64, 64, 64, torch.float32))
     q, k, v = _tensors(1, 2, 8, 8, 16, torch.bfloat16)
     assert not fits(q, k[:, :1], v[:, :1]) and not fits(q[:0], k[:0], v[:0]) and not fits(q, k[:, :, :0], v[:, :, :0])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections import defaultdict
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 
@@ -21,7 +22,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def add_arguments(parser) -> None:
     parser.add_argument("op", nargs="*", help=f"operators, of {', '.join(OPS)}; all unless given")
-    parser.add_argument("--dtype", choices=DTYPES, help="all three unless given; in the interpreter fp32 and fp16")
+    parser.add_argument("--dtype", choices=DTYPES, help="all three unless given")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="cuda where there is a GPU unless given; cpu interprets the kernels"
     )
@@ -45,10 +46,7 @@ def run(arguments) -> int:
         raise BadInput("Triton is not installed, so there is no kernel to check. --pytorch checks the PyTorch path.")
     if backend != "torch" and (backend == "interpreter") != dispatch.INTERPRETED:
         return _again(arguments, interpreted=backend == "interpreter")
-    if arguments.dtype:
-        dtypes = [DTYPES[arguments.dtype]]
-    else:
-        dtypes = [dtype for name, dtype in DTYPES.items() if backend != "interpreter" or name != "bf16"]
+    dtypes = [DTYPES[arguments.dtype]] if arguments.dtype else list(DTYPES.values())
     cases = [case for case in CASES if case.op in (arguments.op or OPS)]
     place = {
         "torch": f"the PyTorch path on {device}",
@@ -56,8 +54,22 @@ def run(arguments) -> int:
         "triton": f"kernels on {device}",
     }
     print(f"{place[backend]} against float64; use is the error over what the tolerance rule allows (vitkern.testing)")
-    with dispatch.use_backend(backend):
+    with dispatch.use_backend(backend), _repaired() if backend == "interpreter" else nullcontext():
         return _check(cases, dtypes, device, backend, every_tensor=arguments.all)
+
+
+@contextmanager
+def _repaired():
+    """Triton's interpreter as a GPU would compute: its own bfloat16 is wrong. Where this Triton's cannot be repaired,
+    operators compute bfloat16 in float32 and round."""
+    from vitkern.lab.interpreter import InterpreterChanged, repaired
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(repaired())
+        except InterpreterChanged as error:
+            print(f"note: {error} bf16 is computed in fp32 here")
+        yield
 
 
 def _again(arguments, *, interpreted: bool) -> int:

@@ -82,14 +82,18 @@ def _layernorm(tokens: int, channels: int, dtype=HALF, residual=False) -> None:
     _backward(layernorm(x, weight, bias, 1e-6, _leaf(BATCH, tokens, channels, dtype=dtype) if residual else None))
 
 
-def _mlp(tokens: int, channels: int, dtype=HALF, scaled=False, **options) -> None:
+def _mlp(tokens: int, channels: int, dtype=HALF, scaled=False, trained=True, **options) -> None:
+    """An MLP branch; without its backward (not ``trained``) narrow ones are a single kernel."""
     hidden = 4 * channels
     if scaled:
         options |= {"layer_scale": _leaf(channels, dtype=dtype), "row_scale": torch.ones(BATCH)}
     vectors = [_leaf(size, dtype=dtype) for size in (channels, channels, hidden, channels)]
     weights = _leaf(hidden, channels, dtype=dtype), _leaf(channels, hidden, dtype=dtype)
     x = _leaf(BATCH, tokens, channels, dtype=dtype)
-    _backward(layernorm_mlp(x, *vectors[:2], weights[0], vectors[2], weights[1], vectors[3], eps=1e-6, **options))
+    with torch.set_grad_enabled(trained):
+        out = layernorm_mlp(x, *vectors[:2], weights[0], vectors[2], weights[1], vectors[3], eps=1e-6, **options)
+    if trained:
+        _backward(out)
 
 
 CASES = [
@@ -100,6 +104,7 @@ CASES = [
         ("attention-d64-vit-s-384", _packed, (577, 6, 64), {}),
         ("attention-d80-vit-h-14", _packed, (257, 16, 80), {}),
         ("attention-d96", _packed, (577, 8, 96), {}),
+        *((f"attention-d{d}-odd", _packed, (577, 8, d), {}) for d in (20, 24, 36, 72, 104, 112)),
         ("attention-d128", _packed, (1024, 8, 128), {}),
         ("attention-d256", _packed, (1024, 4, 256), {}),
         ("attention-fp16", _packed, (577, 6, 64, torch.float16), {}),
@@ -107,15 +112,26 @@ CASES = [
         ("attention-bias", _packed, (577, 12, 64), {"bias": (1, 12, 577, 577)}),
         ("attention-causal", _packed, (577, 12, 64), {"causal": True}),
         ("attention-dropout", _packed, (577, 6, 64), {"dropout_p": 0.1}),
+        ("attention-dropout-d128", _packed, (577, 8, 128), {"dropout_p": 0.1}),
+        ("attention-dropout-causal", _packed, (577, 8, 32), {"dropout_p": 0.1, "causal": True}),
+        ("attention-causal-d80", _packed, (257, 16, 80), {"causal": True}),
         ("attention-cross-masks", _separate, (100, 1024, 8, 8, 32), {"key_padding": True, "boolean": True}),
         ("attention-grouped-heads", _separate, (577, 577, 8, 2, 64), {}),
         # one tile per group
         ("short-vit-s-224", _packed, (197, 6, 64), {}),
         ("short-d32-window-49", _packed, (49, 3, 32), {}),
         ("short-d64-tokens-50", _packed, (50, 12, 64), {}),
-        ("short-bias", _packed, (197, 12, 64), {"bias": (1, 12, 197, 197)}),
+        ("short-d64-tokens-128", _packed, (128, 6, 64), {}),
+        ("short-d64-tokens-256", _packed, (256, 6, 64), {}),
+        ("short-bias-49", _packed, (49, 3, 32), {"bias": (1, 3, 49, 49)}),
+        ("short-bias-per-sample", _packed, (50, 12, 64), {"bias": (2, 12, 50, 50)}),
+        ("short-masks", _separate, (50, 50, 8, 8, 64), {"key_padding": True, "boolean": True}),
+        ("short-cross", _separate, (33, 200, 8, 8, 64), {}),
+        ("attention-d32-tokens-197", _packed, (197, 12, 32), {}),
+        ("attention-masks-197", _separate, (197, 197, 8, 8, 64), {"key_padding": True, "boolean": True}),
+        ("attention-bias-197", _packed, (197, 12, 64), {"bias": (1, 12, 197, 197)}),
         ("short-fp32", _packed, (197, 6, 64, torch.float32), {}),
-        ("short-d24", _packed, (49, 3, 24), {}),
+        *((f"short-d{d}-odd", _packed, (49, 3, d), {}) for d in (20, 24, 36)),
         # windows
         ("window-swin-t-1", _windows, (56, 7, 96, 3), {"shift": 3}),
         ("window-swin-t-1-unshifted", _windows, (56, 7, 96, 3), {}),
@@ -123,15 +139,24 @@ CASES = [
         ("window-swin-padded", _windows, (60, 7, 96, 3), {"shift": 3}),
         ("window-torchvision-padded", _windows, (60, 7, 96, 3), {"shift": 3, "padded": True}),
         ("window-swin-384", _windows, (96, 12, 128, 4), {"shift": 6}),
+        ("window-swin-384-unshifted", _windows, (96, 12, 128, 4), {}),
+        ("window-swin-384-padded", _windows, (100, 12, 128, 4), {"shift": 6}),
+        ("window-d64", _windows, (56, 7, 192, 3), {"shift": 3}),
         ("window-swinv2-w8", _windows, (64, 8, 96, 3), {"cosine": True, "shift": 4}),
+        ("window-swinv2-w8-padded", _windows, (60, 8, 96, 3), {"cosine": True, "shift": 4, "padded": True}),
         ("window-swinv2-w16", _windows, (64, 16, 96, 3), {"cosine": True, "shift": 8}),
+        ("window-swinv2-w16-padded", _windows, (60, 16, 96, 3), {"cosine": True, "shift": 8, "padded": True}),
         ("window-fp32", _windows, (56, 7, 96, 3, torch.float32), {"shift": 3}),
         # pointwise and matrix products
+        ("layernorm-96", _layernorm, (3136, 96), {}),
         ("layernorm-192", _layernorm, (197, 192), {}),
         ("layernorm-768", _layernorm, (197, 768), {"residual": True}),
         ("layernorm-1280", _layernorm, (257, 1280), {}),
         ("mlp-96", _mlp, (3136, 96), {}),
         ("mlp-192-scaled", _mlp, (784, 192), {"scaled": True}),
+        *((f"mlp-{channels}-inference", _mlp, (784, channels), {"trained": False}) for channels in (96, 192, 256)),
+        ("mlp-256-fp16-tanh", _mlp, (784, 256, torch.float16), {"act": "gelu_tanh"}),
+        ("mlp-256-quick-inference", _mlp, (784, 256), {"act": "quick_gelu", "trained": False}),
         ("mlp-384", _mlp, (197, 384), {}),
         ("mlp-768", _mlp, (197, 768), {}),
         ("mlp-1024-quick", _mlp, (257, 1024), {"act": "quick_gelu"}),
