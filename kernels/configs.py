@@ -134,7 +134,7 @@ def dot_precision(dtype):
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
-def stream_forward_config(head_dim, itemsize, arch, queries, hooked, causal):
+def stream_forward_config(head_dim, itemsize, arch, queries, hooked, causal, dropout):
     """A query block that stays, key blocks that stream past. ``hooked``: see `stream.hooked`."""
     if arch == INTERPRETER:
         return Config(16, 16, 1, 1)
@@ -142,14 +142,14 @@ def stream_forward_config(head_dim, itemsize, arch, queries, hooked, causal):
     if itemsize == 4:
         return Config(32, 32, 8, 1) if block_d <= 64 else Config(32, 16, 8, 1)
     if block_d <= 64:
-        if hooked or queries <= 64:
-            return Config(64, 64, 4, 3)
+        if hooked or queries <= 64 or head_dim < block_d:
+            return Config(64, 32 if dropout and arch >= 100 else 64, 4, 3)
         return Config(128, 32 if causal and arch < 90 else 64, 4 if arch < 100 else 8, 3)
     if block_d <= 128:
         if hooked or queries <= 64:
-            return Config(64, 32 if arch < 90 else 64, 4, 2)
+            return Config(64, 32 if arch < 90 or dropout else 64, 4, 2)
         return Config(128, 32 if head_dim < block_d and arch < 90 else 64, 8, 2)
-    return Config(64, 32, 8, 2)
+    return Config(64, 64 if arch in range(100, 120) else 32, 8, 2)
 
 
 def stream_dq_config(head_dim, itemsize, arch, queries, hooked):
@@ -172,11 +172,11 @@ def stream_dkdv_config(head_dim, itemsize, arch, keys, hooked):
     if itemsize == 4:
         return Config(32, 32, 8, 1) if block_d <= 64 else Config(16, 32, 8, 1)
     if block_d <= 64:
-        return Config(32 if hooked and arch < 100 else 64, 64, 4, 2)
+        return Config(32 if arch < 100 and (hooked or head_dim < block_d) else 64, 64, 4, 2)
     if block_d <= 128:
-        if arch < 90:
-            return Config(32, 64, 8, 2) if hooked else Config(32, 64, 4, 1 if head_dim < block_d else 2)
-        return Config(32, 64, 4, 2)
+        if hooked and arch < 100:
+            return Config(32, 64, 8, 2)
+        return Config(32, 64, 4, 1 if arch < 90 and head_dim < block_d else 2)
     return Config(32, 32, 8, 1)
 
 

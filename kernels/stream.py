@@ -119,7 +119,7 @@ def constants(s: Problem, q: Rows, config: configs.Config) -> dict:
 def stream_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse: Tensor) -> None:
     """Fill ``out`` and ``lse``, (groups, H, N) float32 contiguous, natural logarithm."""
     arch, itemsize = configs.arch_of(q.tensor), q.tensor.element_size()
-    config = configs.stream_forward_config(s.head_dim, itemsize, arch, s.n, hooked(s), s.causal)
+    config = configs.stream_forward_config(s.head_dim, itemsize, arch, s.n, hooked(s), s.causal, s.seed is not None)
     align, out_align = aligned(q, k, v), aligned(out)
     launch(
         _stream_fwd, (triton.cdiv(s.n, config.block_m) * s.groups * s.heads,),

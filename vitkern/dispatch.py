@@ -5,9 +5,11 @@ the report of `vitkern.accelerate` and ``python -m vitkern info``, and is the er
 """
 
 import functools
+import importlib.metadata
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Iterable
 from contextlib import contextmanager
 
@@ -19,6 +21,19 @@ KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 # Triton reads this when a kernel is decorated, so a later change has no effect.
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+def _release(name: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version(name))[:2])
+
+
+@functools.cache
+def _interpreter_reasons() -> tuple[str, ...]:
+    if _release("triton") < (3, 7) and _release("numpy") >= (2, 4):
+        return ("the interpreter of Triton before 3.7 needs numpy below 2.4",)
+    return ()
+
+
 _NOT_INTERPRETED = "TRITON_INTERPRET=1 was not in the environment before vitkern was imported"
 
 logger = logging.getLogger("vitkern")
@@ -93,7 +108,9 @@ def why_not(tensors: Iterable[Tensor | None], reasons: Iterable[str] = ()) -> li
             if INTERPRETED:
                 found.append("TRITON_INTERPRET is set, and the interpreter takes CPU tensors")
         elif device.type == "cpu" or device.type == "meta":
-            if not INTERPRETED:
+            if INTERPRETED:
+                found.extend(_interpreter_reasons())
+            else:
                 found.append(f"tensors are on {device.type}, and {_NOT_INTERPRETED}")
         else:
             found.append(f"tensors are on {device.type}, and the kernels run on CUDA and ROCm")

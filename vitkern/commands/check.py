@@ -46,6 +46,8 @@ def run(arguments) -> int:
         raise BadInput("Triton is not installed, so there is no kernel to check. --pytorch checks the PyTorch path.")
     if backend != "torch" and (backend == "interpreter") != dispatch.INTERPRETED:
         return _again(arguments, interpreted=backend == "interpreter")
+    if backend != "torch" and (reasons := dispatch.why_not([torch.empty(0, device=device)])):
+        raise BadInput(f"the kernels cannot run here: {'; '.join(reasons)}.")
     dtypes = [DTYPES[arguments.dtype]] if arguments.dtype else list(DTYPES.values())
     cases = [case for case in CASES if case.op in (arguments.op or OPS)]
     place = {

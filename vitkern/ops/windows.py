@@ -136,7 +136,7 @@ class _Gather(torch.autograd.Function):
         out = rows.index_select(0, gather)
         if outside is None:
             return out
-        return out.masked_fill_(outside, 0.0) if padding is None else torch.where(outside, padding, out)
+        return out.masked_fill(outside, 0.0) if padding is None else torch.where(outside, padding, out)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
