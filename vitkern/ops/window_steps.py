@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CHUNK_TOKENS = 2048  # window tokens that a CPU projects at a time
+_CHUNK_TOKENS = 2048  # window tokens that each thread of a CPU projects at a time
 _CHUNK_SCORES = 1 << 18  # scores that it holds at a time
 _LARGE = 100  # tokens per window from which SDPA's CPU kernel is the faster one
 EPS = 1e-12  # smallest norm that a cosine divides by
@@ -45,8 +45,8 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def steps_of(counts, size: int, tokens: int = _CHUNK_TOKENS) -> Iterator[tuple[int, slice]]:
-    """(class, slice of the window tokens) of each step of ``tokens`` or fewer; none spans two classes."""
-    step, start = max(1, tokens // size), 0
+    """(class, slice of the window tokens) of each step of ``tokens`` a thread or fewer; none spans two classes."""
+    step, start = max(1, torch.get_num_threads() * tokens // size), 0
     for number, count in enumerate(counts):
         for first in range(0, count, step):
             last = min(first + step, count)
@@ -113,7 +113,7 @@ def _scale(qkv: Tensor, scores: Scores) -> float:
 def attend_step(rows: Tensor, mask: Tensor | None, scores: Scores, out: Tensor) -> None:
     """Attention of a few windows (windows * N, 3 * C) of one class, written to ``out`` (windows * N, C)."""
     heads, size = scores.num_heads, scores.size
-    together = max(1, _CHUNK_SCORES // (heads * size * size)) * size
+    together = max(1, torch.get_num_threads() * _CHUNK_SCORES // (heads * size * size)) * size
     for part, target in zip(rows.split(together), out.split(together), strict=True):
         if size <= _LARGE:
             _explicit(part, mask, scores, target)
@@ -135,13 +135,13 @@ class AttendInSteps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows, masks, head_scale, scores, counts):
-        ctx.scores, ctx.counts = scores._replace(head_scale=None), counts
+        ctx.scores, ctx.steps = scores._replace(head_scale=None), list(_score_steps(counts, scores))
         ctx.shape, ctx.dtype = rows.shape, rows.dtype
         scores = scores._replace(head_scale=head_scale)
         out = rows.new_empty(rows.shape[0], rows.shape[1] // 3)
         kept = []
         with torch.autocast("cpu", enabled=False):
-            for number, part in _score_steps(counts, scores):
+            for number, part in ctx.steps:
                 mask = None if masks is None else masks[number]
                 if scores.size <= _LARGE:
                     kept += _explicit(rows[part], mask, scores, out[part])
@@ -161,7 +161,7 @@ class AttendInSteps(torch.autograd.Function):
         d_masks = torch.zeros_like(masks) if ctx.needs_input_grad[1] else None
         d_head_scale = None if head_scale is None else torch.zeros_like(head_scale)
         each = 2 if head_scale is None else 3  # tensors kept of a step
-        for step, (number, part) in enumerate(_score_steps(ctx.counts, scores)):
+        for step, (number, part) in enumerate(ctx.steps):
             if kept:
                 qkv, p, *inverse = kept[step * each : (step + 1) * each]
             else:
