@@ -17,7 +17,14 @@ from .launch import launch
 
 @triton.jit
 def load_tile(
-    pointer, rows, stride, row_mask, channels, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr, EVICT: tl.constexpr = ""
+    pointer,
+    rows,
+    stride,
+    row_mask,
+    channels,
+    BLOCK_C: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    LAST_READ: tl.constexpr = False,
 ):
     """Rows [BLOCK_M] of a matrix with contiguous channels -> [BLOCK_M, BLOCK_C] float32, zero outside."""
     c = tl.arange(0, BLOCK_C)
@@ -25,7 +32,9 @@ def load_tile(
     mask = row_mask[:, None]
     if not EVEN_C:
         mask = mask & (c < channels)[None, :]
-    return tl.load(where, mask=mask, other=0.0, eviction_policy=EVICT).to(tl.float32)
+    if LAST_READ:
+        return tl.load(where, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+    return tl.load(where, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit

@@ -117,7 +117,7 @@ def _mlp_fwd(
         acc *= tl.load(row_scale + row // sample_rows, mask=row < rows, other=0.0).to(tl.float32)[:, None]
     # The policy also keeps the compiler from taking this for the first load and holding the tile in registers all
     # the way.
-    acc += load_tile(x, row, x_stride, row < rows, channels, BLOCK_C, EVEN_C, "evict_first")
+    acc += load_tile(x, row, x_stride, row < rows, channels, BLOCK_C, EVEN_C, True)
     store_tile(out, row, channels, acc, row < rows, channels, BLOCK_C, EVEN_C)
 
 
