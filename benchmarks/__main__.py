@@ -17,7 +17,7 @@ from benchmarks.cases import CASES, OPS, QUICK, batch_for
 from benchmarks.measure import OURS, Row, measure, measurement
 from benchmarks.models import CPU_MODELS, GPU_MODELS, ORIGINAL, QUICK_MODELS, measure_model
 from vitkern import dispatch
-from vitkern.commands.report import BadInput, memory, near_matches, progress, seconds, table
+from vitkern.report import BadInput, memory, near_matches, progress, seconds, table
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NAMES = (*OPS, "models")

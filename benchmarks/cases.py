@@ -6,7 +6,7 @@ inputs, operator, reference. What is timed is what was verified.
 
 from dataclasses import dataclass
 
-from vitkern.commands import check_cases
+from vitkern.lab import problems
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Attention:
 
     def problem(self, batch: int):
         bias = (1, self.heads, self.tokens, self.tokens) if self.bias else None
-        return check_cases.attention_case(self.layer, (batch, self.heads, self.tokens, self.head_dim), bias=bias)
+        return problems.attention_problem(self.layer, (batch, self.heads, self.tokens, self.head_dim), bias=bias)
 
     def __str__(self) -> str:
         return f"{self.layer} H{self.heads} N{self.tokens} D{self.head_dim}{' learned bias' if self.bias else ''}"
@@ -49,7 +49,7 @@ class Window:
         sizes = dict(
             heads=self.heads, dim=self.channels // self.heads, batch=batch, shift=(self.shift,) * 2, cosine=self.cosine
         )
-        return check_cases.window_case(self.layer, (self.side,) * 2, (self.window,) * 2, **sizes)
+        return problems.window_problem(self.layer, (self.side,) * 2, (self.window,) * 2, **sizes)
 
     def __str__(self) -> str:
         shift = f" shift {self.shift}" if self.shift else ""
@@ -69,7 +69,7 @@ class LayerNorm:
     op = "layernorm"
 
     def problem(self, batch: int):
-        return check_cases.layernorm_case(self.layer, batch * self.tokens, self.channels, residual=self.residual)
+        return problems.layernorm_problem(self.layer, batch * self.tokens, self.channels, residual=self.residual)
 
     def __str__(self) -> str:
         return f"{self.layer} {self.tokens} x C{self.channels}{' + residual' if self.residual else ''}"
@@ -89,7 +89,7 @@ class Mlp:
 
     def problem(self, batch: int):
         options = dict(post_norm=True) if self.post_norm else {}
-        return check_cases.mlp_case(self.layer, batch, self.tokens, self.channels, 4 * self.channels, **options)
+        return problems.mlp_problem(self.layer, batch, self.tokens, self.channels, 4 * self.channels, **options)
 
     def __str__(self) -> str:
         return f"{self.layer} {self.tokens} x C{self.channels}{' post-norm' if self.post_norm else ''}"

@@ -14,8 +14,8 @@ from torch.utils.benchmark import Measurement, TaskSpec, Timer
 
 from benchmarks.peers import peers_of
 from vitkern import dispatch
-from vitkern.commands import verify as checker
 from vitkern.commands.timing import peak_memory
+from vitkern.lab import verify as checker
 
 OURS = "vitkern"
 PEER_TOLERANCE = 0.05  # of the largest value; a peer further off than this computes something else

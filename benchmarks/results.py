@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.measure import OURS, Row
 from vitkern.commands.info import processor, versions
-from vitkern.commands.report import BadInput
+from vitkern.report import BadInput
 
 FOLDER = Path(__file__).parent / "results"
 SLOWER = 1.10

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vitkern import cli
-from vitkern.commands import check_cases
-from vitkern.commands.report import near_matches, table
+from vitkern.lab import check_cases, problems
+from vitkern.report import near_matches, table
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_info_names_versions_devices_and_operators(run):
     code, out, _ = run("info")
     assert code == 0
     assert f"torch         {torch.__version__}" in out
-    for op in check_cases.OPS:
+    for op in problems.OPS:
         assert op in out
     if not torch.cuda.is_available():
         assert "TRITON_INTERPRET=1 was not in the environment" in out
@@ -66,7 +66,7 @@ def test_check_of_the_pytorch_path_passes(run):
 
 
 def test_check_fails_on_a_wrong_result(run, monkeypatch):
-    case = next(case for case in check_cases.CASES if case.op == "layernorm")
+    case = next(case for case in check_cases.PROBLEMS if case.op == "layernorm")
     monkeypatch.setattr(
         "vitkern.ops.layernorm.layernorm", lambda x, weight, bias, eps, residual=None: x * weight + bias
     )
@@ -124,9 +124,9 @@ def test_check_interprets_kernels_without_a_gpu():
 
 def test_every_operator_has_cases_with_gradients():
     generator = torch.Generator().manual_seed(0)
-    for op in check_cases.OPS:
-        assert [case for case in check_cases.CASES if case.op == op]
-    for case in check_cases.CASES:
+    for op in problems.OPS:
+        assert [case for case in check_cases.PROBLEMS if case.op == op]
+    for case in check_cases.PROBLEMS:
         inputs = case.inputs(generator)
         assert set(case.gradients) <= set(inputs), case
         assert set(inputs) - set(case.gradients) <= {"mask", "key_padding_mask", "row_scale"}, case

@@ -1,13 +1,13 @@
-"""``python -m vitkern``: info, check, models and accelerate. One module per command in `vitkern.commands`."""
+"""``python -m vitkern``: info, check, models, accelerate and lab. One module per command in `vitkern.commands`."""
 
 import argparse
 import os
 import sys
 
-from vitkern.commands import accelerate, check, info, models
-from vitkern.commands.report import BadInput
+from vitkern.commands import accelerate, check, info, lab, models
+from vitkern.report import BadInput
 
-COMMANDS = {"info": info, "check": check, "models": models, "accelerate": accelerate}
+COMMANDS = {"info": info, "check": check, "models": models, "accelerate": accelerate, "lab": lab}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Which case of vitkern/lab/cases.py is compiled for which architecture, and what is known to be imperfect.
+"""Which case of vitkern/lab/launches.py is compiled for which architecture, and what is known to be imperfect.
 
 The main path of each family is compiled for all three; variants that share its kernels take turns, to save time.
 With VITKERN_ALL_CELLS=1 in the environment every case is compiled for every architecture.
@@ -6,7 +6,7 @@ With VITKERN_ALL_CELLS=1 in the environment every case is compiled for every arc
 
 import os
 
-from vitkern.lab.cases import CASES
+from vitkern.lab.launches import CASES
 
 EVERYWHERE = (
     "attention-d64-vit-s-384",

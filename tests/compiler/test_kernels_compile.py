@@ -169,7 +169,7 @@ def test_command_line(capsys, monkeypatch):
     assert lab.main(["no-such-case"]) == 2
     assert "compile: no such case: got no-such-case; expected parts of attention-d32" in capsys.readouterr().err
     case = type("Case", (), {"name": "sums", "run": staticmethod(lambda: _sum_rows(1024, 3))})
-    monkeypatch.setattr("vitkern.lab.cases.CASES", [case])
+    monkeypatch.setattr("vitkern.lab.launches.CASES", [case])
     assert lab.main(["sum", "--arch", "80", "90"]) == 1
     out = capsys.readouterr().out
     assert out.count("_row_sum") == 2 and "! widest global load is 16 bits" in out and out.endswith("2 problems\n")

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from benchmarks import measure
-from benchmarks.cases import CASES as LAYERS
+from benchmarks.cases import PROBLEMS as LAYERS
 from vitkern import dispatch
-from vitkern.commands.check_cases import CASES, OPS
-from vitkern.commands.dropout import check_dropout
-from vitkern.commands.verify import GPU_POOLED_MARGIN, pool_of, verify
+from vitkern.lab.check_cases import PROBLEMS
+from vitkern.lab.dropout import check_dropout
+from vitkern.lab.problems import OPS
+from vitkern.lab.verify import GPU_POOLED_MARGIN, pool_of, verify
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
@@ -41,7 +42,7 @@ def _kernels_only():
 
 
 def function(op):
-    return next(case for case in CASES if case.op == op and not case.function).run
+    return next(case for case in PROBLEMS if case.op == op and not case.function).run
 
 
 def large(op, dtype=torch.bfloat16, device="cuda", seed=0):
@@ -58,11 +59,11 @@ def forward_and_backward(op, inputs):
 
 @functools.cache
 def results_of(index, dtype):
-    return verify(CASES[index], dtype, torch.device("cuda"))
+    return verify(PROBLEMS[index], dtype, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("index", range(len(CASES)), ids=[str(case) for case in CASES])
+@pytest.mark.parametrize("index", range(len(PROBLEMS)), ids=[str(case) for case in PROBLEMS])
 def test_meets_float64(index, dtype):
     for result in results_of(index, dtype):
         assert result.comparison.passed, f"{result.name}: {result.comparison}"
@@ -70,7 +71,7 @@ def test_meets_float64(index, dtype):
 
 @pytest.mark.parametrize("op", OPS)
 def test_mean_errors_stay_near_the_ideal(op):
-    indices = [index for index, case in enumerate(CASES) if case.op == op]
+    indices = [index for index, case in enumerate(PROBLEMS) if case.op == op]
     pool = pool_of(result for index in indices for dtype in DTYPES for result in results_of(index, dtype))
     assert pool.failures(GPU_POOLED_MARGIN) == []
 

@@ -9,8 +9,8 @@ import vitkern
 from vitkern.commands import equality, timing
 from vitkern.commands.images import read_images, sample_photographs
 from vitkern.commands.peers import LIBRARIES, Peer, build
-from vitkern.commands.report import BadInput, memory, progress, seconds, table
 from vitkern.commands.steps import forward_step, training_step
+from vitkern.report import BadInput, memory, progress, seconds, table
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -11,10 +11,11 @@ from contextlib import ExitStack, contextmanager, nullcontext
 import torch
 
 from vitkern import dispatch
-from vitkern.commands.check_cases import CASES, OPS, Case
-from vitkern.commands.dropout import check_dropout
-from vitkern.commands.report import BadInput, counted, near_matches, table
-from vitkern.commands.verify import GPU_POOLED_MARGIN, PYTORCH_MARGIN, Result, pool_of, verify
+from vitkern.lab.check_cases import PROBLEMS
+from vitkern.lab.dropout import check_dropout
+from vitkern.lab.problems import OPS, Problem
+from vitkern.lab.verify import GPU_POOLED_MARGIN, PYTORCH_MARGIN, Result, pool_of, verify
+from vitkern.report import BadInput, counted, near_matches, table
 from vitkern.testing import Pool
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -49,7 +50,7 @@ def run(arguments) -> int:
     if backend != "torch" and (reasons := dispatch.why_not([torch.empty(0, device=device)])):
         raise BadInput(f"the kernels cannot run here: {'; '.join(reasons)}.")
     dtypes = [DTYPES[arguments.dtype]] if arguments.dtype else list(DTYPES.values())
-    cases = [case for case in CASES if case.op in (arguments.op or OPS)]
+    cases = [case for case in PROBLEMS if case.op in (arguments.op or OPS)]
     place = {
         "torch": f"the PyTorch path on {device}",
         "interpreter": "kernels in Triton's interpreter",
@@ -84,7 +85,7 @@ def _again(arguments, *, interpreted: bool) -> int:
 
 
 def _check(
-    cases: list[Case], dtypes: list[torch.dtype], device: torch.device, backend: str, *, every_tensor: bool
+    cases: list[Problem], dtypes: list[torch.dtype], device: torch.device, backend: str, *, every_tensor: bool
 ) -> int:
     margin = PYTORCH_MARGIN if backend == "torch" else None
     verified, rows, failures = defaultdict(list), [], []
@@ -150,7 +151,7 @@ def _badness(result: Result) -> tuple:
     ) else math.inf
 
 
-def _row(case: Case, dtype: torch.dtype, result: Result) -> tuple:
+def _row(case: Problem, dtype: torch.dtype, result: Result) -> tuple:
     comparison = result.comparison
     verdict = "ok" if comparison.passed else "FAIL" if comparison.positions_agree else "FAIL (NaN or inf misplaced)"
     error, allowance = f"{comparison.error:.1e}", f"{comparison.allowance:.1e}"

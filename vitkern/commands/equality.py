@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitkern.commands.report import table
 from vitkern.commands.steps import labels_for, logits, loss_of
+from vitkern.report import table
 from vitkern.testing import Comparison, compare
 
 # Another order of summation moves a tensor's largest error both ways: the original's own error is a scale, no bound.

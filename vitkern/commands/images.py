@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitkern.commands.report import BadInput
+from vitkern.report import BadInput
 
 SAMPLES = {
     "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),

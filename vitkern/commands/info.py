@@ -7,8 +7,8 @@ import torch
 
 import vitkern
 from vitkern import dispatch
-from vitkern.commands.check_cases import OPS
-from vitkern.commands.report import table
+from vitkern.lab.problems import OPS
+from vitkern.report import table
 
 PACKAGES = ("triton", "numpy", "timm", "transformers", "torchvision", "safetensors")
 

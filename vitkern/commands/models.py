@@ -2,7 +2,7 @@
 
 import fnmatch
 
-from vitkern.commands.report import BadInput, near_matches, table
+from vitkern.report import BadInput, near_matches, table
 
 
 def add_arguments(parser) -> None:

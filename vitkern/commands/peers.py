@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vitkern.commands.report import BadInput, near_matches
+from vitkern.report import BadInput, near_matches
 
 LIBRARIES = ("timm", "torchvision", "transformers")
 

@@ -2,11 +2,9 @@
 
 The launches are caught at `vitkern.kernels.launch` and compiled with the very specialisation that their CPU arguments
 would get at run time: which pointers and integers are divisible by 16, which integers are 1.
-``python -m vitkern.lab.compile`` prints a table.
+``python -m vitkern lab compile`` prints a table.
 """
 
-import argparse
-import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import torch
 
 from vitkern import dispatch
 from vitkern.lab import budget, sass
+from vitkern.report import BadInput, near_matches
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -180,23 +179,23 @@ def compile_launches(fn: Callable[[], object], arch: int) -> list[Compiled]:
     return compiled
 
 
-def main(arguments: list[str] | None = None) -> int:
-    from vitkern.lab.cases import CASES
-
-    parser = argparse.ArgumentParser(prog="python -m vitkern.lab.compile", description=__doc__.splitlines()[0])
-    parser.add_argument("case", nargs="*", help="parts of names in vitkern/lab/cases.py; default: all")
+def add_arguments(parser) -> None:
+    parser.add_argument("case", nargs="*", help="parts of names in vitkern/lab/launches.py; all unless given")
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES), choices=sorted(budget.LIMITS))
-    options = parser.parse_args(arguments)
-    chosen = [case for case in CASES if any(part in case.name for part in options.case or [""])]
+
+
+def run(arguments) -> int:
+    from vitkern.lab.launches import CASES
+
+    chosen = [case for case in CASES if any(part in case.name for part in arguments.case or [""])]
     if not chosen:
-        known = ", ".join(case.name for case in CASES)
-        print(f"compile: no such case: got {' '.join(options.case)}; expected parts of {known}.", file=sys.stderr)
-        return 2
+        known = [case.name for case in CASES]
+        raise BadInput(f"no launch is called {arguments.case[0]!r}.{near_matches(arguments.case[0], known)}")
     bad = 0
     print(HEADER)
     for case in chosen:
         print(f"{case.name}")
-        for arch in options.arch:
+        for arch in arguments.arch:
             for one in compile_launches(case.run, arch):
                 print("  " + one.row(), flush=True)
                 for problem in one.problems():
@@ -204,7 +203,3 @@ def main(arguments: list[str] | None = None) -> int:
                     print(f"    ! {problem}", flush=True)
     print(f"{bad} problem{'s' * (bad != 1)}")
     return 1 if bad else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Runs one check case: the operator, the ideal of its dtype, and float64; output and every gradient."""
+"""Runs one problem: the operator, the ideal of its dtype, and float64; output and every gradient."""
 
 import math
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitkern.commands.check_cases import Case
+from vitkern.lab.problems import Problem
 from vitkern.testing import Comparison, Pool, compare
 
 GPU_MARGIN = 1.5  # for rule (a): the hardware's exp2 and order of accumulation are not modelled
@@ -18,7 +18,7 @@ PYTORCH_MARGIN = 2.0  # PyTorch rounds between its operators, where one kernel d
 
 @dataclass(frozen=True)
 class Result:
-    """How one tensor of a case compares; ``name`` is an output, or "d" and an input."""
+    """How one tensor of a problem compares; ``name`` is an output, or "d" and an input."""
 
     name: str
     dtype: torch.dtype
@@ -28,7 +28,7 @@ class Result:
 
 
 def verify(
-    case: Case,
+    problem: Problem,
     dtype: torch.dtype,
     device: torch.device,
     *,
@@ -36,36 +36,36 @@ def verify(
     reference_device: torch.device | str = "cpu",
     margin: float | None = None,
 ) -> list[Result]:
-    """Compare the operator of ``case`` with float64 by the rule of `vitkern.testing`: each output, each gradient.
+    """Compare the operator of ``problem`` with float64 by the rule of `vitkern.testing`: each output, each gradient.
 
     ``margin`` is that of `vitkern.testing.compare`; by default 1, on a GPU `GPU_MARGIN`.
     """
     generator = torch.Generator().manual_seed(seed)
-    inputs = {name: _rounded(value, dtype) for name, value in case.inputs(generator).items()}
+    inputs = {name: _rounded(value, dtype) for name, value in problem.inputs(generator).items()}
     grads, computed = None, {}
     half = dtype if dtype != torch.float32 else None
     for kind, width, where, function, extra in (
-        ("reference", torch.float64, reference_device, case.reference, {}),
-        ("ideal", torch.float32, reference_device, case.reference, dict(low_precision=half)),
-        ("actual", dtype, device, case.run, {}),
+        ("reference", torch.float64, reference_device, problem.reference, {}),
+        ("ideal", torch.float32, reference_device, problem.reference, dict(low_precision=half)),
+        ("actual", dtype, device, problem.run, {}),
     ):
-        tensors = {name: _leaf(value, width, where, name in case.gradients) for name, value in inputs.items()}
-        outputs = function(**tensors, **case.options, **extra)
+        tensors = {name: _leaf(value, width, where, name in problem.gradients) for name, value in inputs.items()}
+        outputs = function(**tensors, **problem.options, **extra)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         if grads is None:
             grads = [
                 _rounded(torch.randn(out.shape, generator=generator, dtype=torch.float64), dtype) for out in outputs
             ]
-        count = case.differentiable
+        count = problem.differentiable
         found = torch.autograd.grad(
             outputs[:count],
-            [tensors[name] for name in case.gradients],
+            [tensors[name] for name in problem.gradients],
             [grad.to(device=out.device, dtype=out.dtype) for grad, out in zip(grads, outputs[:count], strict=False)],
         )
-        computed[kind] = dict(zip(case.outputs, outputs, strict=True)) | {
-            f"d{name}": grad for name, grad in zip(case.gradients, found, strict=True)
+        computed[kind] = dict(zip(problem.outputs, outputs, strict=True)) | {
+            f"d{name}": grad for name, grad in zip(problem.gradients, found, strict=True)
         }
-    slack = 2 * torch.finfo(torch.float32).eps * (1 + _largest_score(inputs, case.options))
+    slack = 2 * torch.finfo(torch.float32).eps * (1 + _largest_score(inputs, problem.options))
     margin = margin or (GPU_MARGIN if device.type == "cuda" else 1.0)
     results = []
     for name, actual in computed["actual"].items():
@@ -79,7 +79,7 @@ def verify(
 
 
 def pool_of(results: Iterable[Result]) -> Pool:
-    """Rule (b) over the results of many cases; a tensor of a few elements has no mean error worth the name."""
+    """Rule (b) over the results of many problems; a tensor of a few elements has no mean error worth the name."""
     pool = Pool()
     for result in results:
         if result.elements >= POOLED_ELEMENTS and math.isfinite(result.comparison.mean_error):

@@ -1,0 +1,67 @@
+"""lab: prove the kernels without a GPU; without a part, what has been run and what it showed."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+from vitkern import dispatch
+from vitkern.lab import records
+from vitkern.report import BadInput, table
+
+# part -> what it shows
+PARTS = {
+    "fuzz": "random problems, forward and backward, under the memory sanitizer",
+    "edges": "named edge cases",
+    "offsets": "offsets beyond 2^31 through every pointer",
+    "gradients": "float64 gradcheck of every differentiable operator",
+    "compile": "what models launch, compiled for five architectures, against golden figures",
+    "mutants": "faults injected into kernels and launchers, and how many the laboratory finds",
+}
+INTERPRETED = ("fuzz", "edges", "offsets", "gradients", "mutants")
+
+
+def add_arguments(parser) -> None:
+    parts = parser.add_subparsers(dest="part", metavar="{" + ",".join(PARTS) + "}")
+    for name, summary in PARTS.items():
+        _part(name).add_arguments(parts.add_parser(name, help=summary, description=summary))
+
+
+def _part(name: str):
+    return importlib.import_module(f"vitkern.lab.{name}")
+
+
+def run(arguments) -> int:
+    if arguments.part is None:
+        return _sum_up()
+    if not dispatch.HAS_TRITON:
+        raise BadInput("Triton is not installed, so there is no kernel to prove. Install it: pip install triton.")
+    interpreted = arguments.part in INTERPRETED
+    if interpreted != dispatch.INTERPRETED:
+        return _again(interpreted)
+    return _part(arguments.part).run(arguments)
+
+
+def _again(interpreted: bool) -> int:
+    """The same command in a new process: Triton reads TRITON_INTERPRET when kernels are decorated."""
+    sys.stdout.flush()
+    environment = os.environ | {"TRITON_INTERPRET": str(int(interpreted))}
+    return subprocess.run([sys.executable, "-m", "vitkern", *sys.argv[1:]], env=environment).returncode
+
+
+def _sum_up() -> int:
+    rows, failed = [], False
+    for name in PARTS:
+        try:
+            record = records.read(name)
+        except records.UnreadableRecord as error:
+            raise BadInput(str(error)) from None
+        if record is None:
+            rows.append((name, "not run", "", "", f"python -m vitkern lab {name}"))
+            continue
+        failed |= not record["passed"]
+        verdict = "passed" if record["passed"] else "FAILED"
+        triton = record["environment"]["triton"]
+        rows.append((name, verdict, f"{record['seconds']:.0f} s", f"Triton {triton}", record["summary"]))
+    print(table(("part", "verdict", "took", "with", "figures"), rows))
+    return 1 if failed else 0
