@@ -111,6 +111,35 @@ def groups_per_program(groups, programs_per_group, arch):
     return max(1, min(32, groups * programs_per_group // 2048))
 
 
+def sparse_takes(keys, head_dim, itemsize):
+    """Whether registers hold a row of scores and, in the backward, two gradients of all keys."""
+    if itemsize == 4:
+        return keys <= 64 and head_dim <= 32
+    return head_dim <= 64 and keys <= (256 if head_dim <= 32 else 128)
+
+
+def sparse_forward_config(queries, keys, head_dim, itemsize, arch):
+    """Rows of queries against all keys: no more rows than registers hold scores of."""
+    columns = head_tile(keys)
+    if itemsize == 4:
+        rows, warps = (32 if columns <= 64 else 16), 8
+    else:
+        rows, warps = (64 if columns <= 128 else 32), (4 if columns <= 128 else 8)
+    rows = min(head_tile(queries), rows)
+    return Config(rows, columns, 1 if max(rows, columns) <= 16 else warps, 1)
+
+
+def sparse_backward_config(queries, keys, head_dim, itemsize, arch):
+    """As the forward, with two gradients of all keys beside the rows."""
+    columns = head_tile(keys)
+    if itemsize == 4:
+        rows, warps = 16, 8
+    else:
+        rows, warps = (64, 4) if columns <= 64 else (32 if columns <= 128 else 16, 8)
+    rows = min(head_tile(queries), rows)
+    return Config(rows, columns, 1 if max(rows, columns) <= 16 else warps, 1)
+
+
 def layernorm_programs(arch):
     """Partial sums of the LayerNorm backward; the same on every GPU, so that the last bits are."""
     return 2 if arch == INTERPRETER else 512

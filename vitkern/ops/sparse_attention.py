@@ -1,0 +1,140 @@
+"""Sampled cross-attention (STRec): validation, dispatch and the PyTorch path."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
+from vitkern.ops import checks
+from vitkern.reference import sparse_attention as reference
+from vitkern.register import kernel_op
+
+
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    index: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    query_gate: Tensor | None = None,
+    key_gate: Tensor | None = None,
+    strength: float = 1e8,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention of sampled queries over the keys of a short sequence; with gates, a soft mask that can be learned.
+
+    STRec (Li et al., Sparse Transformer for Sequential Recommendation, CIKM 2023), sections 3.2.1 and 3.2.2. The gates
+    add (query_gate_i * key_gate_j - 1) * strength to the logits.
+
+    Args:
+        q: (B, H, N, D); k, v: (B, H, M, D). float16, bfloat16, float32 (float64 in PyTorch), any strides.
+        index: (B, K) int64 in [0, N): which queries attend; None: all, K = N.
+        key_padding_mask: (B, M) bool, True attends.
+        query_gate: (B, K) and key_gate: (B, M), both or neither, in [0, 1] by convention, any floating dtype. The
+            softmax does not see a shift, so the logit is computed against the largest gate: strength may be 1e8.
+        strength: finite, not negative.
+        scale: factor of q k^T; 1 / sqrt(D) by default.
+
+    Returns:
+        (B, H, K, D) in the dtype of ``q`` (the autocast dtype under autocast), laid out as contiguous (B, K, H, D). A
+        row whose keys are all padding is 0, its gradients too. Differentiable in q, k, v and both gates. Indices are
+        not checked against N on a GPU, where that would wait for the device.
+
+    Raises:
+        TypeError: dtypes differ or are unsupported, or an argument is not a dense tensor.
+        ValueError: shapes, devices, indices, ``scale`` or ``strength`` do not fit, or only one gate was given.
+    """
+    op = "sparse_attention"
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        checks.check_tensor(op, name, tensor, ndim=4)
+    q, k, v = autocast(q, k, v)
+    checks.check_same(op, q=q, k=k, v=v)
+    _check(op, q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    tensors = (q, k, v, query_gate, key_gate)
+    if runs_kernel(op, (*tensors, index, key_padding_mask), _reasons(q, k)):
+        out = sparse_attention_op(q, k, v, index, key_padding_mask, query_gate, key_gate, scale, float(strength))
+        return out.transpose(1, 2)
+    return _in_pytorch(q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale)
+
+
+def _reasons(q: Tensor, k: Tensor) -> list[str]:
+    """Why the kernel cannot run, beside the tensors themselves: it holds a row of scores in one tile."""
+    if not HAS_TRITON or kernels.fits(q, k):
+        return []
+    return [f"{k.shape[2]} keys of head dim {q.shape[3]} in {q.dtype} do not fit one tile"]
+
+
+def _check(op, q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale) -> None:
+    batch, heads, queries, head_dim = q.shape
+    if head_dim == 0:
+        raise ValueError(f"{op}: head dim is 0: got q {tuple(q.shape)}; expected at least 1.")
+    expected = (batch, heads, None, head_dim)
+    checks.check_shape(op, "k", k, expected, f"(B, H, M, D) with q's B, H, D = {batch}, {heads}, {head_dim}")
+    checks.check_shape(op, "v", v, tuple(k.shape), f"the shape of k, {tuple(k.shape)}")
+    checks.check_scale(op, scale)
+    if not (math.isfinite(strength) and strength >= 0):
+        raise ValueError(f"{op}: strength is not usable: got {strength}; expected a finite number, not negative.")
+    keys = k.shape[2]
+    if index is not None:
+        if not isinstance(index, Tensor) or index.dtype != torch.int64:
+            got = getattr(index, "dtype", type(index).__name__)
+            raise TypeError(f"{op}: index is no int64 tensor: got {got}; expected the rows of q that attend.")
+        checks.check_shape(op, "index", index, (batch, None), f"(B, K) with B = {batch}")
+        if not torch.compiler.is_compiling() and index.device.type == "cpu" and index.numel():
+            low, high = int(index.min()), int(index.max())
+            if low < 0 or high >= queries:
+                raise ValueError(f"{op}: index is out of range: got {low} .. {high}; expected 0 .. {queries - 1}.")
+        queries = index.shape[1]
+    if key_padding_mask is not None:
+        if not isinstance(key_padding_mask, Tensor) or key_padding_mask.dtype != torch.bool:
+            got = getattr(key_padding_mask, "dtype", type(key_padding_mask).__name__)
+            raise TypeError(
+                f"{op}: key_padding_mask is not a bool tensor: got {got}; expected True where a key is attended to."
+            )
+        checks.check_shape(op, "key_padding_mask", key_padding_mask, (batch, keys), f"(B, M) = ({batch}, {keys})")
+    if (query_gate is None) != (key_gate is None):
+        given = "query_gate" if key_gate is None else "key_gate"
+        raise ValueError(f"{op}: one gate alone: got only {given}; expected query_gate and key_gate, or neither.")
+    for name, gate, length in (("query_gate", query_gate, queries), ("key_gate", key_gate, keys)):
+        if gate is not None:
+            checks.check_tensor(op, name, gate)
+            checks.check_shape(op, name, gate, (batch, length), f"({batch}, {length})")
+    devices = {t.device for t in (q, index, key_padding_mask, query_gate, key_gate) if t is not None}
+    if len(devices) > 1:
+        raise ValueError(f"{op}: devices differ: got {sorted(map(str, devices))}; expected one. Move them together.")
+
+
+def _in_pytorch(q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale) -> Tensor:
+    if query_gate is not None or key_padding_mask is not None:
+        out = reference.sparse_attention(
+            q, k, v, index=index, key_padding_mask=key_padding_mask,
+            query_gate=query_gate, key_gate=key_gate, strength=strength, scale=scale,
+        )  # fmt: skip
+    else:
+        if index is not None:
+            q = q.gather(2, index[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
+        out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+if HAS_TRITON:
+    from vitkern.kernels import sparse_attention as kernels
+
+    sparse_attention_op = kernel_op(
+        kernels.sparse_attention_outputs, differentiable=("q", "k", "v", "query_gate", "key_gate")
+    )(kernels.sparse_attention_forward)
+    sparse_attention_op.backward(kernels.sparse_attention_gradients)(kernels.sparse_attention_backward)
+
+    @register_flop_formula(torch.ops.vitkern.sparse_attention)
+    def _forward_flops(q_shape, k_shape, v_shape, index_shape, *args, **kwargs) -> int:
+        batch, heads, queries, head_dim = q_shape
+        return 4 * batch * heads * head_dim * k_shape[2] * (queries if index_shape is None else index_shape[1])
+
+    @register_flop_formula(torch.ops.vitkern.sparse_attention_backward)
+    def _backward_flops(grad_shape, out_shape, q_shape, k_shape, v_shape, index_shape, *args, **kwargs) -> int:
+        return _forward_flops(q_shape, k_shape, v_shape, index_shape) * 5 // 2
