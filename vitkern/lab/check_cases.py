@@ -12,6 +12,7 @@ from vitkern.lab.problems import (
     normal,
     packed_problem,
     random_mask,
+    sparse_problem,
     window_problem,
 )
 
@@ -41,6 +42,9 @@ PROBLEMS = (
     window_problem("10x9 window 7 shift 3, padded then rolled", (10, 9), (7, 7), shift=(3, 3), wrap="padded"),
     window_problem("12x8 window 6x4 shift 3x0, regions forbidden", (12, 8), (6, 4), shift=(3, 0), mask_value=None),
     window_problem("8x16 window 8 shift 4, cosine", (8, 16), (8, 8), shift=(0, 4), cosine=True),
+    sparse_problem("20 of 50 queries", 2, 2, 50, 50, 32, sampled=20),
+    sparse_problem("gates, padding, an empty sequence", 2, 2, 50, 50, 32, gated=True, padded=True),
+    sparse_problem("33 queries, 70 keys, steep gates", 1, 2, 33, 70, 20, gated=True, strength=1e3),
     layernorm_problem("33 rows of 96", 33, 96),
     layernorm_problem("5 rows of 100, mean 3", 5, 100, offset=3.0),
     layernorm_problem("17 rows of 768, residual", 17, 768, residual=True),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-OPS = ("attention", "window_attention", "layernorm", "layernorm_mlp")
+OPS = ("attention", "window_attention", "sparse_attention", "layernorm", "layernorm_mlp")
 _FILES = {"layernorm_mlp": "mlp"}
 
 
@@ -115,6 +115,31 @@ def window_problem(
     return Problem(
         "window_attention", name, inputs, tuple(names), dict(num_heads=heads, window=window, shift=shift, **options)
     )
+
+
+def sparse_problem(
+    name: str, batch: int, heads: int, queries: int, keys: int, dim: int,
+    *, sampled: int = 0, gated: bool = False, padded: bool = False, **options,
+) -> Problem:  # fmt: skip
+    """``sampled`` of the queries attend, all with 0; ``padded``: random keys are padding, all of the first sequence."""
+
+    def inputs(generator):
+        shapes = (queries, keys, keys)
+        tensors = {x: normal(generator, batch, heads, n, dim) for x, n in zip("qkv", shapes, strict=True)}
+        if sampled:
+            tensors["index"] = torch.stack(
+                [torch.randperm(queries, generator=generator)[:sampled] for _ in range(batch)]
+            )
+        if gated:
+            for gate, size in (("query_gate", sampled or queries), ("key_gate", keys)):
+                tensors[gate] = torch.rand(batch, size, generator=generator, dtype=torch.float64)
+        if padded:
+            tensors["key_padding_mask"] = torch.rand(batch, keys, generator=generator) < 0.7
+            tensors["key_padding_mask"][0] = batch == 1
+        return tensors
+
+    gradients = ("q", "k", "v") + ("query_gate", "key_gate") * gated
+    return Problem("sparse_attention", name, inputs, gradients, dict(strength=10.0) | options)
 
 
 def layernorm_problem(name: str, rows: int, channels: int, *, residual: bool = False, offset: float = 0.0) -> Problem:

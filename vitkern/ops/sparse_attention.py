@@ -32,7 +32,7 @@ def sparse_attention(
 
     Args:
         q: (B, H, N, D); k, v: (B, H, M, D). float16, bfloat16, float32 (float64 in PyTorch), any strides.
-        index: (B, K) int64 in [0, N): which queries attend; None: all, K = N.
+        index: (B, K) int64 in [0, N), distinct in a row: which queries attend; None: all, K = N.
         key_padding_mask: (B, M) bool, True attends.
         query_gate: (B, K) and key_gate: (B, M), both or neither, in [0, 1] by convention, any floating dtype. The
             softmax does not see a shift, so the logit is computed against the largest gate: strength may be 1e8.
@@ -42,7 +42,7 @@ def sparse_attention(
     Returns:
         (B, H, K, D) in the dtype of ``q`` (the autocast dtype under autocast), laid out as contiguous (B, K, H, D). A
         row whose keys are all padding is 0, its gradients too. Differentiable in q, k, v and both gates. Indices are
-        not checked against N on a GPU, where that would wait for the device.
+        not checked on a GPU, where that would wait for the device.
 
     Raises:
         TypeError: dtypes differ or are unsupported, or an argument is not a dense tensor.
@@ -89,6 +89,8 @@ def _check(op, q, k, v, index, key_padding_mask, query_gate, key_gate, strength,
             low, high = int(index.min()), int(index.max())
             if low < 0 or high >= queries:
                 raise ValueError(f"{op}: index is out of range: got {low} .. {high}; expected 0 .. {queries - 1}.")
+            if (index.sort(1).values.diff(dim=1) == 0).any():
+                raise ValueError(f"{op}: index repeats a query: got equal entries in a row; expected distinct ones.")
         queries = index.shape[1]
     if key_padding_mask is not None:
         if not isinstance(key_padding_mask, Tensor) or key_padding_mask.dtype != torch.bool:
