@@ -1,5 +1,7 @@
 """``python -m benchmarks [op ...]``: verify each case, then time it against its peers.
 
+``compare``, ``report`` and ``scale`` in place of an operator are commands of their own, with their own --help.
+
 Results on stdout, progress on stderr. Exit code 1 where a result is wrong or, with --against, more than a tenth slower;
 2 for bad input.
 """
@@ -12,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils.benchmark import Compare
 
-from benchmarks import results, roofline
+from benchmarks import compare, report, results, roofline, scale
 from benchmarks.cases import CASES, OPS, QUICK, batch_for
 from benchmarks.measure import OURS, Row, measure, measurement
 from benchmarks.models import CPU_MODELS, GPU_MODELS, ORIGINAL, QUICK_MODELS, measure_model
@@ -21,6 +23,7 @@ from vitkern.report import BadInput, memory, near_matches, progress, seconds, ta
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NAMES = (*OPS, "models")
+COMMANDS = {"compare": compare, "report": report, "scale": scale}
 # What `--plan` runs on a GPU, the most telling first: operators, dtype, backward too.
 PLAN = (
     (("window_attention", "attention"), "bf16", True),
@@ -62,9 +65,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return run(arguments)
+        if argv and argv[0] in COMMANDS:
+            command = COMMANDS[argv[0]]
+            inner = argparse.ArgumentParser(prog=f"python -m benchmarks {argv[0]}", description=command.__doc__)
+            inner.formatter_class = argparse.RawDescriptionHelpFormatter
+            command.add_arguments(inner)
+            return command.run(inner.parse_args(argv[1:]))
+        return run(parser().parse_args(argv))
     except BadInput as problem:
         print(f"benchmarks: {problem}", file=sys.stderr)
         return 2

@@ -14,6 +14,7 @@ from vitkern.report import BadInput
 
 FOLDER = Path(__file__).parent / "results"
 SLOWER = 1.10
+SCHEMA = 1
 
 
 def device_name(device: torch.device) -> str:
@@ -57,7 +58,9 @@ def save(path: Path, rows: list[Row], found: dict) -> None:
     """Write the whole file anew, in one step: an interrupted run keeps what it has measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(path.suffix + ".new")
-    new.write_text(json.dumps(dict(environment=found, results=[row.record() for row in rows]), indent=1) + "\n")
+    new.write_text(
+        json.dumps(dict(schema=SCHEMA, environment=found, results=[row.record() for row in rows]), indent=1) + "\n"
+    )
     os.replace(new, path)
 
 
@@ -68,10 +71,12 @@ def load(path: Path) -> dict:
     """
     try:
         recorded = json.loads(path.read_text())
+        if recorded.get("schema", SCHEMA) != SCHEMA:
+            raise ValueError(f"schema {recorded['schema']}, and this version reads {SCHEMA}. Measure again.")
         return dict(environment=recorded["environment"], results=[Row(**row) for row in recorded["results"]])
     except FileNotFoundError:
         raise BadInput(f"the recorded run does not exist: {path}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"the file is no recorded run: {path}: {error}") from None
 
 

@@ -27,9 +27,11 @@ PEAKS = {
 
 def peaks_of(device: torch.device) -> Peaks | None:
     """None on a CPU and on GPUs that are not in the table."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
+    return peaks_named(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def peaks_named(name: str) -> Peaks | None:
+    """Peaks of the device that is called ``name``; None where the table has none."""
     return next((peaks for key, peaks in PEAKS.items() if key in name), None)
 
 
