@@ -6,7 +6,7 @@ from torch import Tensor
 from vitkern.ops.checks import check_scale, check_shape, check_tensor
 
 
-def _int_pair(op: str, name: str, value) -> tuple[int, int]:
+def int_pair(op: str, name: str, value) -> tuple[int, int]:
     try:
         pair = tuple(value)
     except TypeError:
@@ -35,7 +35,7 @@ def check_windows(
             f"{op}: heads do not divide the channels: got C = {channels}, num_heads = {num_heads}; expected C a "
             "positive multiple of num_heads."
         )
-    window, shift = _int_pair(op, "window", window), _int_pair(op, "shift", shift)
+    window, shift = int_pair(op, "window", window), int_pair(op, "shift", shift)
     if min(window) <= 0:
         raise ValueError(f"{op}: window is not usable: got {window}; expected sizes above 0.")
     if any(not 0 <= offset < extent for offset, extent in zip(shift, window, strict=True)):

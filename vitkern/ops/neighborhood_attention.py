@@ -1,0 +1,131 @@
+"""Neighbourhood attention, dilated too: NAT (arXiv 2204.07143) and DiNAT (arXiv 2209.15001)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitkern.dispatch import autocast
+from vitkern.ops.checks import check_same, check_scale, check_shape, check_tensor
+from vitkern.ops.neighborhoods import tiles_of
+from vitkern.ops.window_checks import int_pair
+from vitkern.reference.window_attention import _pad
+
+
+def neighborhood_attention(
+    qkv: Tensor,
+    *,
+    num_heads: int,
+    kernel: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
+    table: Tensor | None = None,
+    padding: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Softmax attention of each token over the kernel_h x kernel_w tokens around it; differentiable in every tensor.
+
+    Near the border the window is moved inside the image and keeps its size (NAT, arXiv 2204.07143, section 3.1). With a
+    dilation, a token sees every dilation-th one of its row and column (DiNAT, arXiv 2209.15001). An image one token
+    high with kernel (1, k) is the one-dimensional kind.
+
+    Args:
+        qkv: (B, img_h, img_w, 3 * C) in natural token order, the channels split as (3, H, D); float16, bfloat16,
+            float32, float64.
+        num_heads: H, divides C.
+        kernel: (kernel_h, kernel_w) in tokens, odd.
+        dilation: (dilation_h, dilation_w), at least 1.
+        table: (H, 2 kernel_h - 1, 2 kernel_w - 1) relative-position biases; [h, dy + kernel_h - 1, dx + kernel_w - 1]
+            is added to the score of a key dy, dx steps after the query.
+        padding: (3 * C,) what ``qkv`` is on padded tokens, as a rule the bias of its projection. An image smaller than
+            kernel * dilation is padded to that at the bottom and right, and needs it.
+        scale: factor of the scores; D ** -0.5 by default.
+
+    Returns:
+        (B, img_h, img_w, C), contiguous, in the dtype of ``qkv`` (under autocast: the autocast dtype).
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or values that do not fit; the message says which.
+    """
+    op = "neighborhood_attention"
+    check_tensor(op, "qkv", qkv, ndim=4)
+    kernel, dilation = _check(op, qkv, num_heads, kernel, dilation, table, scale)
+    size = tuple(max(n, k * d) for n, k, d in zip(qkv.shape[1:3], kernel, dilation, strict=True))
+    is_padded = size != tuple(qkv.shape[1:3])
+    if padding is not None:
+        check_tensor(op, "padding", padding)
+        check_shape(op, "padding", padding, (qkv.shape[-1],), f"(3 C,) = ({qkv.shape[-1]},)")
+    elif is_padded:
+        raise ValueError(
+            f"{op}: the image is smaller than kernel * dilation: got image {tuple(qkv.shape[1:3])}, kernel {kernel}, "
+            f"dilation {dilation}; expected padding, the value of qkv on padded tokens. Pass the bias of the qkv "
+            "projection (zeros where it has none)."
+        )
+    qkv, padding = autocast(qkv, padding)
+    check_same(op, qkv=qkv, padding=padding)
+    scale = (qkv.shape[-1] // 3 // num_heads) ** -0.5 if scale is None else float(scale)
+    img_h, img_w = qkv.shape[1:3]
+    if is_padded:
+        qkv = _pad(qkv, size, padding)
+    out = _in_pytorch(qkv, num_heads, kernel, dilation, table, scale)
+    return out[:, :img_h, :img_w].contiguous() if is_padded else out
+
+
+def _check(op, qkv, num_heads, kernel, dilation, table, scale) -> tuple[tuple[int, int], tuple[int, int]]:
+    if isinstance(num_heads, bool) or not isinstance(num_heads, int):
+        raise TypeError(f"{op}: num_heads is no integer: got {num_heads!r}; expected an int above 0.")
+    if num_heads <= 0 or qkv.shape[-1] == 0 or qkv.shape[-1] % (3 * num_heads):
+        raise ValueError(
+            f"{op}: qkv does not split into q, k, v and heads: got {qkv.shape[-1]} channels, num_heads = {num_heads}; "
+            "expected a multiple of 3 * num_heads."
+        )
+    kernel, dilation = int_pair(op, "kernel", kernel), int_pair(op, "dilation", dilation)
+    if min(kernel) <= 0 or any(size % 2 == 0 for size in kernel):
+        raise ValueError(
+            f"{op}: kernel has no centre: got {kernel}; expected odd sizes. A window of even size around a token is "
+            "not defined; take one more or one less."
+        )
+    if min(dilation) <= 0:
+        raise ValueError(f"{op}: dilation is not usable: got {dilation}; expected sizes above 0.")
+    if table is not None:
+        check_tensor(op, "table", table)
+        shape = (num_heads, 2 * kernel[0] - 1, 2 * kernel[1] - 1)
+        check_shape(op, "table", table, shape, f"(H, 2 kernel_h - 1, 2 kernel_w - 1) = {shape}")
+        if table.device != qkv.device:
+            raise ValueError(f"{op}: devices differ: got qkv on {qkv.device}, table on {table.device}; expected one.")
+    check_scale(op, scale)
+    return kernel, dilation
+
+
+def _in_pytorch(qkv: Tensor, num_heads: int, kernel, dilation, table: Tensor | None, scale: float) -> Tensor:
+    """Tiles of neighbouring queries against the keys that any of them sees, those of one mask at a time."""
+    batch, height, width, packed = qkv.shape
+    tokens, head_dim = height * width, packed // 3 // num_heads
+    rows = qkv.reshape(batch, tokens, 3, num_heads, head_dim)
+    if not rows.numel():
+        return qkv.new_empty(batch, height, width, packed // 3)
+    wide = torch.float64 if qkv.dtype == torch.float64 else torch.float32 if not qkv.is_cuda else qkv.dtype
+    flat = None if table is None else table.flatten(1).to(wide)
+    pieces, places = [], []
+    for tile in tiles_of((height, width), kernel, dilation, qkv.device):
+        if flat is None:
+            mask = tile.seen
+        else:
+            bias = flat.index_select(1, tile.offset.reshape(-1)).view(num_heads, *tile.seen.shape)
+            mask = bias.masked_fill(~tile.seen, -math.inf)
+        q = _tokens(rows, 0, tile.queries.clamp_min(0))
+        k, v = _tokens(rows, 1, tile.keys), _tokens(rows, 2, tile.keys)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)  # (B * G, H, N, D)
+        pieces.append(out.transpose(1, 2).reshape(batch, tile.queries.numel(), packed // 3))
+        places.append(tile.queries.reshape(-1))
+    place = torch.cat(places)
+    order = torch.empty(tokens + 1, dtype=torch.long, device=qkv.device)
+    order[place] = torch.arange(place.shape[0], device=qkv.device)  # queries outside, -1, land in the last place
+    return torch.cat(pieces, 1).index_select(1, order[:tokens]).view(batch, height, width, packed // 3)
+
+
+def _tokens(rows: Tensor, part: int, where: Tensor) -> Tensor:
+    """(B, tokens, 3, H, D) -> q, k or v of the tokens ``where`` (G, N): (B * G, H, N, D)."""
+    chosen = rows[:, :, part].index_select(1, where.reshape(-1))
+    return chosen.view(-1, where.shape[1], *rows.shape[3:]).transpose(1, 2)
