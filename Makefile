@@ -7,7 +7,7 @@ export PYTHONUNBUFFERED := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint check gpu clean
+.PHONY: demo test prove fuzz mutants lint check gpu clean
 
 $(READY): pyproject.toml setup.py
 	@echo "== making $(VENV): torch, triton, and the peer libraries that the tests compare with (several GB the first time)"
@@ -22,6 +22,15 @@ demo: $(READY)
 test: $(READY)
 	$(RUN) tests/run.py
 
+prove: $(READY)
+	$(RUN) tests/run.py prove
+
+fuzz: $(READY)
+	$(RUN) -m vitkern lab fuzz --cases 20000
+
+mutants: $(READY)
+	$(RUN) -m vitkern lab mutants
+
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -33,4 +42,4 @@ gpu:
 	$(PYTHON) tests/gpu/run.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .lab build dist *.egg-info

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils.benchmark import Compare
 
-from benchmarks import compare, report, results, roofline, scale
+from benchmarks import compare, report, results, roofline, scale, static
 from benchmarks.cases import CASES, OPS, QUICK, batch_for
 from benchmarks.measure import OURS, Row, measure, measurement
 from benchmarks.models import CPU_MODELS, GPU_MODELS, ORIGINAL, QUICK_MODELS, measure_model
@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="torch.compile as a peer; on a GPU unless --no-compile"
     )
+    top.add_argument("--estimate", metavar="GPU", help="a column: lower bounds there, from compiled code, uncalibrated")
     top.add_argument("--quick", action="store_true", help="one small case an operator, batch 1, short timings")
     top.add_argument("--seconds", type=float, default=20.0, help="time budget of each model")
     top.add_argument("--minutes", type=float, help="start no further case after so long")
@@ -86,6 +87,8 @@ def run(arguments) -> int:
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda was given, and torch sees no GPU")
+    if arguments.estimate:
+        static.check(arguments.estimate)
     deadline = time.monotonic() + arguments.minutes * 60 if arguments.minutes else float("inf")
     recorded = results.load(arguments.against) if arguments.against else None
     if recorded and recorded["environment"]["device"] != results.device_name(device):
@@ -167,14 +170,14 @@ def _part(arguments, ops, dtype, modes, device, deadline, path, found) -> list[R
             torch.cuda.empty_cache()
     operators = [row for row in rows if row.op != "models"]
     if any(row.seconds is not None for row in operators):
-        _print_operators(operators, device, {str(case): case for case, _ in jobs if case is not None})
+        _print_operators(operators, device, {str(c): c for c, _ in jobs if c is not None}, arguments.estimate)
     _print_models([row for row in rows if row.op == "models"])
     if path and rows:
         print(f"saved {path}\n")
     return rows
 
 
-def _print_operators(rows: list[Row], device: torch.device, cases: dict) -> None:
+def _print_operators(rows: list[Row], device: torch.device, cases: dict, gpu: str | None) -> None:
     compare = Compare([measurement(row) for row in rows if row.seconds is not None])
     compare.trim_significant_figures()
     compare.print()
@@ -200,21 +203,13 @@ def _print_operators(rows: list[Row], device: torch.device, cases: dict) -> None
             (row.op, row.case, row.mode, seconds(row.seconds), f"{row.spread:.1%}", share,
              f"{moved / row.seconds / 1e9:,.1f}",
              f"{flops / row.seconds / 1e12:.2f}", seconds(row.host) if row.host is not None else "n/a",
-             best.contender if best else "-", f"{best.seconds / row.seconds:.2f}x" if best else "-")
+             best.contender if best else "-", f"{best.seconds / row.seconds:.2f}x" if best else "-",
+             *((seconds(static.seconds_of(case, getattr(torch, row.dtype), row.batch, row.mode, gpu)),) if gpu else ()))
         )  # fmt: skip
     header = (
-        "operator",
-        "case",
-        "mode",
-        OURS,
-        "spread",
-        "roofline",
-        "GB/s",
-        "TFLOP/s",
-        "host",
-        "fastest peer",
-        "speed against it",
-    )
+        "operator", "case", "mode", OURS, "spread", "roofline", "GB/s", "TFLOP/s", "host", "fastest peer",
+        "speed against it", *((static.heading(gpu),) if gpu else ()),
+    )  # fmt: skip
     print(table(header, lines))
     print()
 

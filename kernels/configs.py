@@ -2,7 +2,8 @@
 tests.
 
 ``arch`` is 80, 90, 100, 120, ... for NVIDIA, 942 and the like for AMD, and `INTERPRETER` where the kernel is
-interpreted. The interpreter gets small tiles, so that small tests cross block boundaries.
+interpreted; block sizes follow its `family`. The interpreter gets small tiles, so that small tests cross block
+boundaries.
 """
 
 import functools
@@ -12,6 +13,8 @@ from typing import NamedTuple
 import torch
 
 INTERPRETER = 0
+AMPERE, HOPPER, BLACKWELL, CDNA = "ampere", "hopper", "blackwell", "cdna"
+SMALL_SHARED = (86, 89, 120, 121)  # 99 KiB a program, and not 163 or more
 _forced_arch = None
 
 
@@ -28,7 +31,7 @@ class Config(NamedTuple):
 def _device_arch(index):
     if torch.version.hip:
         name = torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
-        return int("".join(c for c in name if c.isdigit()) or 942)
+        return max(900, int("".join(c for c in name if c.isdigit()) or 942))  # gfx90a is no Hopper
     major, minor = torch.cuda.get_device_capability(index)
     return major * 10 + minor
 
@@ -49,6 +52,20 @@ def forced_arch(arch):
         yield
     finally:
         _forced_arch = before
+
+
+def family(arch):
+    """How a multiprocessor multiplies matrices.
+
+    AMPERE: both operands and the sum in registers (80 to 89; 120 again). HOPPER: operands in shared memory, the sum in
+    registers. BLACKWELL: the sum in a memory of its own (100 to 119). CDNA: as Ampere, with warps of 64 lanes, 512
+    registers a lane and 64 KiB of shared memory.
+    """
+    if arch == INTERPRETER:
+        return None
+    if arch >= 900:
+        return CDNA
+    return HOPPER if arch == 90 else BLACKWELL if 100 <= arch < 120 else AMPERE
 
 
 def head_tile(head_dim):
@@ -77,8 +94,10 @@ def short_tile(queries, keys):
 
 def short_forward_config(rows, columns, itemsize, arch):
     """One-pass softmax: a block of rows against all columns at once."""
-    block_m = 32 if columns > 128 and arch in range(80, 90) else 64
-    return Config(min(rows, block_m), columns, 1 if max(rows, columns) <= 16 else 4, 2 if columns <= 64 else 1)
+    kind = family(arch)
+    few_rows = kind == AMPERE and (columns > 128 or itemsize == 4)
+    warps, stages = (2, 1) if kind == CDNA and columns <= 64 else (4, 2 if columns <= 64 and not few_rows else 1)
+    return Config(min(rows, 32 if few_rows else 64), columns, 1 if max(rows, columns) <= 16 else warps, stages)
 
 
 def short_backward_config(rows, columns, head_dim, itemsize, arch):
@@ -86,9 +105,9 @@ def short_backward_config(rows, columns, head_dim, itemsize, arch):
     if columns > 64:
         return Config(min(rows, 32), columns, 8, 1)
     if itemsize == 4:
-        return Config(min(rows, 32), columns, 1 if max(rows, columns) <= 16 else 8, 1)
-    warps = 8 if head_dim > 32 and arch in range(80, 90) else 4
-    return Config(min(rows, 64), columns, 1 if max(rows, columns) <= 16 else warps, 2 if arch == 90 else 1)
+        return Config(min(rows, 32 if arch == INTERPRETER else 16), columns, 1 if max(rows, columns) <= 16 else 8, 1)
+    warps = {AMPERE: 8 if head_dim > 32 else 4, CDNA: 2}.get(family(arch), 4)
+    return Config(min(rows, 64), columns, 1 if max(rows, columns) <= 16 else warps, 2 if family(arch) == HOPPER else 1)
 
 
 def short_takes(queries, keys, head_dim, itemsize, walks):
@@ -101,6 +120,11 @@ def short_takes(queries, keys, head_dim, itemsize, walks):
     if itemsize == 4:
         return longest <= 64 and head_dim <= 32
     return head_dim <= 64 and longest <= (256 if head_dim == 64 and not walks else 64)
+
+
+def short_columns(arch):
+    """Most keys that the backward of the short kernels has room for: shared memory, registers on CDNA."""
+    return 64 if family(arch) == CDNA else 128 if arch in SMALL_SHARED else 256
 
 
 def groups_per_program(groups, programs_per_group, arch):
@@ -167,46 +191,57 @@ def stream_forward_config(head_dim, itemsize, arch, queries, hooked, causal, dro
     """A query block that stays, key blocks that stream past. ``hooked``: see `stream.hooked`."""
     if arch == INTERPRETER:
         return Config(16, 16, 1, 1)
-    block_d = head_tile(head_dim)
+    block_d, kind = head_tile(head_dim), family(arch)
     if itemsize == 4:
         return Config(32, 32, 8, 1) if block_d <= 64 else Config(32, 16, 8, 1)
     if block_d <= 64:
         if hooked or queries <= 64 or head_dim < block_d:
-            return Config(64, 32 if dropout and arch >= 100 else 64, 4, 3)
-        return Config(128, 32 if causal and arch < 90 else 64, 4 if arch < 100 else 8, 3)
+            if kind == CDNA:
+                return Config(128, 32, 4, 2)
+            narrow = (hooked and kind == AMPERE) or (dropout and kind == BLACKWELL)
+            return Config(64, 32 if narrow else 64, 4, 3)
+        return Config(128, 32 if causal and kind == AMPERE else 64, 8 if kind == BLACKWELL else 4, 3)
     if block_d <= 128:
         if hooked or queries <= 64:
-            return Config(64, 32 if arch < 90 or dropout else 64, 4, 2)
-        return Config(128, 32 if head_dim < block_d and arch < 90 else 64, 8, 2)
-    return Config(64, 64 if arch in range(100, 120) else 32, 8, 2)
+            return Config(64, 32 if kind == AMPERE or dropout else 64, 4, 2)
+        return Config(128, 32 if head_dim < block_d and kind == AMPERE else 64, 8, 2)
+    return Config(64, 64 if kind == BLACKWELL else 32, 8, 2)
 
 
 def stream_dq_config(head_dim, itemsize, arch, queries, hooked):
     """As the forward, with a gradient tile more."""
     if arch == INTERPRETER:
         return Config(16, 16, 1, 1)
-    block_d = head_tile(head_dim)
+    block_d, kind = head_tile(head_dim), family(arch)
     if itemsize == 4:
         return Config(32, 32, 8, 1) if block_d <= 64 else Config(32, 16, 8, 1)
     if block_d <= 64:
-        return Config(128, 64, 8, 2) if hooked and arch < 90 else Config(64, 64, 4, 2)
-    return Config(64, 32, 4, 2) if block_d <= 128 else Config(32, 32, 8, 1)
+        if kind == CDNA:
+            return Config(128, 32, 4, 2)
+        return Config(128, 32, 8, 2) if hooked and kind == AMPERE else Config(64, 64, 4, 2)
+    if block_d <= 128:
+        return Config(64, 32, 4, 2)
+    return Config(64, 32, 4, 1) if kind == CDNA else Config(32, 32, 8, 1)
 
 
 def stream_dkdv_config(head_dim, itemsize, arch, keys, hooked):
     """Key block (block_n) that stays with two accumulators; query blocks (block_m) stream past."""
     if arch == INTERPRETER:
         return Config(16, 16, 1, 1)
-    block_d = head_tile(head_dim)
+    block_d, kind = head_tile(head_dim), family(arch)
     if itemsize == 4:
         return Config(32, 32, 8, 1) if block_d <= 64 else Config(16, 32, 8, 1)
     if block_d <= 64:
-        return Config(32 if arch < 100 and (hooked or head_dim < block_d) else 64, 64, 4, 2)
+        if kind == CDNA:
+            return Config(32, 64 if hooked else 128, 4, 2)
+        if kind == AMPERE:
+            return Config(32, 64, 4, 1 if arch >= 120 and (hooked or head_dim < block_d) else 2)
+        return Config(64 if kind == BLACKWELL or not (hooked or head_dim < block_d) else 32, 64, 4, 2)
     if block_d <= 128:
-        if hooked and arch < 100:
+        if kind in (AMPERE, HOPPER) and (hooked or (kind == AMPERE and arch >= 120 and head_dim < block_d)):
             return Config(32, 64, 8, 2)
-        return Config(32, 64, 4, 1 if arch < 90 and head_dim < block_d else 2)
-    return Config(32, 32, 8, 1)
+        return Config(32, 64, 4, 1 if kind == AMPERE and head_dim < block_d else 2)
+    return Config(32, 32, 4 if kind == CDNA else 8, 1)
 
 
 def stream_bias_config(head_dim, itemsize, arch, padded):
@@ -218,7 +253,9 @@ def stream_bias_config(head_dim, itemsize, arch, padded):
     if itemsize == 4:
         return Config(32, 32, 8, 1)
     if block_d <= 64:
-        return Config(64, 64, 4, 1 if padded and arch < 100 else 2)
+        if family(arch) == AMPERE:
+            return Config(64, 32, 4, 1 if padded else 2)
+        return Config(64, 64, 4, 1 if (padded and family(arch) == HOPPER) or family(arch) == CDNA else 2)
     return Config(64, 32, 4 if block_d <= 128 else 8, 1)
 
 
@@ -271,7 +308,7 @@ def mlp_config(channels, itemsize, arch):
     if itemsize == 4:
         return Config(32, 32, 4, 2)
     if channels <= 128:
-        return Config(64, 64, 4 if arch >= 90 else 8, 2)
+        return Config(64, 64, 8 if family(arch) == AMPERE else 4, 2)
     return Config(64, 32, 8, 2)
 
 

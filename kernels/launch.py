@@ -15,8 +15,12 @@ def launch(kernel, grid, *args, num_warps, num_stages, **constants):
     options = dict(num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)
     if _redirect is not None:
         _redirect(kernel, grid, args, constants, options)
-    else:
+        return
+    try:
         kernel[grid](*args, **constants, **options)
+    except Exception as error:
+        error.kernel_of_launch = getattr(kernel, "__name__", str(kernel))  # tells it from errors of the code around
+        raise
 
 
 @contextmanager

@@ -85,6 +85,7 @@ def _layernorm_fwd(
     s = load_tile(x, row, x_stride, row_mask, channels, BLOCK_C, EVEN_C)
     if residual is not None:
         s += load_tile(residual, row, residual_stride, row_mask, channels, BLOCK_C, EVEN_C)
+        s = s.to(total.dtype.element_ty).to(tl.float32)  # what the backward will read: its mean must be that of these
         store_tile(total, row, channels, s, row_mask, channels, BLOCK_C, EVEN_C)
     row_mean, row_rstd, normalised = statistics(s, channels, eps, BLOCK_C, EVEN_C)
     out = normalised * load_channels(weight, 1.0, channels, BLOCK_C, EVEN_C)[None, :]

@@ -62,7 +62,7 @@ def _matmul(
         b_tile = tl.load(b_at, mask=b_mask, other=0.0)
         acc = tl.dot(a_tile, b_tile, acc, input_precision=PRECISION)
         a_at += BLOCK_K
-        b_at += BLOCK_K * b_inner_stride
+        b_at += BLOCK_K * tl.cast(b_inner_stride, tl.int64)
     EPILOGUE(acc, row, col, block, rows, cols, args, ACT, EXACT)
 
 

@@ -29,10 +29,8 @@ def _expand_table(
     dx = (qi % WINDOW_W)[:, None] - (ki % WINDOW_W)[None, :] + WINDOW_W - 1
     valid = (qi < N)[:, None] & (ki < N)[None, :]
     entry = dy * (2 * WINDOW_W - 1) + dx  # [BLOCK_M, BLOCK_N]
-    bias = (
-        tl.load(table + entry.to(tl.int64) * entry_stride + head * head_stride, mask=valid, other=0.0).to(tl.float32)
-        * LOG2E
-    )
+    where = table + entry.to(tl.int64) * entry_stride + head.to(tl.int64) * head_stride
+    bias = tl.load(where, mask=valid, other=0.0).to(tl.float32) * LOG2E
     bias = tl.where((ki < N)[None, :], bias, float("-inf"))
     place = tile + (block * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None] * COLUMNS + ki[None, :]
     tl.store(place, bias, mask=(ki < COLUMNS)[None, :])

@@ -20,6 +20,7 @@ from .configs import (
     dot_precision,
     groups_per_program,
     head_tile,
+    short_columns,
     short_forward_config,
     short_takes,
     short_tile,
@@ -186,6 +187,8 @@ def fits(q, k, v, *, terms=False):
     nothing empty."""
     (batch, heads, queries, head_dim), keys = q.shape, k.shape[2]
     if min(batch, heads, queries, keys, head_dim) == 0 or k.shape[1] != heads or v.shape[3] != head_dim:
+        return False
+    if max(queries, keys) > short_columns(arch_of(q)):
         return False
     return all(x.stride(3) == 1 for x in (q, k, v)) and short_takes(queries, keys, head_dim, q.element_size(), terms)
 

@@ -219,6 +219,8 @@ def short_backward(grad, q, k, v, dq, dk, dv, *, scale, bias=None, bias_grad=Fal
     """
     problem = dense_problem(q, k, scale, score, score_args)
     operands = [dense_rows(x) for x in (grad, q, k, v, dq, dk, dv)]
+    if bias_grad and bias.shape[0] > 1 and bias.stride(0) == 0:
+        bias = bias.contiguous()  # expanded by the caller, who wants a gradient for each entry
     dbias = run_backward(problem, *operands, bias=dense_bias(bias, problem), bias_grad=bias_grad)[0]
     if dbias is None:
         return None

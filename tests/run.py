@@ -1,9 +1,10 @@
-"""Every check of the package, on every core: lint, the tests, the kernels in the interpreter, the kernels compiled
-ahead of time.
+"""Runs a suite on every core, two jobs at a time, and ends with a verdict.
 
-    python tests/run.py [pytest arguments]
+    python tests/run.py [test | prove] [pytest arguments]
 
-Kernels are either interpreted or compiled in one process, so these are separate pytest runs; two of them run at a time.
+``test`` is every check of the package: lint, the tests, the kernels in the interpreter, the kernels compiled ahead of
+time. ``prove`` is the laboratory at full counts. Kernels are either interpreted or compiled in one process, so these
+are separate jobs.
 """
 
 import os
@@ -15,17 +16,29 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-JOBS = {
-    "lint": ([sys.executable, "-m", "ruff", "check", "."], {}),
-    "format": ([sys.executable, "-m", "ruff", "format", "--check", "."], {}),
-    "tests": ([*PYTEST, "tests", "--ignore=tests/compiler"], {}),
-    "kernels interpreted": ([*PYTEST, "tests/interpreter"], {"TRITON_INTERPRET": "1"}),
-    "kernels compiled": ([*PYTEST, "tests/compiler"], {}),
+LAB = [sys.executable, "-m", "vitkern", "lab"]
+# The longest first: two run at a time.
+SUITES = {
+    "test": {
+        "lint": ([sys.executable, "-m", "ruff", "check", "."], {}),
+        "format": ([sys.executable, "-m", "ruff", "format", "--check", "."], {}),
+        "tests": ([*PYTEST, "tests", "--ignore=tests/compiler"], {}),
+        "kernels interpreted": ([*PYTEST, "tests/interpreter"], {"TRITON_INTERPRET": "1"}),
+        "kernels compiled": ([*PYTEST, "tests/compiler"], {}),
+    },
+    "prove": {
+        "compile": ([*LAB, "compile", "--jobs", "1"], {}),
+        "fuzz": ([*LAB, "fuzz", "--jobs", "1"], {}),
+        "another Triton": ([sys.executable, "tests/other_triton.py"], {}),
+        "gradients": ([*LAB, "gradients"], {}),
+        "edges": ([*LAB, "edges"], {}),
+        "offsets": ([*LAB, "offsets"], {}),
+    },
 }
 
 
-def start(name, arguments, log):
-    command, environment = JOBS[name]
+def start(job, arguments, log):
+    command, environment = job
     if "pytest" in command:
         command = [*command, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRITON_INTERPRET": "0", **environment}
@@ -37,19 +50,14 @@ def last_line(log):
     return lines[-1][-100:] if lines else ""
 
 
-def main(arguments):
-    with tempfile.TemporaryDirectory() as folder:
-        return run(arguments, Path(folder))
-
-
-def run(arguments, folder):
-    begun, waiting, running, failed = time.monotonic(), list(JOBS), {}, []
+def run(jobs, arguments, folder):
+    begun, waiting, running, failed = time.monotonic(), list(jobs), {}, []
     beat = begun
     while waiting or running:
         while waiting and len(running) < max(2, (os.cpu_count() or 2) // 2):
             name = waiting.pop(0)
             log = (folder / name).open("wb")
-            running[name] = (*start(name, arguments, log), log)
+            running[name] = (*start(jobs[name], arguments, log), log)
             print(f"== {name}: started", flush=True)
         time.sleep(0.2)
         for name, (process, since, log) in list(running.items()):
@@ -57,9 +65,8 @@ def run(arguments, folder):
                 continue
             del running[name]
             log.close()
-            print(
-                f"\n== {name}: {'passed' if process.returncode == 0 else 'FAILED'} in {time.monotonic() - since:.0f} s"
-            )
+            verdict = "passed" if process.returncode == 0 else "FAILED"
+            print(f"\n== {name}: {verdict} in {time.monotonic() - since:.0f} s")
             print(Path(log.name).read_text().rstrip(), flush=True)
             if process.returncode:
                 failed.append(name)
@@ -70,6 +77,15 @@ def run(arguments, folder):
     verdict = f"FAILED: {', '.join(failed)}" if failed else "everything passed"
     print(f"\n== {verdict}, in {time.monotonic() - begun:.0f} s", flush=True)
     return 1 if failed else 0
+
+
+def main(arguments):
+    suite = arguments.pop(0) if arguments and arguments[0] in SUITES else "test"
+    with tempfile.TemporaryDirectory() as folder:
+        code = run(SUITES[suite], arguments, Path(folder))
+    if suite == "prove":
+        subprocess.run(LAB, cwd=ROOT)
+    return code
 
 
 if __name__ == "__main__":

@@ -83,6 +83,20 @@ def test_against_a_bad_file_is_bad_input(run, tmp_path, content):
     assert (code, out) == (2, "") and str(path) in err and err.count("\n") == 1
 
 
+def test_estimate_is_a_labelled_column_without_a_gpu(run):
+    pytest.importorskip("triton", reason="it compiles kernels")
+    arguments = ("layernorm", "--quick", "--backward", "--device", "cpu", "--dtype", "bf16")
+    code, out, err = run(*arguments, "--estimate", "H200")
+    assert code == 0, out + err
+    header = next(line for line in out.splitlines() if line.startswith("operator"))
+    assert header.endswith("H200 at least, uncalibrated")
+    figures = [line.split()[-2:] for line in out.splitlines() if line.startswith("layernorm ")]
+    assert len(figures) == 2 and all(float(value) > 0 and unit == "us" for value, unit in figures)
+    assert figures[0] != figures[1]
+    code, out, err = run(*arguments, "--estimate", "abacus")
+    assert (code, out) == (2, "") and "--estimate knows no 'abacus'" in err
+
+
 def test_unknown_operator_lists_near_matches(run):
     code, _, err = run("layer_norm")
     assert code == 2 and "Near: layernorm" in err

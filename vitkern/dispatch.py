@@ -5,6 +5,7 @@ the report of `vitkern.accelerate` and ``python -m vitkern info``, and is the er
 """
 
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -16,11 +17,29 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from vitkern import faults
+
 BACKENDS = ("auto", "triton", "interpreter", "torch")
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def _without_triton() -> str | None:
+    """Why there is no Triton; None where it imports. Importing it touches no driver."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    try:
+        importlib.import_module("triton.language")
+    except Exception as error:  # a build for another Python or system fails in its own ways
+        return f"Triton does not import: {type(error).__name__}: {error}"
+    return None
+
+
+_NO_TRITON = _without_triton()
+HAS_TRITON = _NO_TRITON is None
 # Triton reads this when a kernel is decorated, so a later change has no effect.
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+interpreter_is_repaired = False  # set by `vitkern.lab.interpreter`
 
 
 def _release(name: str) -> tuple[int, ...]:
@@ -30,7 +49,9 @@ def _release(name: str) -> tuple[int, ...]:
 @functools.cache
 def _interpreter_reasons() -> tuple[str, ...]:
     if _release("triton") < (3, 7) and _release("numpy") >= (2, 4):
-        return ("the interpreter of Triton before 3.7 needs numpy below 2.4",)
+        return (
+            "the interpreter of Triton before 3.7 needs numpy below 2.4, or the repairs of vitkern.lab.interpreter",
+        )
     return ()
 
 
@@ -46,28 +67,49 @@ def _checked(name: str) -> str:
     return name
 
 
-_backend = _checked(os.environ.get("VITKERN_BACKEND", "auto"))
+class _Asked:
+    """One wish for a backend. Compared by identity: the blocks of several threads may end in any order."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+_asked = [_Asked(_checked(os.environ.get("VITKERN_BACKEND", "auto")))]  # then one for each `use_backend` block
 _any_device = False
 
 
 def current_backend() -> str:
     """The backend asked for: "auto" unless `use_backend` or ``VITKERN_BACKEND`` says otherwise."""
-    return _backend
+    return _asked[-1].name
 
 
 @contextmanager
 def use_backend(name: str):
-    """Within the block run every op on backend ``name``: "auto", "triton", "interpreter" or "torch".
+    """Within the block run every op on backend ``name``: "auto", "triton", "interpreter" or "torch"; in all threads,
+    as the threads of a backward pass are not those of the forward.
 
     Forcing "triton" or "interpreter" turns each reason why a kernel cannot run into an error. "torch" also makes a
     model exportable to ONNX and gives modules that hook attention weights the plain path.
     """
-    global _backend
-    before, _backend = _backend, _checked(name)
+    own = _Asked(_checked(name))
+    _asked.append(own)
     try:
         yield
     finally:
-        _backend = before
+        _asked.remove(own)
+
+
+def is_forced() -> bool:
+    """Whether a kernel was asked for by name, so that PyTorch must not take its place."""
+    return current_backend() in ("triton", "interpreter")
+
+
+def forced_in_vain(op: str, reasons: Iterable[str], remedy: str = "") -> NotImplementedError:
+    """The error where a kernel was asked for and cannot run."""
+    return NotImplementedError(
+        f"{op}: the kernel was asked for (backend={current_backend()!r}) and cannot run: {'; '.join(reasons)}. "
+        + remedy
+    )
 
 
 @contextmanager
@@ -83,6 +125,8 @@ def any_device():
 
 @functools.cache
 def _device_reasons(index: int) -> tuple[str, ...]:
+    if not torch.cuda.is_available():
+        return ("PyTorch finds no GPU here",)  # a fake tensor may still be on one
     if torch.version.hip:
         return ()
     major, minor = torch.cuda.get_device_capability(index)
@@ -91,16 +135,20 @@ def _device_reasons(index: int) -> tuple[str, ...]:
     return ()
 
 
-def why_not(tensors: Iterable[Tensor | None], reasons: Iterable[str] = ()) -> list[str]:
-    """Reasons why a kernel cannot take ``tensors``, after ``reasons``, which the op found. Empty: it runs."""
+def why_not(tensors: Iterable[Tensor | None], reasons: Iterable[str] = (), op: str | None = None) -> list[str]:
+    """Reasons why a kernel cannot take ``tensors``, after ``reasons``, which the op found. Empty: it runs.
+
+    ``op``: the registered operator; what kept its kernel from starting before is a reason then.
+    """
     found = list(reasons)
     if not HAS_TRITON:
-        found.append("Triton is not installed")
+        found.append(_NO_TRITON)
     tensors = [t for t in tensors if t is not None]
     for dtype in dict.fromkeys(t.dtype for t in tensors if t.is_floating_point()):
         if dtype not in KERNEL_DTYPES:
             found.append(f"{dtype} is not one of float16, bfloat16, float32")
     for device in dict.fromkeys(t.device for t in tensors):
+        found.extend(faults.reasons(op, device))
         if _any_device:
             continue
         if device.type == "cuda":
@@ -109,7 +157,7 @@ def why_not(tensors: Iterable[Tensor | None], reasons: Iterable[str] = ()) -> li
                 found.append("TRITON_INTERPRET is set, and the interpreter takes CPU tensors")
         elif device.type == "cpu" or device.type == "meta":
             if INTERPRETED:
-                found.extend(_interpreter_reasons())
+                found.extend(() if interpreter_is_repaired else _interpreter_reasons())
             else:
                 found.append(f"tensors are on {device.type}, and {_NOT_INTERPRETED}")
         else:
@@ -117,28 +165,49 @@ def why_not(tensors: Iterable[Tensor | None], reasons: Iterable[str] = ()) -> li
     return found
 
 
-def runs_kernel(op: str, tensors: Iterable[Tensor | None], reasons: Iterable[str] = ()) -> bool:
-    """True: launch the kernel of ``op``. False: take its PyTorch path.
+def runs_kernel(
+    op: str, tensors: Iterable[Tensor | None], reasons: Iterable[str] = (), operator: str | None = None
+) -> bool:
+    """True: call the operator of ``op``, which launches its kernel. False: take the PyTorch path.
+
+    ``operator``: the registered operator that it would call, where its name is not ``op``.
 
     Raises:
         NotImplementedError: a kernel was forced with `use_backend` or ``VITKERN_BACKEND`` and cannot run; the message
         lists why.
     """
-    if _backend == "torch":
+    backend = current_backend()
+    if backend == "torch":
         return False
+    tensors = [t for t in tensors if t is not None]
     found = why_not(tensors, reasons)
-    if _backend == "triton" and INTERPRETED:
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        found.append("torch.func and vmap transform PyTorch's own operators only")
+    if backend != "auto" or not torch.is_grad_enabled():
+        # otherwise the operator itself goes to PyTorch: a checkpoint's second forward must save what its first one did
+        for device in dict.fromkeys(t.device for t in tensors):
+            found += faults.reasons(operator or op, device)
+    if backend == "triton" and INTERPRETED:
         found.append("TRITON_INTERPRET is set, so kernels are interpreted")
-    if _backend == "interpreter" and HAS_TRITON and not INTERPRETED and not found:
+    if backend == "interpreter" and HAS_TRITON and not INTERPRETED and not found:
         found.append(_NOT_INTERPRETED)
     if not found:
         return True
-    if _backend != "auto":
-        raise NotImplementedError(
-            f"{op}: the kernel was asked for (backend={_backend!r}) and cannot run: {'; '.join(found)}."
-        )
+    if backend != "auto":
+        raise forced_in_vain(op, found)
+    if not torch.compiler.is_compiling():
+        for device in dict.fromkeys(t.device for t in tensors if t.is_cuda):
+            _warn_of_environment(op, device)
     _note(f"{op} runs in PyTorch: {'; '.join(found)}")
     return False
+
+
+def _warn_of_environment(op: str, device: torch.device) -> None:
+    """A GPU is there, and what is installed cannot use it."""
+    if not HAS_TRITON:
+        faults.warn(op, faults.Fault(_NO_TRITON, "", "Install the Triton release that this PyTorch asks for."), device)
+    for reason in _device_reasons(device.index or 0):
+        faults.warn(op, faults.Fault(reason, "", "The kernels need another GPU."), device)
 
 
 def _note(message: str) -> None:
@@ -147,13 +216,21 @@ def _note(message: str) -> None:
         logger.info(message)
 
 
+def autocast_dtype(like: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks for on the device of ``like``; None where it is off, as it always is on meta."""
+    device = like.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """``tensors`` in the autocast dtype where autocast is on for their device, as they are elsewhere.
 
     Done here and not by ``register_autocast``, which knows a single fixed dtype.
     """
     first = next(t for t in tensors if t is not None)
-    if first.is_meta or not torch.is_autocast_enabled(first.device.type):
+    dtype = autocast_dtype(first)
+    if dtype is None:
         return tensors
-    dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors)

@@ -1,30 +1,42 @@
-"""Makes a ``torch.library`` operator out of a pair of kernel launchers: schema, fake, autograd, device guard.
+"""Makes a ``torch.library`` operator out of a pair of kernel launchers: schema, fake, autograd, device guard, and the
+way out when Triton cannot build or start a kernel.
 
 The operator is opaque to torch.compile and torch.export. Its fake *is* the launcher's allocation function, so the two
 cannot drift apart.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from vitkern.dispatch import INTERPRETED
+from vitkern import dispatch, faults
 
-interpreter_is_repaired = False  # set by `vitkern.lab.interpreter`: bfloat16 needs no detour then
+operators: list["KernelOp"] = []  # every registered one
 _library = torch.library.Library("vitkern", "FRAGMENT")
 
 
 class KernelOp:
     """A registered operator; call it like the function it came from. Made by `kernel_op`."""
 
-    def __init__(self, launch: Callable, outputs: Callable, differentiable: Sequence[str], graded: int):
+    def __init__(
+        self,
+        launch: Callable,
+        outputs: Callable,
+        differentiable: Sequence[str],
+        graded: int,
+        fallback: Callable | None,
+    ):
         self.name = launch.__name__.removesuffix("_forward")
         self.graded = graded
         self.differentiable = tuple(differentiable)
         self.arguments = tuple(inspect.signature(launch).parameters)
-        self.overload = _define(self.name, launch, outputs)
+        self.slots = [self.arguments.index(name) for name in self.differentiable]
+        self.fallback = fallback
+        self.overload = self._define(self.name, launch, outputs, fallback)
+        operators.append(self)
 
     def __call__(self, *args):
         return self.overload(*args)
@@ -39,8 +51,8 @@ class KernelOp:
         """
 
         def attach(launch: Callable) -> "KernelOp":
-            backward = _define(launch.__name__, launch, gradients)
-            slots = [self.arguments.index(name) for name in self.differentiable]
+            fallback = None if self.fallback is None else self._gradients_in_pytorch
+            backward, slots = self._define(launch.__name__, launch, gradients, fallback), self.slots
 
             def setup_context(ctx, inputs, output):
                 outputs = output if isinstance(output, tuple) else (output,)
@@ -74,22 +86,83 @@ class KernelOp:
 
         return attach
 
+    def _define(self, name: str, launch: Callable, allocate: Callable, fallback: Callable | None):
+        run = _on_device(launch, allocate)
+        if fallback is not None:
+            run = _with_fallback(self.name, run, allocate, fallback)
+        _library.define(name + torch.library.infer_schema(launch, mutates_args=()))
+        _library.impl(name, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"vitkern::{name}", allocate, lib=_library)
+        return getattr(torch.ops.vitkern, name).default
 
-def kernel_op(outputs: Callable, differentiable: Sequence[str], graded: int = 1) -> Callable[[Callable], KernelOp]:
+    def _gradients_in_pytorch(self, *args):
+        """What the backward launcher returns, by differentiating ``fallback``; None where no gradient is needed."""
+        inputs, needs = args[-1 - len(self.arguments) : -1], args[-1]
+        wanted = [slot for slot, needed in zip(self.slots, needs, strict=True) if needed]
+
+        def graded(*values):
+            inner = list(inputs)
+            for slot, value in zip(wanted, values, strict=True):
+                inner[slot] = value
+            results = self.fallback(*inner)
+            return results[: self.graded] if isinstance(results, tuple) else (results,)
+
+        # not autograd: within an operator it is switched off
+        outputs, pull = torch.func.vjp(graded, *(inputs[slot] for slot in wanted))
+        grads = zip(args[: self.graded], outputs, strict=True)
+        found = pull(tuple(torch.zeros_like(out) if grad is None else grad.to(out.dtype) for grad, out in grads))
+        found = dict(zip(wanted, found, strict=True))
+        return tuple(found.get(slot) for slot in self.slots)
+
+
+def kernel_op(
+    outputs: Callable, differentiable: Sequence[str], graded: int = 1, fallback: Callable | None = None
+) -> Callable[[Callable], KernelOp]:
     """Decorator that registers a launcher as the operator ``vitkern::<its name>``.
 
     The schema is read from the annotations. ``outputs`` allocates the results and takes the same arguments; the
     launcher calls it too. Outputs never alias inputs. ``differentiable`` names the inputs that get a gradient; the
     first ``graded`` outputs have one.
+
+    ``fallback`` computes the same from the same arguments in PyTorch, where the environment keeps Triton from building
+    or starting a kernel (`vitkern.faults`): a tensor or a tuple, None for an output that only the backward kernel
+    reads. It is differentiated with torch.func, and autocast is off in it.
     """
-    return lambda launch: KernelOp(launch, outputs, differentiable, graded)
+    return lambda launch: KernelOp(launch, outputs, differentiable, graded, fallback)
 
 
-def _define(name: str, launch: Callable, allocate: Callable):
-    _library.define(name + torch.library.infer_schema(launch, mutates_args=()))
-    _library.impl(name, _on_device(launch, allocate), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vitkern::{name}", allocate, lib=_library)
-    return getattr(torch.ops.vitkern, name).default
+def _with_fallback(op: str, run: Callable, allocate: Callable, fallback: Callable) -> Callable:
+    """``run``, and where that meets a fault ``fallback``: straight away where it met one before. A kernel that was
+    asked for raises instead."""
+
+    def attempt(*args):
+        device = next(value.device for value in args if isinstance(value, Tensor))
+        if dispatch.is_forced() or not faults.reasons(op, device):
+            try:
+                return run(*args)
+            except Exception as error:
+                fault = faults.fault_of(error)
+                if fault is None:
+                    raise
+                if dispatch.is_forced():
+                    raise dispatch.forced_in_vain(op, [str(fault)], fault.remedy) from error
+                faults.record(op, device, fault)
+        with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
+            found = fallback(*args)
+        return _as_allocated(found, allocate(*args))
+
+    return attempt
+
+
+def _as_allocated(found, like):
+    """``found`` with the dtypes and strides that the fake promises; NaN where it has nothing, as no one reads that."""
+    if isinstance(like, Tensor):
+        return like.copy_(found)
+    filled = list(found) if isinstance(found, tuple) else [found]
+    filled += [None] * (len(like) - len(filled))
+    return tuple(
+        slot.fill_(math.nan) if value is None else slot.copy_(value) for slot, value in zip(like, filled, strict=True)
+    )
 
 
 def _on_device(launch: Callable, allocate: Callable) -> Callable:
@@ -100,7 +173,7 @@ def _on_device(launch: Callable, allocate: Callable) -> Callable:
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
                 return launch(*args)
-        if INTERPRETED and device.type == "cpu":
+        if dispatch.INTERPRETED and device.type == "cpu":
             return _interpret(launch, allocate, args)
         return launch(*args)
 
@@ -110,7 +183,7 @@ def _on_device(launch: Callable, allocate: Callable) -> Callable:
 def _interpret(launch: Callable, allocate: Callable, args: tuple):
     """The stock interpreter computes bfloat16 as raw 16-bit integers, silently: give it float32 and round what comes
     back."""
-    if interpreter_is_repaired or not any(
+    if dispatch.interpreter_is_repaired or not any(
         value is torch.bfloat16 or getattr(value, "dtype", None) == torch.bfloat16 for value in args
     ):
         return launch(*args)

@@ -1,17 +1,13 @@
-"""Compiles the selected cells of cases.py in worker processes with a cache of their own, while the tests wait.
+"""Compiles the cells of cases.py in worker processes with a cache of their own, while the tests wait.
 
 VITKERN_COMPILE_WORKERS in the environment says how many; two without it.
-
-Workers, because a compiler can abort its process: the tests of that cell fail then, and say so.
 """
 
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from tests.compiler.cases import compile_cell, start_worker
+from vitkern.lab import workers
 
 
 def pytest_configure(config):
@@ -20,15 +16,26 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope="session")
-def compiled(request, tmp_path_factory):
-    """(case, arch) -> a future of its kernels."""
-    cache = str(tmp_path_factory.mktemp("triton"))
+def compiled(request):
+    """compiled(cell) -> its kernels, once they are there; the cells of all collected tests are compiled meanwhile."""
     cells = [item.callspec.params["cell"] for item in request.session.items if "compiled" in item.fixturenames]
-    context = multiprocessing.get_context("spawn")
-    workers = int(os.environ.get("VITKERN_COMPILE_WORKERS", "2"))
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(cache,)) as pool:
-        yield {cell: pool.submit(compile_cell, *cell) for cell in dict.fromkeys(cells)}
-        pool.shutdown(cancel_futures=True)
+    count = int(os.environ.get("VITKERN_COMPILE_WORKERS", "2"))
+    coming = workers.compile_cells(list(dict.fromkeys(cells)), count)
+    there = {}
+
+    def wait():
+        done = next(coming)
+        there[done.cell] = done
+
+    def get(cell):
+        while cell not in there:
+            wait()
+        assert not there[cell].failed, f"{cell} did not compile: {there[cell].failed}"
+        return there[cell].kernels
+
+    wait()  # the workers start here, with the cache of the session and not that of one test
+    yield get
+    coming.close()
 
 
 @pytest.fixture(autouse=True)

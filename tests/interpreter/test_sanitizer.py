@@ -281,6 +281,30 @@ def _rows(x, out, stride):
     tl.store(out + row * BLOCK + i, tl.load(x + row.to(tl.int64) * stride + i))
 
 
+def test_bounds_of_gigabytes_are_exact():
+    """Neither the gap between two rows nor a third row is the tensor's."""
+    x = torch.empty(0, dtype=torch.float16).set_(torch.UntypedStorage(2**32 + 64), 0, (2, 16), (2**31, 1))
+    for stride in (2**31 - 16, 2**31 + 1):
+        with pytest.raises(MemoryFault, match=r"load outside x of shape \(2, 16\)"), sanitized():
+            _run(_rows, (2,), x, torch.empty(2, 16, dtype=torch.float16), stride)
+
+
+def test_the_last_programs_of_a_large_grid():
+    with sanitized(order="random") as sanitizer, sanitizer.programs.only((5, 2**26, 2), range(7, 11)):
+        out = torch.full((4, 3), -1, dtype=torch.int32)
+        _run(_place, (4,), out, torch.zeros(1, dtype=torch.int32))
+    assert sorted(out.tolist()) == [[0, 3, 1], [0, 4, 0], [0, 4, 1], [0, 5, 0]]
+
+
+@triton.jit
+def _place(out, turn):
+    row = out + tl.atomic_add(turn, 1) * 3
+    tl.store(row, tl.program_id(0))
+    tl.store(row + 1, tl.program_id(1))
+    tl.store(row + 2, tl.program_id(2))
+    tl.device_assert(tl.num_programs(1) == 2**26)
+
+
 def test_order_must_be_known():
     with pytest.raises(ValueError, match="unknown order: got 'sideways'"), sanitized(order="sideways"):
         pass

@@ -47,8 +47,6 @@ def run(arguments) -> int:
         raise BadInput("Triton is not installed, so there is no kernel to check. --pytorch checks the PyTorch path.")
     if backend != "torch" and (backend == "interpreter") != dispatch.INTERPRETED:
         return _again(arguments, interpreted=backend == "interpreter")
-    if backend != "torch" and (reasons := dispatch.why_not([torch.empty(0, device=device)])):
-        raise BadInput(f"the kernels cannot run here: {'; '.join(reasons)}.")
     dtypes = [DTYPES[arguments.dtype]] if arguments.dtype else list(DTYPES.values())
     cases = [case for case in PROBLEMS if case.op in (arguments.op or OPS)]
     place = {
@@ -56,8 +54,12 @@ def run(arguments) -> int:
         "interpreter": "kernels in Triton's interpreter",
         "triton": f"kernels on {device}",
     }
-    print(f"{place[backend]} against float64; use is the error over what the tolerance rule allows (vitkern.testing)")
     with dispatch.use_backend(backend), _repaired() if backend == "interpreter" else nullcontext():
+        if backend != "torch" and (reasons := dispatch.why_not([torch.empty(0, device=device)])):
+            raise BadInput(f"the kernels cannot run here: {'; '.join(reasons)}.")
+        print(
+            f"{place[backend]} against float64; use is the error over what the tolerance rule allows (vitkern.testing)"
+        )
         return _check(cases, dtypes, device, backend, every_tensor=arguments.all)
 
 

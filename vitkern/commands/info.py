@@ -2,12 +2,15 @@
 
 import importlib.metadata
 import platform
+import warnings
 
 import torch
 
 import vitkern
-from vitkern import dispatch
+from vitkern import dispatch, faults
+from vitkern.lab.check_cases import PROBLEMS
 from vitkern.lab.problems import OPS
+from vitkern.lab.verify import verify
 from vitkern.report import table
 
 PACKAGES = ("triton", "numpy", "timm", "transformers", "torchvision", "safetensors")
@@ -50,14 +53,31 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def where(device: torch.device, dtype: torch.dtype) -> tuple[str, list[str]]:
+def where(device: torch.device, dtype: torch.dtype, op: str) -> tuple[str, list[str]]:
     """("Triton" | "interpreter" | "PyTorch", reasons why no kernel) for ordinary shapes."""
     if dispatch.current_backend() == "torch":
         return "PyTorch", ["the backend is set to torch"]
-    reasons = dispatch.why_not([torch.empty(0, dtype=dtype, device=device)])
+    tensor = torch.empty(0, dtype=dtype, device=device)
+    reasons = dispatch.why_not([tensor], op=op)
+    if device.type == "cuda" and not reasons:
+        started = start(op, device, dtype)
+        reasons = dispatch.why_not([tensor], started, op)
     if reasons:
         return "PyTorch", reasons
     return ("interpreter" if dispatch.INTERPRETED else "Triton"), []
+
+
+def start(op: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Run an operator forward and backward once, so that what keeps its kernels from starting is known; what else went
+    wrong is returned. Right results are the business of ``check``."""
+    problem = next(problem for problem in PROBLEMS if problem.op == op)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", faults.FallbackWarning)
+            verify(problem, dtype, device)
+    except Exception as error:
+        return [f"{op} fails with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"]
+    return []
 
 
 def run(arguments) -> int:
@@ -79,9 +99,10 @@ def run(arguments) -> int:
     for op in OPS:
         row = [op]
         for device, _ in found:
-            place, reasons = where(device, torch.float32)
+            place, reasons = where(device, torch.float32, op)
             row.append(place)
-            notes += [f"PyTorch on {device}: {reason}" for reason in reasons]
+            own = [reason for name, reason in faults.faulted(device) if name == op]
+            notes += [f"{op + ': ' if r in own else ''}PyTorch on {device}: {r}" for r in reasons]
         rows.append(row)
     print(table(["operator", *(str(device) for device, _ in found)], rows))
     for note in dict.fromkeys(notes):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from vitkern import dispatch
+from vitkern import dispatch, faults
 from vitkern.interop.adapter import path_of
 
 
@@ -114,6 +114,8 @@ class Report:
             else:
                 place = "Triton's interpreter" if dispatch.INTERPRETED else "Triton kernels"
                 lines.append(f"runs on {place} here ({what})")
+        for device in dict.fromkeys(device for device, _ in places):
+            lines += [f"but {op} runs in PyTorch on {device}: {reason}" for op, reason in faults.faulted(device)]
         return lines
 
 

@@ -83,6 +83,19 @@ def repair_arithmetic(interp, patches: Patches) -> None:
         product = np.multiply(wide(x), wide(y), dtype=np.float64)
         return handle(narrowed((product + wide(z)).astype(np.float32)), bf16)
 
+    def get_bf16(self, value):
+        return handle(narrowed(np.array([value])), bf16)
+
+    def create_atomic_rmw(self, operation, ptr, val, mask, *rest):
+        if val.dtype.scalar != bf16 or not str(operation).endswith("FADD"):
+            return stock["create_atomic_rmw"](self, operation, ptr, val, mask, *rest)
+        old, memory = np.zeros_like(val.data), interp._interpreter
+        for lane in np.ndindex(old.shape):
+            place, active = ptr.data[lane].reshape(1), mask.data[lane].reshape(1)
+            old[lane] = memory.load(place, active, old[lane].reshape(1), old.dtype)[0]
+            memory.store(place, narrowed(widened(old[lane]) + widened(val.data[lane])).reshape(1), active)
+        return handle(old, bf16)
+
     def create_rsqrt(self, arg):
         return unary_op(self, arg, lambda x: (1 / np.sqrt(x)).astype(x.dtype))
 
@@ -110,6 +123,8 @@ def repair_arithmetic(interp, patches: Patches) -> None:
         create_rsqrt,
         create_erf,
         create_dot,
+        create_atomic_rmw,
+        get_bf16,
     ):
         patches.set(builder, repair.__name__, repair)
 

@@ -1,205 +1,146 @@
-"""Compiles what an op would launch, for any GPU, on a machine without one.
+"""compile: what models launch, compiled for five architectures, against golden figures.
 
-The launches are caught at `vitkern.kernels.launch` and compiled with the very specialisation that their CPU arguments
-would get at run time: which pointers and integers are divisible by 16, which integers are 1.
-``python -m vitkern lab compile`` prints a table.
+Per kernel: what it needs of a multiprocessor, its instructions, problems that vitkern/lab/exceptions.py does not list,
+what is worse than the golden figures of this Triton minor, and a lower bound of its time, which is uncalibrated.
 """
 
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
 
-import torch
+from vitkern.lab import budget, estimate, exceptions, golden, records, workers
+from vitkern.lab.compiled import Compiled, compile_launches
+from vitkern.lab.matrix import ARCHITECTURES, archs_of
+from vitkern.report import BadInput, near_matches, progress, seconds
 
-from vitkern import dispatch
-from vitkern.lab import budget, sass
-from vitkern.report import BadInput, near_matches
-
-ARCHITECTURES = (80, 90, 100)
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """One kernel, compiled for one architecture."""
-
-    name: str
-    arch: int
-    num_warps: int
-    num_stages: int
-    machine: sass.Machine
-    shared: int  # bytes per program
-    tensor_memory: int  # columns of tensor memory per program, sm_100
-    has_dot: bool
-    half_input: bool  # some pointer argument is fp16 or bf16
-    ieee: bool  # every product is full fp32, which tensor cores do not have
-    constants: tuple[str, ...]  # "name=value"
-
-    @property
-    def programs(self) -> int:
-        """Programs that one multiprocessor holds."""
-        return budget.programs_per_sm(self.arch, self.machine, self.num_warps, self.shared, self.tensor_memory)
-
-    @property
-    def spills(self) -> int:
-        return self.machine.spill_loads + self.machine.spill_stores
-
-    @property
-    def widest_load(self) -> int:
-        """Bits per thread of the widest global load."""
-        return max(self.machine.loads, default=0)
-
-    def problems(self) -> list[str]:
-        """What is wrong with it on this architecture; empty where nothing is."""
-        found = []
-        limit = budget.LIMITS[self.arch].shared_block
-        if self.shared > limit:
-            found.append(f"needs {self.shared} bytes of shared memory; sm_{self.arch} gives {limit}")
-        if self.spills or self.machine.stack:
-            m = self.machine
-            found.append(f"spills: {m.spill_loads} loads, {m.spill_stores} stores, {m.stack} bytes of stack")
-        if self.has_dot and not self.ieee and not self.machine.tensor:
-            found.append("has a matrix product and no tensor-core instruction")
-        if self.arch < 900 and self.half_input and self.widest_load < 128:
-            found.append(f"widest global load is {self.widest_load} bits")
-        return found
-
-    def row(self) -> str:
-        m = self.machine
-        tensor = " ".join(f"{name}*{count}" for name, count in m.tensor.items()) or "-"
-        loads = " ".join(f"{bits}b*{count}" for bits, count in sorted(m.loads.items(), reverse=True)) or "-"
-        return (
-            f"{self.name:<34} {self.arch:>4} w{self.num_warps} s{self.num_stages} {m.registers:>4} {self.spills:>6} "
-            f"{m.stack:>6} {self.shared:>7} {self.programs:>4} {m.loop:>6} {m.instructions:>6}  {tensor:<22} {loads}"
-        )
-
+__all__ = ["Compiled", "compile_launches"]
 
 HEADER = (
-    f"{'kernel':<34} {'arch':>4} {'w/s':>5} {'regs':>4} {'spills':>6} {'stack':>6} {'shared':>7} {'/SM':>4} "
-    f"{'loop':>6} {'code':>6}  {'tensor cores':<22} global loads"
+    f"{'kernel':<44} {'arch':>6} {'w/s':>5} {'regs':>4} {'spills':>6} {'stack':>6} {'shared':>7} {'/SM':>3} "
+    f"{'loop':>5} {'code':>6} {'turn bound, cycles':>18}  {'tensor cores; global loads':<50} "
+    f"at least, {estimate.LABEL} (roofline)"
 )
 
 
-class _Target:
-    """Stands in for the driver of a GPU that is not there; Triton asks it no more than this to compile."""
-
-    def __init__(self, arch: int):
-        from triton.backends.compiler import GPUTarget
-
-        self.arch = arch
-        self.target = GPUTarget("cuda", arch, 32) if arch < 900 else GPUTarget("hip", f"gfx{arch}", 64)
-
-    def get_current_device(self):
-        return f"vitkern-{self.arch}"  # the key of Triton's kernel cache: apart from every real device
-
-    def get_current_stream(self, device):
-        return 0
-
-    def get_current_target(self):
-        return self.target
-
-    def get_active_torch_device(self):
-        return torch.device("cpu")
-
-
-@contextmanager
-def _driver(arch: int):
-    from triton.runtime import driver
-
-    before = dict(vars(driver))
-    driver.set_active(_Target(arch))
-    try:
-        yield
-    finally:
-        vars(driver).clear()
-        vars(driver).update(before)
-
-
-def _tensors(values):
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _tensors(value)
-
-
-_machines: dict[str, sass.Machine] = {}  # by the hash of what was compiled
-
-
-def _machine(built) -> sass.Machine:
-    if built.hash not in _machines:
-        code = built.asm
-        _machines[built.hash] = sass.read_cubin(code["cubin"]) if "cubin" in code else sass.read_amdgcn(code["amdgcn"])
-    return _machines[built.hash]
-
-
-def _describe(kernel, arch: int, grid, args, constants, options) -> Compiled:
-    built = kernel.warmup(*args, grid=grid, **constants, **options)
-    built = built.result() if hasattr(built, "result") else built
-    dots = [line for line in str(built.asm["ttir"]).splitlines() if "tt.dot " in line]
-    return Compiled(
-        name=kernel.fn.__name__,
-        arch=arch,
-        num_warps=options["num_warps"],
-        num_stages=options["num_stages"],
-        machine=_machine(built),
-        shared=built.metadata.shared,
-        tensor_memory=getattr(built.metadata, "tmem_size", None) or 0,
-        has_dot=bool(dots),
-        half_input=any(t.dtype in (torch.float16, torch.bfloat16) for t in _tensors(args)),
-        # a product in full fp32 is the one kind that names no input precision
-        ieee=bool(dots) and all("xf32>" in line.split("*")[0] and "inputPrecision" not in line for line in dots),
-        constants=tuple(f"{name}={value}" for name, value in constants.items()),
+def row(label: str, kernel: Compiled) -> str:
+    """One line of the table."""
+    m, turn = kernel.machine, estimate.turn_bounds(kernel)
+    pipe = max(turn, key=turn.get)
+    tensor = " ".join(f"{name}*{count}" for name, count in m.tensor.items()) or "-"
+    loads = " ".join(f"{bits}b*{count}" for bits, count in sorted(m.loads.items(), reverse=True)) or "-"
+    times = ", ".join(
+        f"{gpu} {seconds(bound.seconds)} {bound.by} ({seconds(bound.roofline)})"
+        for gpu, bound in estimate.bounds(kernel).items()
+    )
+    return (
+        f"{label:<44} {budget.name_of(kernel.arch):>6} w{kernel.num_warps} s{kernel.num_stages} {m.registers:>4} "
+        f"{kernel.spills:>6} {m.stack:>6} {kernel.shared:>7} {kernel.programs:>3} {m.loop:>5} {m.instructions:>6} "
+        f"{f'{pipe} {turn[pipe]:.0f}':>18}  {f'{tensor}; {loads}':<50} {times}"
     )
 
 
-def compile_launches(fn: Callable[[], object], arch: int) -> list[Compiled]:
-    """Compile every kernel that ``fn()`` launches, in order, for ``arch`` (80, 90, 100, 120, or 942 for gfx942).
+def add_arguments(parser) -> None:
+    parser.add_argument("launch", nargs="*", help="parts of names in vitkern/lab/launches.py; all unless given")
+    parser.add_argument(
+        "--arch", nargs="+", default=[], help="of sm_80, sm_90, sm_100, sm_120, gfx942; all of a launch"
+    )
+    parser.add_argument("--jobs", type=int, default=0, help="worker processes (default: one per core)")
+    parser.add_argument("--update", action="store_true", help="make what was compiled the golden figures")
 
-    ``fn`` takes no argument and calls a launcher, or public ops and ``backward()``, on CPU tensors. Nothing runs: its
-    results are whatever the memory held. Equal launches are listed once.
+
+def _architectures(given: list[str]) -> list[int]:
+    known = {budget.name_of(arch): arch for arch in ARCHITECTURES} | {str(arch): arch for arch in ARCHITECTURES}
+    for name in given:
+        if name not in known:
+            expected = ", ".join(budget.name_of(arch) for arch in ARCHITECTURES)
+            raise BadInput(f"lab compile: unknown architecture: got {name!r}; expected {expected}.")
+    return [known[name] for name in given]
+
+
+def cells(parts: list[str], archs: list[int]) -> list[workers.Cell]:
+    """What to compile: launches that one of ``parts`` is a part of, for ``archs`` or where the launch has its place.
 
     Raises:
-        RuntimeError: TRITON_INTERPRET is set, so kernels are not compiled in this process; or ``fn`` launched nothing.
+        BadInput: no launch is called so.
     """
-    if dispatch.INTERPRETED:
-        raise RuntimeError("compile: TRITON_INTERPRET is set: got an interpreter. Start Python without it.")
-    from vitkern.kernels import configs, launch
+    from vitkern.lab.launches import CASES
 
-    compiled = []
-
-    def receive(kernel, grid, args, constants, options):
-        one = _describe(kernel, arch, grid, args, constants, options)
-        if one not in compiled:
-            compiled.append(one)
-
-    with _driver(arch), configs.forced_arch(arch), launch.redirected(receive), dispatch.any_device():
-        fn()
-    if not compiled:
-        raise RuntimeError("compile: nothing was launched: got a call that starts no kernel.")
-    return compiled
-
-
-def add_arguments(parser) -> None:
-    parser.add_argument("case", nargs="*", help="parts of names in vitkern/lab/launches.py; all unless given")
-    parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES), choices=sorted(budget.LIMITS))
+    names = [case.name for case in CASES]
+    for part in parts:
+        if not any(part in name for name in names):
+            raise BadInput(f"lab compile: no launch is called {part!r}.{near_matches(part, names)}")
+    chosen = [name for name in names if any(part in name for part in parts or [""])]
+    return [(name, arch) for name in chosen for arch in (archs or archs_of(name))]
 
 
 def run(arguments) -> int:
-    from vitkern.lab.launches import CASES
+    if arguments.jobs < 0:
+        raise BadInput(f"lab compile: --jobs is negative: got {arguments.jobs}; expected at least 1, 0 for all cores.")
+    begun, version = time.perf_counter(), golden.minor()
+    chosen = cells(arguments.launch, _architectures(arguments.arch))
+    whole = not (arguments.launch or arguments.arch)
+    known = {} if whole and arguments.update else golden.load(version)
+    found = _compile(chosen, arguments.jobs or workers.default_jobs())
+    counts = _print(found, known, arguments.update)
+    if arguments.update:
+        path = golden.store(version, golden.merged(known or {}, found))
+        print(f"golden figures of Triton {version} written: {path}")
+        counts |= dict(regressions=0, unlisted=0)
+    elif known is None:
+        print(f"no golden figures for Triton {version}: problems are checked, regressions are not; --update makes them")
+    took = time.perf_counter() - begun
+    passed = not any(counts.values())
+    kernels = [kernel for done in found for kernel in done.kernels]
+    summary = (
+        f"{len(found)} cells, {len(kernels)} kernels ({len({kernel.key for kernel in kernels})} distinct), "
+        + ", ".join(f"{count} {name}" for name, count in counts.items())
+        + ("" if known is not None else f"; no golden figures for Triton {version}")
+    )
+    if whole:
+        records.write("compile", passed=passed, summary=summary, seconds=took, cpu_seconds=_cpu(found), **counts)
+    print(f"verdict: {'passed' if passed else 'FAILED'}: {summary}; {took:.0f} s")
+    return 0 if passed else 1
 
-    chosen = [case for case in CASES if any(part in case.name for part in arguments.case or [""])]
-    if not chosen:
-        known = [case.name for case in CASES]
-        raise BadInput(f"no launch is called {arguments.case[0]!r}.{near_matches(arguments.case[0], known)}")
-    bad = 0
+
+def _compile(chosen: list[workers.Cell], jobs: int) -> list[workers.Done]:
+    """The cells in the order given, announced as they finish."""
+    begun, found = time.perf_counter(), {}
+    for done in workers.compile_cells(chosen, jobs):
+        found[done.cell] = done
+        name, arch = done.cell
+        what = done.failed or f"{len(done.kernels)} kernels"
+        took = f"{done.cpu:.1f} CPU s, {time.perf_counter() - begun:.0f} s"
+        progress(f"[{len(found)}/{len(chosen)}] {name} {budget.name_of(arch)}: {what} ({took})")
+    return [found[cell] for cell in chosen]
+
+
+def _cpu(found: list[workers.Done]) -> dict[str, float]:
+    """CPU seconds of each architecture."""
+    total = {}
+    for done in found:
+        name = budget.name_of(done.cell[1])
+        total[name] = round(total.get(name, 0.0) + done.cpu, 1)
+    return total
+
+
+def _print(found: list[workers.Done], known: golden.Cells | None, update: bool) -> dict[str, int]:
+    """The table with what is wrong under each cell; how often it is, by kind."""
+    counts = dict(failures=0, problems=0, regressions=0, unlisted=0)
+    grown = []
     print(HEADER)
-    for case in chosen:
-        print(f"{case.name}")
-        for arch in arguments.arch:
-            for one in compile_launches(case.run, arch):
-                print("  " + one.row(), flush=True)
-                for problem in one.problems():
-                    bad += 1
-                    print(f"    ! {problem}", flush=True)
-    print(f"{bad} problem{'s' * (bad != 1)}")
-    return 1 if bad else 0
+    for done in found:
+        name, arch = done.cell
+        print(name)
+        for label, kernel in golden.labelled(done.kernels).items():
+            print(row("  " + label, kernel))
+        lines = {"failures": [f"did not compile: {done.failed}"]} if done.failed else {}
+        if not done.failed:
+            lines["problems"] = exceptions.unexcused(name, arch, done.kernels)
+            if known is not None:
+                lines["regressions"], drifts, lines["unlisted"] = golden.compare(known, name, arch, done.kernels)
+                grown += [f"{name}, {budget.name_of(arch)}, {line}" for line in drifts]
+        for kind, of_kind in lines.items():
+            counts[kind] += len(of_kind)
+            for line in of_kind if kind in ("failures", "problems") or not update else ():
+                print(f"    ! {kind.removesuffix('s')}: {line}")
+    for line in grown:
+        print(f"warning: {line}")
+    return counts

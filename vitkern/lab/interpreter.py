@@ -2,10 +2,12 @@
 
 The stock interpreter treats bfloat16 as 16-bit integers, truncates where hardware rounds to nearest, computes TF32
 products in full precision, lets 32-bit integers wrap in silence, accepts matrix products that no GPU has, and believes
-every alignment hint. `repaired` changes that within a block, and makes it faster: the language is patched once and not
-at every call of a device function.
+every alignment hint. Before Triton 3.7 it has no bfloat16 constants, no bool arguments, and with NumPy 2.4 no run-time
+loop bounds. `repaired` changes that within a block, and makes it faster: the language is patched once and not at every
+call of a device function.
 
-It replaces private parts of Triton. Where a part has another shape it raises, rather than leave a repair out.
+It replaces private parts of Triton, and is tested with 3.4 to 3.9. Where a part has another shape it raises, rather
+than leave a repair out.
 """
 
 import inspect
@@ -14,8 +16,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from vitkern import dispatch, register
-from vitkern.lab import bfloat16
+from vitkern import dispatch
+from vitkern.lab import bfloat16, hardware
 from vitkern.lab.patches import Patches
 
 # class or module in triton.runtime.interpreter -> the parts that are replaced or called, with their parameters
@@ -67,7 +69,7 @@ def _module():
     for owner, names in (
         (interpreter, _EXPECTED_NAMES),
         (interpreter.InterpreterBuilder, _EXPECTED_METHODS),
-        (interpreter.interpreter_semantic, ("binary_op_sanitize_overflow_impl",)),
+        (type(interpreter.interpreter_semantic), ("binary_op_sanitize_overflow_impl",)),
     ):
         for name in names:
             if not hasattr(owner, name):
@@ -80,52 +82,36 @@ class _NoScope:
         pass
 
 
-def _enforce_hardware(interp, patches: Patches) -> None:
-    """Integer overflow, products below the smallest tile and false alignment hints raise."""
-    import triton.language as tl
-
-    builder, semantic = interp.interpreter_builder, interp.interpreter_semantic
-
-    def check_overflow(lhs, rhs, binary_op):
-        kind = lhs.type.scalar
-        if kind.int_bitwidth >= 64 or not kind.is_int_signed():
-            return  # unsigned arithmetic is meant to wrap: hashes, random numbers
-        operation = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[binary_op.__name__]
-        result = operation(lhs.handle.data.astype(np.int64), rhs.handle.data.astype(np.int64))
-        limit = 1 << (kind.int_bitwidth - 1)
-        if result.size and (result.max() >= limit or result.min() < -limit):
-            worst = result.max() if result.max() >= limit else result.min()
-            raise OverflowError(f"{kind} overflow in {binary_op.__name__}: got {worst}; widen to int64 first")
-
-    def min_dot_size(lhs, rhs):
-        return (1, 1, 32) if lhs.scalar.primitive_bitwidth == 8 else (1, 1, 16)
-
-    def checked_multiple(input, values, **_):
-        numbers = values if isinstance(values, list | tuple) else [values]
-        numbers = [int(getattr(value, "value", value)) for value in numbers]
-        if isinstance(input, tl.tensor) and input.handle.data.size:
-            first = input.handle.data.flat[0]
-            if any(int(first) % number for number in numbers):
-                raise ValueError(f"tl.multiple_of: got {first}; expected a multiple of {numbers}")
-        return input
-
-    patches.set(semantic, "binary_op_sanitize_overflow_impl", check_overflow)
-    patches.set(builder, "codegen_fns", {**builder.codegen_fns, "min_dot_size": min_dot_size})
-    patches.set(tl, "multiple_of", checked_multiple)
-    patches.set(tl.core, "multiple_of", checked_multiple)
-
-
-def _speed_up(interp, patches: Patches):
-    """Patch the language once, and leave CPU arguments where they are. Returns what puts the language back."""
+def _patch_language(interp, patches: Patches):
+    """Patch the language once. Returns what puts it back."""
     import triton.language as tl
 
     everything = type("_AllModules", (), {"__globals__": {"tl": tl, "core": tl.core}})
+    owners = (tl, tl.core, tl.math, tl.core.tensor, tl.core.dtype, tl.core.tensor_descriptor_base)
+    before = [dict(vars(owner)) for owner in owners]
     scope = interp._patch_lang(everything)
-    if not hasattr(scope, "restore"):
-        raise InterpreterChanged(
-            "interpreter: the language cannot be put back: got no scope from _patch_lang; expected Triton 3.7 or newer."
-        )
+    if tl.range is before[0]["range"]:
+        raise InterpreterChanged("interpreter: the language was not patched: got tl.range as it was; expected another.")
+    if not hasattr(scope, "restore"):  # Triton before 3.6 leaves it patched
+        scope = _NoScope()
+        for owner, attributes in zip(owners, before, strict=True):
+            patches.adopt(owner, attributes)
     patches.set(interp, "_patch_lang", lambda fn: _NoScope())
+    # NumPy 2.4 makes no number out of an array of one element, which is what a scalar is here
+    patches.set(tl.core.tensor, "__index__", lambda self: int(self.handle.data.item()))
+    convert = interp._implicit_cvt
+
+    def implicit_cvt(arg):
+        if isinstance(arg, bool):
+            return tl.tensor(interp.TensorHandle(np.array([arg], np.bool_), tl.int1), tl.int1)
+        return convert(arg)
+
+    patches.set(interp, "_implicit_cvt", implicit_cvt)
+    return scope
+
+
+def _speed_up(interp, patches: Patches) -> None:
+    """Leave CPU arguments where they are, and warnings out."""
     copy_back, execute = interp.GridExecutor._restore_args_dev, interp.GridExecutor.__call__
 
     def keep_in_place(self, args_dev, args_hst, kwargs, kwargs_hst):
@@ -139,7 +125,6 @@ def _speed_up(interp, patches: Patches):
 
     patches.set(interp.GridExecutor, "_restore_args_dev", keep_in_place)
     patches.set(interp.GridExecutor, "__call__", quiet)
-    return scope
 
 
 def _self_check(interp) -> None:
@@ -192,13 +177,15 @@ def repaired():
         return
     interp = _module()
     patches = Patches()
-    scope = _speed_up(interp, patches)
+    scope = _NoScope()
     try:
+        scope = _patch_language(interp, patches)
+        _speed_up(interp, patches)
         bfloat16.repair_arithmetic(interp, patches)
         bfloat16.repair_reductions(interp, patches)
-        _enforce_hardware(interp, patches)
+        hardware.enforce(interp, patches)
         _self_check(interp)
-        patches.set(register, "interpreter_is_repaired", True)
+        patches.set(dispatch, "interpreter_is_repaired", True)
         _depth = 1
         yield
     finally:

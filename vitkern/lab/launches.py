@@ -1,6 +1,6 @@
 """The launches that are compiled ahead of time: shapes, dtypes and strides of real models, forward and backward.
 
-The batch is 2: an integer argument of 1 becomes a constant and compiles another kernel.
+The batch is 2 unless a name says otherwise: an integer argument of 1 becomes a constant and compiles another kernel.
 """
 
 from collections.abc import Callable
@@ -36,11 +36,14 @@ def _backward(out) -> None:
     out.backward(torch.empty_like(out))
 
 
-def _packed(tokens: int, heads: int, head_dim: int, dtype=HALF, bias=None, **options) -> None:
-    """Self-attention on the output of a qkv projection, as a ViT has it. bias: its shape."""
+def _packed(tokens: int, heads: int, head_dim: int, dtype=HALF, bias=None, batch=BATCH, spare=0, **options) -> None:
+    """Self-attention on the output of a qkv projection, as a ViT has it. bias: its shape; spare: unused elements at the
+    end of each row."""
     if bias is not None:
         options["bias"] = _leaf(*bias, dtype=dtype)
-    _backward(attention_qkvpacked(_leaf(BATCH, tokens, 3, heads, head_dim, dtype=dtype), **options))
+    width = 3 * heads * head_dim
+    rows = _leaf(batch, tokens, width + spare, dtype=dtype)[..., :width]
+    _backward(attention_qkvpacked(rows.unflatten(-1, (3, heads, head_dim)), **options))
 
 
 def _separate(queries: int, keys: int, heads: int, key_heads: int, head_dim: int, dtype=HALF, **options) -> None:
@@ -55,13 +58,14 @@ def _separate(queries: int, keys: int, heads: int, key_heads: int, head_dim: int
 
 
 def _windows(
-    side: int, window: int, channels: int, heads: int, dtype=HALF, cosine=False, shift=0, padded=False
-) -> None:
+    side: int, window: int, channels: int, heads: int, dtype=HALF, cosine=False, shift=0, padded=False, batch=BATCH,
+    spare=0,
+) -> None:  # fmt: skip
     """A block of Swin, or of Swin V2 (cosine), on an image of side x side tokens; torchvision pads before it rolls."""
     padding = _leaf(3 * channels, dtype=dtype) if side % window else None
     options = {"logit_scale": _leaf(heads, 1, 1, dtype=torch.float32)} if cosine else {}
     out = window_attention(
-        _leaf(BATCH, side, side, 3 * channels, dtype=dtype),
+        _leaf(batch, side, side, 3 * channels + spare, dtype=dtype)[..., : 3 * channels],
         num_heads=heads,
         window=(window, window),
         shift=(shift, shift),
@@ -73,27 +77,33 @@ def _windows(
     _backward(out)
 
 
-def _layernorm(tokens: int, channels: int, dtype=HALF, residual=False) -> None:
-    x, weight, bias = (
-        _leaf(BATCH, tokens, channels, dtype=dtype),
-        _leaf(channels, dtype=dtype),
-        _leaf(channels, dtype=dtype),
-    )
-    _backward(layernorm(x, weight, bias, 1e-6, _leaf(BATCH, tokens, channels, dtype=dtype) if residual else None))
+def _layernorm(tokens: int, channels: int, dtype=HALF, residual=False, batch=BATCH, spare=0) -> None:
+    x = _leaf(batch, tokens, channels + spare, dtype=dtype)[..., :channels]
+    weight, bias = (_leaf(channels, dtype=dtype) for _ in range(2))
+    _backward(layernorm(x, weight, bias, 1e-6, _leaf(batch, tokens, channels, dtype=dtype) if residual else None))
 
 
-def _mlp(tokens: int, channels: int, dtype=HALF, scaled=False, trained=True, **options) -> None:
+def _mlp(tokens: int, channels: int, dtype=HALF, scaled=False, trained=True, batch=BATCH, **options) -> None:
     """An MLP branch; without its backward (not ``trained``) narrow ones are a single kernel."""
     hidden = 4 * channels
     if scaled:
-        options |= {"layer_scale": _leaf(channels, dtype=dtype), "row_scale": torch.ones(BATCH)}
+        options |= {"layer_scale": _leaf(channels, dtype=dtype), "row_scale": torch.ones(batch)}
     vectors = [_leaf(size, dtype=dtype) for size in (channels, channels, hidden, channels)]
     weights = _leaf(hidden, channels, dtype=dtype), _leaf(channels, hidden, dtype=dtype)
-    x = _leaf(BATCH, tokens, channels, dtype=dtype)
+    x = _leaf(batch, tokens, channels, dtype=dtype)
     with torch.set_grad_enabled(trained):
         out = layernorm_mlp(x, *vectors[:2], weights[0], vectors[2], weights[1], vectors[3], eps=1e-6, **options)
     if trained:
         _backward(out)
+
+
+def _tf32(function: Callable, *arguments, **options) -> None:
+    """As ``function``, in float32 with TF32 products allowed."""
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
+    try:
+        function(*arguments, dtype=torch.float32, **options)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 CASES = [
@@ -117,10 +127,23 @@ CASES = [
         ("attention-causal-d80", _packed, (257, 16, 80), {"causal": True}),
         ("attention-cross-masks", _separate, (100, 1024, 8, 8, 32), {"key_padding": True, "boolean": True}),
         ("attention-grouped-heads", _separate, (577, 577, 8, 2, 64), {}),
+        *((f"attention-d{d}-bias", _packed, (577, 4, d), {"bias": (1, 4, 577, 577)}) for d in (16, 128, 256)),
+        *(
+            (f"attention-fp32-d{d}-bias", _packed, (300, 4, d, torch.float32), {"bias": (1, 4, 300, 300)})
+            for d in (64, 128, 256)
+        ),
+        ("attention-tf32", _tf32, (_packed, 577, 6, 64), {}),
+        ("attention-d16", _packed, (577, 8, 16), {}),
+        ("attention-batch-1", _packed, (577, 6, 64), {"batch": 1}),
+        ("attention-batch-1-bias", _packed, (577, 12, 64), {"batch": 1, "bias": (1, 12, 577, 577)}),
+        ("attention-one-head", _packed, (577, 1, 64), {}),
+        ("attention-one-query", _separate, (1, 577, 8, 8, 64), {}),
+        ("attention-odd-strides", _packed, (577, 6, 64), {"spare": 3}),
         # one tile per group
         ("short-vit-s-224", _packed, (197, 6, 64), {}),
         ("short-d32-window-49", _packed, (49, 3, 32), {}),
         ("short-d64-tokens-50", _packed, (50, 12, 64), {}),
+        ("short-vit-b-32-384", _packed, (145, 12, 64), {}),
         ("short-d64-tokens-128", _packed, (128, 6, 64), {}),
         ("short-d64-tokens-256", _packed, (256, 6, 64), {}),
         ("short-bias-49", _packed, (49, 3, 32), {"bias": (1, 3, 49, 49)}),
@@ -132,6 +155,20 @@ CASES = [
         ("attention-bias-197", _packed, (197, 12, 64), {"bias": (1, 12, 197, 197)}),
         ("short-fp32", _packed, (197, 6, 64, torch.float32), {}),
         *((f"short-d{d}-odd", _packed, (49, 3, d), {}) for d in (20, 24, 36)),
+        *(
+            (f"short-{n}-by-{m}", _separate, (n, m, 8, 8, 64), {})
+            for n, m in ((7, 7), (7, 50), (50, 7), (7, 100), (7, 200))
+        ),
+        *((f"short-d32-{n}-by-{m}", _separate, (n, m, 8, 8, 32), {}) for n, m in ((7, 50), (50, 7))),
+        *(
+            (f"short-fp32-{n}-by-{m}", _separate, (n, m, 8, 8, 32, torch.float32), {})
+            for n, m in ((7, 7), (7, 50), (50, 7))
+        ),
+        ("short-fp32-49", _packed, (49, 3, 32, torch.float32), {}),
+        ("short-fp16", _packed, (197, 6, 64, torch.float16), {}),
+        ("short-batch-1", _packed, (197, 6, 64), {"batch": 1}),
+        ("short-batch-1-bias", _packed, (49, 3, 32), {"batch": 1, "bias": (1, 3, 49, 49)}),
+        ("short-odd-strides", _packed, (197, 6, 64), {"spare": 3}),
         # windows
         ("window-swin-t-1", _windows, (56, 7, 96, 3), {"shift": 3}),
         ("window-swin-t-1-unshifted", _windows, (56, 7, 96, 3), {}),
@@ -146,15 +183,34 @@ CASES = [
         ("window-swinv2-w8-padded", _windows, (60, 8, 96, 3), {"cosine": True, "shift": 4, "padded": True}),
         ("window-swinv2-w16", _windows, (64, 16, 96, 3), {"cosine": True, "shift": 8}),
         ("window-swinv2-w16-padded", _windows, (60, 16, 96, 3), {"cosine": True, "shift": 8, "padded": True}),
+        ("window-swinv2-w8-unshifted", _windows, (64, 8, 96, 3), {"cosine": True}),
+        ("window-swinv2-w12", _windows, (48, 12, 128, 4), {"cosine": True, "shift": 6}),
+        ("window-swinv2-w16-unshifted", _windows, (64, 16, 96, 3), {"cosine": True}),
         ("window-fp32", _windows, (56, 7, 96, 3, torch.float32), {"shift": 3}),
+        ("window-fp16", _windows, (56, 7, 96, 3, torch.float16), {"shift": 3}),
+        ("window-batch-1", _windows, (56, 7, 96, 3), {"batch": 1, "shift": 3}),
+        ("window-one-group", _windows, (7, 7, 768, 24), {"batch": 1}),
+        ("window-odd-strides", _windows, (56, 7, 96, 3), {"spare": 3, "shift": 3}),
+        ("window-swin-384-odd-strides", _windows, (96, 12, 128, 4), {"spare": 3, "shift": 6}),
         # pointwise and matrix products
         ("layernorm-96", _layernorm, (3136, 96), {}),
         ("layernorm-192", _layernorm, (197, 192), {}),
         ("layernorm-768", _layernorm, (197, 768), {"residual": True}),
         ("layernorm-1280", _layernorm, (257, 1280), {}),
+        ("layernorm-32", _layernorm, (3136, 32), {}),
+        ("layernorm-512-fp16", _layernorm, (196, 512, torch.float16), {}),
+        ("layernorm-3072", _layernorm, (49, 3072), {}),
+        ("layernorm-fp32", _layernorm, (197, 768, torch.float32), {}),
+        ("layernorm-one-row", _layernorm, (1, 768), {"batch": 1}),
+        ("layernorm-odd-strides", _layernorm, (197, 768), {"spare": 3}),
         ("mlp-96", _mlp, (3136, 96), {}),
         ("mlp-192-scaled", _mlp, (784, 192), {"scaled": True}),
         *((f"mlp-{channels}-inference", _mlp, (784, channels), {"trained": False}) for channels in (96, 192, 256)),
+        *(
+            (f"mlp-{channels}-post-norm-inference", _mlp, (784, channels), {"trained": False, "post_norm": True})
+            for channels in (128, 192, 384)
+        ),
+        ("mlp-384-inference", _mlp, (196, 384), {"trained": False}),
         ("mlp-256-fp16-tanh", _mlp, (784, 256, torch.float16), {"act": "gelu_tanh"}),
         ("mlp-256-quick-inference", _mlp, (784, 256), {"act": "quick_gelu", "trained": False}),
         ("mlp-384", _mlp, (197, 384), {}),
@@ -162,5 +218,11 @@ CASES = [
         ("mlp-1024-quick", _mlp, (257, 1024), {"act": "quick_gelu"}),
         ("mlp-swinv2-96", _mlp, (4096, 96), {"post_norm": True}),
         ("mlp-fp32", _mlp, (784, 192, torch.float32), {"act": "gelu_tanh"}),
+        ("mlp-96-tf32", _tf32, (_mlp, 784, 96), {}),
+        ("mlp-96-tf32-inference", _tf32, (_mlp, 784, 96), {"trained": False}),
+        ("mlp-100", _mlp, (784, 100), {}),
+        ("mlp-one-row", _mlp, (1, 192), {"batch": 1, "scaled": True}),
+        ("mlp-swinv2-96-scaled", _mlp, (4096, 96), {"post_norm": True, "scaled": True}),
+        ("mlp-1024-post-norm", _mlp, (256, 1024), {"post_norm": True}),
     )
 ]

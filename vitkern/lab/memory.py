@@ -42,21 +42,61 @@ def _is_empty(values: Tensor) -> Tensor:
     return values == (True if values.dtype == torch.bool else torch.iinfo(values.dtype).max)
 
 
+_MAPPED = 1 << 24  # elements up to which a map says which of them are a tensor's; beyond, its strides do
+
+
+def _nested(tensor: Tensor) -> list[tuple[int, int]] | None:
+    """(stride, size) by falling stride where each stride spans all that the smaller ones reach, else None."""
+    dims = sorted(((st, n) for n, st in zip(tensor.shape, tensor.stride(), strict=True) if n > 1), reverse=True)
+    inner = 0
+    for stride, size in reversed(dims):
+        if stride <= inner:
+            return None
+        inner += (size - 1) * stride
+    return dims
+
+
 class Argument:
-    """A tensor argument of a launch: which elements, counted from its address, are the tensor's."""
+    """A tensor argument of a launch: which elements, counted from its address, are the tensor's.
+
+    ``farthest`` is the largest element that the launch touched, -1 for none.
+    """
 
     def __init__(self, name: str, tensor: Tensor, storage: Storage):
         self.name, self.tensor, self.storage = name, tensor, storage
         self.itemsize, self.address = tensor.element_size(), tensor.data_ptr()
         reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        self.valid = np.zeros(1 + reach if tensor.numel() else 0, bool)
-        if tensor.numel():
+        self.span = 1 + reach if tensor.numel() else 0
+        self.dims = _nested(tensor) if self.span > _MAPPED else None
+        self.valid = np.zeros(0 if self.dims else self.span, bool)
+        if tensor.numel() and not self.dims:
             np.lib.stride_tricks.as_strided(self.valid, tensor.shape, tensor.stride())[...] = True
-        self.is_written = False
+        self.is_written, self.farthest = False, -1
 
     def values(self, elements: np.ndarray) -> Tensor:
         """What the elements hold, counted from the argument's address."""
-        return self.tensor.as_strided((self.valid.size,), (1,))[torch.from_numpy(elements)]
+        return self.tensor.as_strided((self.span,), (1,))[torch.from_numpy(elements)]
+
+    def own(self, element: np.ndarray) -> np.ndarray:
+        """Whether each element is the tensor's."""
+        inside = (element >= 0) & (element < self.span)
+        if not self.dims:
+            inside[inside] = self.valid[element[inside]]
+            return inside
+        rest = element
+        for stride, size in self.dims:
+            inside &= rest // stride < size
+            rest = rest % stride
+        return inside & (rest == 0)
+
+    def all_elements(self) -> np.ndarray:
+        """The tensor's elements, by rising address."""
+        if not self.dims:
+            return np.flatnonzero(self.valid)
+        elements = np.zeros(1, np.int64)
+        for stride, size in self.dims:
+            elements = (elements[:, None] + stride * np.arange(size)).ravel()
+        return elements
 
     def places(self, offsets: np.ndarray) -> np.ndarray:
         """Byte offsets from the argument's address -> tracked elements of its storage."""
@@ -64,19 +104,20 @@ class Argument:
 
     def elements(self) -> np.ndarray:
         """The tracked element of each of the tensor's elements, by rising address."""
-        return self.places(np.flatnonzero(self.valid) * self.itemsize)
+        return self.places(self.all_elements() * self.itemsize)
 
     def check_inside(self, offsets: np.ndarray, kind: str) -> None:
         element = offsets // self.itemsize
         if (element * self.itemsize != offsets).any():
             raise MemoryFault(f"misaligned {kind} of {self.name}")
-        inside = (element >= 0) & (element < self.valid.size)
-        inside[inside] = self.valid[element[inside]]
+        inside = self.own(element)
         if not inside.all():
             raise MemoryFault(
                 f"{kind} outside {self.name} of shape {tuple(self.tensor.shape)} and strides {self.tensor.stride()}: "
                 f"{int((~inside).sum())} of {inside.size} lanes, the first at element {int(element[~inside][0])}"
             )
+        if element.size:
+            self.farthest = max(self.farthest, int(element.max()))
 
     def record(self, offsets: np.ndarray, kind: str, program: int) -> None:
         """Note an access ("load", "store", "atomic") by ``program``, counted from 1."""
@@ -117,7 +158,7 @@ class Argument:
 
     def check_complete(self) -> None:
         """Each element was written by some launch, or holds something else than torch.empty leaves there."""
-        missing = np.flatnonzero(self.valid)[~self.storage.written[self.elements()]]
+        missing = self.all_elements()[~self.storage.written[self.elements()]]
         kept = int(_is_empty(self.values(missing)).sum()) if missing.size else 0
         if kept:
             raise MemoryFault(

@@ -12,6 +12,12 @@ class Patches:
         self._before.append((owner, name, name in own, own.get(name)))
         setattr(owner, name, value)
 
+    def adopt(self, owner, before: dict) -> None:
+        """Put back, too, what others have replaced in ``owner`` since ``before``, a copy of its attributes."""
+        for name, value in list(vars(owner).items()):
+            if name not in before or before[name] is not value:
+                self._before.append((owner, name, name in before, before.get(name)))
+
     def undo(self) -> None:
         while self._before:
             owner, name, present, value = self._before.pop()

@@ -52,13 +52,21 @@ def normal(generator: Generator, *shape: int, std: float = 1.0) -> Tensor:
 
 
 def attention_problem(
-    name: str, shape: tuple, *, keys: int = 0, kv_heads: int = 0, bias=None, extra=None, outputs=("out",), **options
+    name: str,
+    shape: tuple,
+    *,
+    keys: int | None = None,
+    kv_heads: int = 0,
+    bias=None,
+    extra=None,
+    outputs=("out",),
+    **options,
 ) -> Problem:
     """``shape`` (B, H, N, D); ``bias`` a learned bias's shape; ``extra(generator)`` tensors without a gradient."""
     batch, heads, tokens, dim = shape
 
     def inputs(generator):
-        kv = (batch, kv_heads or heads, keys or tokens, dim)
+        kv = (batch, kv_heads or heads, tokens if keys is None else keys, dim)
         tensors = dict(q=normal(generator, *shape), k=normal(generator, *kv), v=normal(generator, *kv))
         if bias is not None:
             tensors["bias"] = normal(generator, *bias)
@@ -68,16 +76,34 @@ def attention_problem(
     return Problem("attention", name, inputs, gradients, options, outputs=outputs)
 
 
-def packed_problem(name: str, batch: int, tokens: int, heads: int, dim: int) -> Problem:
-    def inputs(generator):
-        return dict(qkv=normal(generator, batch, tokens, 3, heads, dim))
+def packed_problem(
+    name: str, batch: int, tokens: int, heads: int, dim: int, *, bias=None, extra=None, outputs=("out",), **options
+) -> Problem:
+    """As `attention_problem`, on the output (B, N, 3, H, D) of a joint projection."""
 
-    def formula(qkv, low_precision=None):
+    def inputs(generator):
+        tensors = dict(qkv=normal(generator, batch, tokens, 3, heads, dim))
+        if bias is not None:
+            tensors["bias"] = normal(generator, *bias)
+        return tensors | (extra(generator) if extra else {})
+
+    def formula(qkv, **arguments):
         from vitkern.reference.attention import attention
 
-        return attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0), low_precision=low_precision).transpose(1, 2)
+        found = attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0), **arguments)
+        return (found[0].transpose(1, 2), *found[1:]) if isinstance(found, tuple) else found.transpose(1, 2)
 
-    return Problem("attention", name, inputs, ("qkv",), function="attention_qkvpacked", formula=formula)
+    gradients = ("qkv",) if bias is None else ("qkv", "bias")
+    return Problem(
+        "attention",
+        name,
+        inputs,
+        gradients,
+        options,
+        function="attention_qkvpacked",
+        outputs=outputs,
+        formula=formula,
+    )
 
 
 def random_mask(*shape: int, empty_row: bool) -> Callable:
@@ -142,20 +168,25 @@ def sparse_problem(
     return Problem("sparse_attention", name, inputs, gradients, dict(strength=10.0) | options)
 
 
-def layernorm_problem(name: str, rows: int, channels: int, *, residual: bool = False, offset: float = 0.0) -> Problem:
+def layernorm_problem(
+    name: str, rows: int | tuple, channels: int, *, residual: bool = False, offset: float = 0.0, eps: float = 1e-6
+) -> Problem:
+    """``rows`` may be a tuple: all dimensions before the channels."""
+    shape = (*(rows if isinstance(rows, tuple) else (rows,)), channels)
+
     def inputs(generator):
         tensors = dict(
-            x=offset + normal(generator, rows, channels),
+            x=offset + normal(generator, *shape),
             weight=1 + normal(generator, channels, std=0.2),
             bias=normal(generator, channels),
         )
-        return tensors | (dict(residual=normal(generator, rows, channels)) if residual else {})
+        return tensors | (dict(residual=normal(generator, *shape)) if residual else {})
 
     if residual:
         names, outputs = ("x", "weight", "bias", "residual"), ("out", "sum")
     else:
         names, outputs = ("x", "weight", "bias"), ("out",)
-    return Problem("layernorm", name, inputs, names, dict(eps=1e-6), outputs=outputs, differentiable=len(outputs))
+    return Problem("layernorm", name, inputs, names, dict(eps=eps), outputs=outputs, differentiable=len(outputs))
 
 
 def mlp_problem(

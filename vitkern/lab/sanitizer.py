@@ -13,8 +13,6 @@ An argument's address carries its number in the upper 16 bits, which no user-spa
 """
 
 import fnmatch
-import math
-import random
 import sys
 from contextlib import contextmanager
 
@@ -25,9 +23,9 @@ from torch import Tensor
 from vitkern.lab import interpreter
 from vitkern.lab.memory import Argument, MemoryFault, Storage
 from vitkern.lab.patches import Patches
+from vitkern.lab.programs import ORDERS, Programs
 
 __all__ = ["ORDERS", "MemoryFault", "Sanitizer", "sanitized"]
-ORDERS = ("forward", "reverse", "random")
 _TAG_SHIFT = np.uint64(48)
 _ADDRESS = np.uint64((1 << 48) - 1)
 
@@ -63,18 +61,17 @@ class Sanitizer:
     """The state of one `sanitized` block; ``launches`` counts what it has seen."""
 
     def __init__(self, builder, order: str, seed: int, once: tuple[str, ...], scratch: tuple[str, ...]):
-        self.builder, self.order, self.seed, self.once, self.scratch = builder, order, seed, once, scratch
+        self.builder, self.programs, self.once, self.scratch = builder, Programs(order, seed), once, scratch
         self.launches = 0
         self._storages: dict[int, Storage] = {}
         self._outputs: list[tuple[str, Argument]] = []
-        self._arguments: list[Argument] = []  # of the current launch; number - 1
+        self.arguments: list[Argument] = []  # of the current or last launch; number - 1
         self._names: dict[tuple, list[str]] = {}
-        self._programs: list[int] = []
 
     def launch(self, execute, executor, args, constants) -> None:
         """One launch: ``execute(executor, *args, **constants)``, checked."""
         self.launches += 1
-        self._arguments, self._names = [], {}
+        self.arguments, self._names = [], {}
         for parameter, value in [*zip(executor.arg_names, args, strict=False), *constants.items()]:
             for name, tensor in _named_tensors(parameter, value):
                 self._names.setdefault(_key(tensor), []).append(name)
@@ -88,7 +85,7 @@ class Sanitizer:
             if cause is None:
                 raise
             raise MemoryFault(f"{name}{cause}") from None
-        for argument in self._arguments:
+        for argument in self.arguments:
             if argument.is_written:
                 if not _matches(f"{name}.{argument.name}", self.scratch):
                     self._outputs.append((name, argument))
@@ -114,11 +111,11 @@ class Sanitizer:
         # An address may be given out again for another size when the first tensor is gone.
         if storage is None or storage.unit > tensor.element_size() or storage.written.size != size // storage.unit:
             storage = self._storages[address] = Storage.of(tensor)
-        elif not any(argument.storage is storage for argument in self._arguments):
+        elif not any(argument.storage is storage for argument in self.arguments):
             storage.start_launch()
         name = "|".join(dict.fromkeys(self._names.get(_key(tensor), ["an argument"])))
-        self._arguments.append(Argument(name, tensor, storage))
-        return np.uint64(len(self._arguments)) << _TAG_SHIFT
+        self.arguments.append(Argument(name, tensor, storage))
+        return np.uint64(len(self.arguments)) << _TAG_SHIFT
 
     def access(self, addresses: np.ndarray, mask: np.ndarray, kind: str) -> np.ndarray:
         """Check one access; returns the addresses without the arguments' numbers."""
@@ -137,26 +134,13 @@ class Sanitizer:
         program = (x * height + y) * depth + z + 1
         several = active.size and (numbers != numbers[0]).any()
         for number in np.unique(numbers) if several else numbers[:1]:
-            if not 1 <= number <= len(self._arguments):
+            if not 1 <= number <= len(self.arguments):
                 raise MemoryFault(f"{kind} through a pointer that comes from no argument")
-            argument = self._arguments[int(number) - 1]
+            argument = self.arguments[int(number) - 1]
             chosen = active[numbers == number] if several else active
             offsets = (chosen & _ADDRESS).astype(np.int64) - argument.address
             argument.check_inside(offsets, kind)
             argument.record(offsets, kind, program)
-
-    def start_grid(self, programs: int) -> None:
-        self._programs = list(range(programs))
-        if self.order == "reverse":
-            self._programs.reverse()
-        elif self.order == "random":
-            random.Random(self.seed).shuffle(self._programs)
-
-    def place(self, x: int, y: int, z: int) -> tuple[int, int, int]:
-        """The program that runs in the turn of (x, y, z)."""
-        _, height, depth = self.builder.grid_dim
-        program = self._programs[(x * height + y) * depth + z]
-        return program // (height * depth), program // depth % height, program % depth
 
 
 def _poison(interp, pointers):
@@ -203,11 +187,10 @@ def _hook(interp, sanitizer: Sanitizer, patches: Patches) -> None:
         return stock["create_atomic_cas"](self, checked(ptr, everywhere, "atomic"), *rest)
 
     def set_grid_dim(self, *grid):
-        stock["set_grid_dim"](self, *grid)
-        sanitizer.start_grid(math.prod(grid))
+        stock["set_grid_dim"](self, *sanitizer.programs.start(grid))
 
     def set_grid_idx(self, x, y, z):
-        stock["set_grid_idx"](self, *sanitizer.place(x, y, z))
+        stock["set_grid_idx"](self, *sanitizer.programs.place(x, y, z))
 
     def call(self, *args, **constants):
         sanitizer.launch(execute, self, args, constants)

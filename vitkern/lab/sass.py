@@ -1,9 +1,10 @@
-"""Reads machine code: resources and instructions of a compiled kernel, by the disassembler that Triton ships."""
+"""Reads NVIDIA's machine code: resources and instructions of a kernel, by the disassembler that Triton ships."""
 
 import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,32 +14,34 @@ _LABEL = re.compile(r"^\s*(\.L\w*):")
 _TARGET = re.compile(r"(\.L\w+)")
 _GLOBAL_LOADS = ("LDG", "LDGSTS", "UTMALDG", "UBLKCP")
 _GLOBAL_STORES = ("STG", "UTMASTG")
+_MEMORY = (*_GLOBAL_LOADS, *_GLOBAL_STORES, "LDS", "STS", "LDSM", "STSM")
 
 
 @dataclass(frozen=True)
 class Machine:
     """What the compiled code of one kernel needs and holds; counts are of instructions in the text, not executed."""
 
-    registers: int
+    registers: int  # per thread; on AMD vector and accumulation registers together
     stack: int  # bytes per thread; not zero: values live in local memory
     spill_loads: int
     spill_stores: int
     instructions: int
-    tensor: dict[str, int]  # tensor-core instructions by name: HMMA, HGMMA, UTCHMMA, ...
+    tensor: dict[str, int]  # tensor-core instructions by name: HMMA, HGMMA, UTCHMMA, v_mfma_f32_32x32x8_bf16, ...
     loads: dict[int, int]  # bits per thread -> global loads of that width
     stores: dict[int, int]
     loop: int  # instructions of the innermost loop with most tensor-core instructions; 0: none
-    mix: dict[str, int] = field(
-        default_factory=dict
-    )  # that loop's instructions by name; the whole kernel's where there is no loop
+    mix: dict[str, int] = field(default_factory=dict)  # that loop's by name; the whole kernel's where there is no loop
     products: tuple[tuple[str, str], ...] = ()  # tensor-core instructions of that loop, with modifiers and operands
+    traffic: int = 0  # bits per thread that one turn of that loop moves to and from shared and global memory
 
 
 def _width(name: str) -> int:
-    """Bits that a global access moves per thread; bulk copies count as 128."""
+    """Bits that an access moves per thread; bulk copies count as 128."""
     if name.startswith(("UTMA", "UBLKCP")):
         return 128
     parts = name.split(".")
+    if name.startswith(("LDSM", "STSM")):  # 8x8 matrices of 16 bits over a warp
+        return 32 * next((int(part) for part in parts if part in ("2", "4")), 1)
     for bits in (256, 128, 64):
         if str(bits) in parts:
             return bits
@@ -53,21 +56,36 @@ def _is_tensor(name: str) -> bool:
     return "MMA" in name.split(".")[0]
 
 
-def _innermost(instructions: list[tuple[str, str]], labels: dict[str, int]) -> tuple[int, int] | None:
-    """First and last instruction of the innermost loop with most tensor-core instructions, else of the longest one."""
+def is_tensor(name: str) -> bool:
+    return "MMA" in name.split(".")[0]
+
+
+def innermost(
+    instructions: list[tuple[str, str]],
+    labels: dict[str, int],
+    target_of: Callable[[str, str], str | None],
+    weighs: Callable[[str], bool],
+) -> tuple[int, int] | None:
+    """First and last instruction of the innermost loop with most instructions that ``weighs``, else of the longest one.
+
+    ``target_of(name, operands)``: the label that a branch jumps to, else None. ``labels``: label -> instruction.
+    """
     loops = []
-    for i, (name, operands) in enumerate(instructions):
-        target = _TARGET.search(operands) if name.startswith("BRA") else None
-        if target and target.group(1) in labels:
-            start = labels[target.group(1)]
-            if i - start > 2:  # shorter ones wait on a barrier
-                loops.append((start, i))
+    for i, instruction in enumerate(instructions):
+        start = labels.get(target_of(*instruction), i)
+        if i - start > 2:  # shorter ones wait on a barrier
+            loops.append((start, i))
     loops = [loop for loop in loops if not any(o != loop and loop[0] <= o[0] and o[1] <= loop[1] for o in loops)]
 
     def weight(loop):
-        return sum(_is_tensor(name) for name, _ in instructions[loop[0] : loop[1] + 1]), loop[1] - loop[0]
+        return sum(weighs(name) for name, _ in instructions[loop[0] : loop[1] + 1]), loop[1] - loop[0]
 
     return max(loops, key=weight, default=None)
+
+
+def _target(name: str, operands: str) -> str | None:
+    found = _TARGET.search(operands) if name.startswith("BRA") else None
+    return found and found.group(1)
 
 
 def read_listing(resources: str, listing: str) -> Machine:
@@ -85,7 +103,7 @@ def read_listing(resources: str, listing: str) -> Machine:
         found = re.search(rf"\b{name}:(\d+)", resources)
         return int(found.group(1)) if found else 0
 
-    loop = _innermost(instructions, labels)
+    loop = innermost(instructions, labels, _target, is_tensor)
     body = instructions[loop[0] : loop[1] + 1] if loop else instructions
     roots = Counter(name.split(".")[0] for name, _ in instructions)
     return Machine(
@@ -94,12 +112,13 @@ def read_listing(resources: str, listing: str) -> Machine:
         spill_loads=roots["LDL"],
         spill_stores=roots["STL"],
         instructions=len(instructions),
-        tensor={name: count for name, count in roots.items() if _is_tensor(name)},
+        tensor={name: count for name, count in roots.items() if is_tensor(name)},
         loads=dict(Counter(_width(name) for name, _ in instructions if name.split(".")[0] in _GLOBAL_LOADS)),
         stores=dict(Counter(_width(name) for name, _ in instructions if name.split(".")[0] in _GLOBAL_STORES)),
         loop=len(body) if loop else 0,
         mix=dict(Counter(name.split(".")[0] for name, _ in body)),
-        products=tuple(pair for pair in body if _is_tensor(pair[0])),
+        products=tuple(pair for pair in body if is_tensor(pair[0])),
+        traffic=sum(_width(name) for name, _ in body if name.split(".")[0] in _MEMORY),
     )
 
 
@@ -118,24 +137,3 @@ def read_cubin(cubin: bytes) -> Machine:
             ).stdout
 
         return read_listing(tool("cuobjdump", "--dump-resource-usage"), tool("nvdisasm", "-c"))
-
-
-def read_amdgcn(listing: str) -> Machine:
-    """`Machine` of an AMD assembly listing; widths and loops are not read."""
-
-    def resource(name):
-        found = re.search(rf"\.{name}:\s+(\d+)", listing)
-        return int(found.group(1)) if found else 0
-
-    roots = Counter(re.findall(r"^\s+([a-z]\w+)", listing, re.MULTILINE))
-    return Machine(
-        registers=resource("vgpr_count"),
-        stack=resource("private_segment_fixed_size"),
-        spill_loads=resource("vgpr_spill_count"),
-        spill_stores=0,
-        instructions=sum(roots.values()),
-        tensor={name: count for name, count in roots.items() if "mfma" in name or "wmma" in name},
-        loads={},
-        stores={},
-        loop=0,
-    )

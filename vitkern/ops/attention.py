@@ -8,7 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
 from vitkern.ops import checks
-from vitkern.ops.dense_softmax import attention_in_pytorch
+from vitkern.ops.dense_softmax import attention_in_pytorch, kernel_in_pytorch, packed_kernel_in_pytorch
 from vitkern.register import kernel_op
 
 MAX_HEAD_DIM = 256
@@ -57,7 +57,7 @@ def attention(
     q, k, v = autocast(q, k, v)
     checks.check_same(op, q=q, k=k, v=v)
     _check_heads(op, q, k, v)
-    _check_terms(op, q, k, bias, mask, key_padding_mask, scale, dropout_p)
+    _check_terms(op, q, k, bias, mask, key_padding_mask, causal, scale, dropout_p)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     terms = (_four(bias), _four(mask), key_padding_mask)
     if runs_kernel(op, (q, k, v, bias, mask, key_padding_mask), _reasons(q)):
@@ -95,7 +95,7 @@ def attention_qkvpacked(
     (qkv,) = autocast(qkv)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, D) each
     _check_heads(op, q, k, v)
-    _check_terms(op, q, k, bias, mask, key_padding_mask, scale, dropout_p)
+    _check_terms(op, q, k, bias, mask, key_padding_mask, causal, scale, dropout_p)
     scale = 1 / math.sqrt(qkv.shape[-1]) if scale is None else float(scale)
     terms = (_four(bias), _four(mask), key_padding_mask)
     if runs_kernel(op, (qkv, bias, mask, key_padding_mask), _reasons(qkv)):
@@ -119,14 +119,16 @@ def _check_heads(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
         )
 
 
-def _check_terms(op, q, k, bias, mask, key_padding_mask, scale, dropout_p) -> None:
+def _check_terms(op, q, k, bias, mask, key_padding_mask, causal, scale, dropout_p) -> None:
+    checks.check_flag(op, "causal", causal)
     checks.check_scale(op, scale)
     checks.check_probability(op, "dropout_p", dropout_p)
     scores = (*q.shape[:3], k.shape[2])
     for name, term in (("bias", bias), ("mask", mask)):
         if term is None:
             continue
-        if not (name == "mask" and isinstance(term, Tensor) and term.dtype == torch.bool):
+        checks.check_dense(op, name, term)
+        if not (name == "mask" and term.dtype == torch.bool):
             checks.check_tensor(op, name, term)
         aligned = (1,) * (4 - term.dim()) + tuple(term.shape)
         if len(aligned) != 4 or any(size not in (1, full) for size, full in zip(aligned, scores, strict=True)):
@@ -136,10 +138,11 @@ def _check_terms(op, q, k, bias, mask, key_padding_mask, scale, dropout_p) -> No
             )
     checks.check_no_gradient(op, "mask", mask)
     if key_padding_mask is not None:
-        if not isinstance(key_padding_mask, Tensor) or key_padding_mask.dtype != torch.bool:
-            got = getattr(key_padding_mask, "dtype", type(key_padding_mask).__name__)
+        checks.check_dense(op, "key_padding_mask", key_padding_mask)
+        if key_padding_mask.dtype != torch.bool:
             raise TypeError(
-                f"{op}: key_padding_mask is not a bool tensor: got {got}; expected True where a key is attended to."
+                f"{op}: key_padding_mask is not a bool tensor: got {key_padding_mask.dtype}; expected True where a key "
+                "is attended to."
             )
         checks.check_shape(
             op, "key_padding_mask", key_padding_mask, (scores[0], scores[3]), f"(B, M) = ({scores[0]}, {scores[3]})"
@@ -173,13 +176,13 @@ def _flops(q_shape, k_shape) -> int:
 if HAS_TRITON:
     from vitkern.kernels import attention as kernels
 
-    attention_op = kernel_op(kernels.attention_outputs, differentiable=("q", "k", "v", "bias"))(
-        kernels.attention_forward
-    )
+    attention_op = kernel_op(
+        kernels.attention_outputs, differentiable=("q", "k", "v", "bias"), fallback=kernel_in_pytorch
+    )(kernels.attention_forward)
     attention_op.backward(kernels.attention_gradients)(kernels.attention_backward)
-    attention_qkvpacked_op = kernel_op(kernels.attention_qkvpacked_outputs, differentiable=("qkv", "bias"))(
-        kernels.attention_qkvpacked_forward
-    )
+    attention_qkvpacked_op = kernel_op(
+        kernels.attention_qkvpacked_outputs, differentiable=("qkv", "bias"), fallback=packed_kernel_in_pytorch
+    )(kernels.attention_qkvpacked_forward)
     attention_qkvpacked_op.backward(kernels.attention_qkvpacked_gradients)(kernels.attention_qkvpacked_backward)
 
     @register_flop_formula(torch.ops.vitkern.attention)

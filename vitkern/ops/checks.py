@@ -7,6 +7,18 @@ import torch
 from torch import Tensor
 
 
+def check_dense(op: str, name: str, value) -> None:
+    """
+    Raises:
+        TypeError: not a tensor, or a subclass without strided storage (nested, sparse, quantized).
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} is no tensor: got {type(value).__name__}; expected torch.Tensor.")
+    if value.layout != torch.strided or value.is_quantized or value.is_nested:
+        kind = "nested" if value.is_nested else "quantized" if value.is_quantized else str(value.layout)
+        raise TypeError(f"{op}: {name} is not a dense tensor: got {kind}; expected a strided one. Convert it first.")
+
+
 def check_tensor(op: str, name: str, value, *, ndim: int | None = None) -> None:
     """A plain tensor of floating-point dtype, with ``ndim`` dimensions if given.
 
@@ -15,11 +27,7 @@ def check_tensor(op: str, name: str, value, *, ndim: int | None = None) -> None:
         or fp64.
         ValueError: another number of dimensions.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: {name} is no tensor: got {type(value).__name__}; expected torch.Tensor.")
-    if value.layout != torch.strided or value.is_quantized or value.is_nested:
-        kind = "nested" if value.is_nested else "quantized" if value.is_quantized else str(value.layout)
-        raise TypeError(f"{op}: {name} is not a dense tensor: got {kind}; expected a strided one. Convert it first.")
+    check_dense(op, name, value)
     if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise TypeError(
             f"{op}: {name} has an unsupported dtype: got {value.dtype}; expected float16, bfloat16 or float32 "
@@ -63,14 +71,38 @@ def check_shape(op: str, name: str, value: Tensor, expected: tuple, meaning: str
         raise ValueError(f"{op}: {name} has the wrong shape: got {tuple(value.shape)}; expected {meaning}.")
 
 
+def check_number(op: str, name: str, value, meaning: str) -> None:
+    """
+    Raises:
+        TypeError: neither int nor float.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+        raise TypeError(f"{op}: {name} is no number: got {type(value).__name__} {value!r}; expected {meaning}.")
+
+
+def check_flag(op: str, name: str, value) -> None:
+    """
+    Raises:
+        TypeError: not a bool.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} is no flag: got {type(value).__name__} {value!r}; expected True or False.")
+
+
 def check_scale(op: str, scale: float | None) -> None:
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"{op}: scale is not usable: got {scale}; expected a finite number above 0.")
+    if scale is None:
+        return
+    meaning = "a finite number above 0"
+    check_number(op, "scale", scale, meaning)
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"{op}: scale is not usable: got {scale}; expected {meaning}.")
 
 
 def check_probability(op: str, name: str, value: float) -> None:
+    meaning = f"0 <= {name} < 1"
+    check_number(op, name, value, meaning)
     if not 0.0 <= value < 1.0:
-        raise ValueError(f"{op}: {name} is no probability: got {value}; expected 0 <= {name} < 1.")
+        raise ValueError(f"{op}: {name} is no probability: got {value}; expected {meaning}.")
 
 
 def check_no_gradient(op: str, name: str, value: Tensor | None) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitkern.reference import attention as reference
+from vitkern.reference.dropout import keep_mask
 
 _VECTOR = 16  # below so many keys PyTorch's CPU kernel turns a query row of NaN into zeros
 
@@ -38,6 +39,30 @@ def attention_in_pytorch(q, k, v, bias, mask, key_padding_mask, scale, causal, d
         q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
     return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def kernel_in_pytorch(q, k, v, bias, mask, key_mask, seed, scale, causal, dropout_p) -> tuple[Tensor, Tensor]:
+    """What `vitkern.kernels.attention.attention_forward` returns, from its arguments: out (B, N, H, D) and lse. With
+    dropout the same weights are dropped, so that either can follow the other in a backward pass."""
+    options = dict(bias=bias, mask=mask, key_padding_mask=key_mask, causal=causal, scale=scale)
+    if seed is not None:
+        keep = keep_mask(seed, (*q.shape[:3], k.shape[2]), dropout_p)
+        out = reference.attention(q, k, v, **options, dropout_p=dropout_p, keep=keep)
+    else:
+        out = attention_in_pytorch(q, k, v, bias, mask, key_mask, scale, causal, 0.0, False)
+    if torch._C._are_functorch_transforms_active():
+        return out.transpose(1, 2), None  # differentiated by the backward, which has lse no use for
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    for i in range(q.shape[0]):  # one sample's scores at a time in memory
+        own = {name: t[i : i + 1] if isinstance(t, Tensor) and len(t) > 1 else t for name, t in options.items()}
+        rows = slice(i, i + 1)
+        lse[rows] = reference.attention(q[rows], k[rows], v[rows], **own, return_lse=True)[1]
+    return out.transpose(1, 2), lse
+
+
+def packed_kernel_in_pytorch(qkv, *arguments) -> tuple[Tensor, Tensor]:
+    """`kernel_in_pytorch` for the packed launcher: qkv (B, N, 3, H, D)."""
+    return kernel_in_pytorch(*qkv.permute(2, 0, 3, 1, 4).unbind(0), *arguments)
 
 
 def _term_dtype(q: Tensor) -> torch.dtype:

@@ -5,16 +5,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, runs_kernel
+from vitkern.dispatch import HAS_TRITON, autocast_dtype, runs_kernel
 from vitkern.ops import checks
 from vitkern.register import kernel_op
 
 MAX_CHANNELS = 8192
 
+
+def _in_pytorch(x, weight, bias, residual, eps, dtype) -> tuple[Tensor, Tensor]:
+    """The normalised rows and the sum, empty without a residual."""
+    total = x if residual is None else x + residual
+    return normalise(total, weight, bias, eps).to(dtype), x.new_empty(0) if residual is None else total
+
+
 if HAS_TRITON:
     from vitkern.kernels import layernorm as kernels
 
-    @kernel_op(kernels.layernorm_outputs, differentiable=("x", "weight", "bias", "residual"), graded=2)
+    @kernel_op(
+        kernels.layernorm_outputs,
+        differentiable=("x", "weight", "bias", "residual"),
+        graded=2,
+        fallback=_in_pytorch,
+    )
     def layernorm_forward(
         x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -75,26 +87,30 @@ def layernorm(
         checks.check_shape(op, "residual", residual, tuple(x.shape), f"x's shape {tuple(x.shape)}")
         check_devices(op, x=x, residual=residual)
     if runs_kernel(op, (x, weight, bias, residual), channel_reasons(x.shape[-1])):
-        y, total, *_ = layernorm_forward(x, weight, bias, residual, eps, output_dtype(x))
+        y, total, *_ = layernorm_forward(x, unit_stride(weight), unit_stride(bias), residual, eps, output_dtype(x))
         return y if residual is None else (y, total)
-    total = x if residual is None else x + residual
-    y = normalise(total, weight, bias, eps).to(output_dtype(x))
+    y, total = _in_pytorch(x, weight, bias, residual, eps, output_dtype(x))
     return y if residual is None else (y, total)
+
+
+def unit_stride(vector: Tensor | None) -> Tensor | None:
+    """One value per channel as kernels read them: side by side."""
+    return None if vector is None else vector.contiguous()
 
 
 def output_dtype(x: Tensor) -> torch.dtype:
     """Dtype of the normalised rows: that of x, or autocast's where autocast is on."""
-    device = x.device.type
-    return (
-        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x.dtype
-    )
+    dtype = autocast_dtype(x)
+    return x.dtype if dtype is None or x.dtype == torch.float64 else dtype
 
 
 def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """PyTorch's layer norm, for parameters in float32 beside a half-precision x as well."""
-    if weight is not None and weight.dtype != x.dtype:
-        return F.layer_norm(x.to(weight.dtype), x.shape[-1:], weight, bias, eps).to(x.dtype)
-    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    """PyTorch's layer norm, for parameters of another dtype as well: in the wider of the two."""
+    wide = x.dtype
+    for parameter in (weight, bias):
+        wide = wide if parameter is None else torch.promote_types(wide, parameter.dtype)
+    parameters = (None if parameter is None else parameter.to(wide) for parameter in (weight, bias))
+    return F.layer_norm(x.to(wide), x.shape[-1:], *parameters, eps).to(x.dtype)
 
 
 def check_norm(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, prefix: str = "") -> None:
@@ -102,7 +118,7 @@ def check_norm(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, e
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"{op}: x has no channels: got shape {tuple(x.shape)}; expected (..., C) with C at least 1.")
     channels = x.shape[-1]
-    autocast = torch.is_autocast_enabled(x.device.type)
+    autocast = autocast_dtype(x) is not None
     for name, value in ((prefix + "weight", weight), (prefix + "bias", bias)):
         if value is None:
             continue
@@ -121,8 +137,10 @@ def check_norm(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, e
             f"{op}: dtypes differ: got {prefix}weight {weight.dtype}, {prefix}bias {bias.dtype}; expected one dtype "
             f"for both. Cast one."
         )
+    meaning = "a finite number of at least 0"
+    checks.check_number(op, "eps", eps, meaning)
     if not 0.0 <= eps < float("inf"):
-        raise ValueError(f"{op}: eps is not usable: got {eps}; expected a finite number of at least 0.")
+        raise ValueError(f"{op}: eps is not usable: got {eps}; expected {meaning}.")
 
 
 def check_devices(op: str, **tensors: Tensor) -> None:

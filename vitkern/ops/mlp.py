@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
+from vitkern.dispatch import HAS_TRITON, autocast, autocast_dtype, runs_kernel
 from vitkern.ops import checks
-from vitkern.ops.layernorm import channel_reasons, check_devices, check_norm
-from vitkern.ops.mlp_in_pytorch import run_in_pytorch
+from vitkern.ops.layernorm import channel_reasons, check_devices, check_norm, unit_stride
+from vitkern.ops.mlp_in_pytorch import kernel_in_pytorch, run_in_pytorch
 from vitkern.register import kernel_op
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
@@ -22,7 +22,7 @@ if HAS_TRITON:
 
     _PARAMETERS = ("norm_weight", "norm_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "layer_scale")
 
-    @kernel_op(kernels.layernorm_mlp_outputs, differentiable=("x", *_PARAMETERS))
+    @kernel_op(kernels.layernorm_mlp_outputs, differentiable=("x", *_PARAMETERS), fallback=kernel_in_pytorch)
     def layernorm_mlp_forward(
         x: Tensor,
         norm_weight: Tensor | None,
@@ -131,6 +131,7 @@ def layernorm_mlp(
     check_norm(op, x, norm_weight, norm_bias, eps, "norm_")
     _check_linears(op, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     _check_scales(op, x, layer_scale, row_scale)
+    checks.check_flag(op, "post_norm", post_norm)
     if act not in ACTIVATIONS:
         raise ValueError(f"{op}: unknown act: got {act!r}; expected one of {', '.join(ACTIVATIONS)}.")
     tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale)
@@ -164,7 +165,7 @@ def _check_linears(
             checks.check_tensor(op, name, value)
             checks.check_shape(op, name, value, (length,), f"({length},)")
             present[name] = value
-    if torch.is_autocast_enabled(x.device.type):
+    if autocast_dtype(x) is not None:
         check_devices(op, x=x, **present)
     else:
         checks.check_same(op, x=x, **present)
@@ -194,6 +195,9 @@ def _run_kernel(
     x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale, eps, act, post_norm
 ):
     fc1_weight, fc1_bias, fc2_weight, fc2_bias = autocast(fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    norm_weight, norm_bias, fc1_bias, fc2_bias, layer_scale, row_scale = (
+        unit_stride(vector) for vector in (norm_weight, norm_bias, fc1_bias, fc2_bias, layer_scale, row_scale)
+    )
     tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     plan = configs.mlp_plan(x.shape[-1], fc1_weight.shape[0], fc1_weight.dtype, configs.arch_of(x), keep)

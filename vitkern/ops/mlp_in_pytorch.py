@@ -1,10 +1,13 @@
 """The PyTorch path of `vitkern.ops.mlp`; on a CPU without gradients, a chunk of rows at a time."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vitkern.ops.layernorm import normalise
+from vitkern.ops.windows import is_eager
 
 _CHUNK = 2048  # rows for each thread, whose hidden layer stays in a CPU's cache
 
@@ -14,10 +17,14 @@ def run_in_pytorch(
 ):
     """Arguments of `vitkern.ops.mlp.layernorm_mlp`, checked."""
     tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale)
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     norm = (norm_weight, norm_bias, eps)
-    if x.device.type == "cpu" and row_scale is None and not (traced or needs_grad or torch.is_autocast_enabled("cpu")):
+    if (
+        x.device.type == "cpu"
+        and row_scale is None
+        and is_eager()
+        and not (needs_grad or torch.is_autocast_enabled("cpu"))
+    ):
         return _in_place(x, norm, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, act, post_norm)
     y = x if post_norm else normalise(x, *norm)
     y = F.linear(_activate(F.linear(y, fc1_weight, fc1_bias), act), fc2_weight, fc2_bias)
@@ -28,6 +35,18 @@ def run_in_pytorch(
     if row_scale is not None:
         y = y * row_scale.view(-1, *[1] * (x.dim() - 1))
     return (x + y).to(x.dtype)
+
+
+def kernel_in_pytorch(
+    x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale,
+    eps, act, post_norm, plan, keep,
+) -> Tensor:  # fmt: skip
+    """The first output of `vitkern.kernels.mlp.layernorm_mlp_forward`, whose arguments these are. Where the residual
+    stream is wider than the weights, autocast made them so."""
+    tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale)
+    mixed = x.dtype != fc1_weight.dtype
+    with torch.autocast(x.device.type, fc1_weight.dtype, enabled=True, cache_enabled=False) if mixed else nullcontext():
+        return run_in_pytorch(*tensors, eps, act, post_norm)
 
 
 def _activate(y: Tensor, act: str) -> Tensor:

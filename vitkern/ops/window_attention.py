@@ -10,8 +10,8 @@ from torch.utils.flop_counter import register_flop_formula
 from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
 from vitkern.ops.checks import check_probability, check_same, check_shape, check_tensor
 from vitkern.ops.window_checks import check_windows
-from vitkern.ops.window_softmax import Scores, window_softmax
-from vitkern.ops.windows import padded_size, windows_of
+from vitkern.ops.window_softmax import Scores, image_softmax, windows_in_pytorch
+from vitkern.ops.windows import padded_size
 from vitkern.register import kernel_op
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -20,7 +20,11 @@ MAX_TOKENS = 256  # per window: a kernel holds all scores of a row at once
 if HAS_TRITON:
     from vitkern.kernels import window_attention as kernels
 
-    @kernel_op(kernels.window_attention_outputs, differentiable=("qkv", "table", "padding", "head_scale"))
+    @kernel_op(
+        kernels.window_attention_outputs,
+        differentiable=("qkv", "table", "padding", "head_scale"),
+        fallback=windows_in_pytorch,
+    )
     def window_attention_forward(
         qkv: Tensor,
         table: Tensor | None,
@@ -179,7 +183,7 @@ def window_attention(
     if runs_kernel(op, (qkv, table, padding, logit_scale), _reasons(qkv, window, shift, wrap)):
         return _run_kernel(qkv, table, padding, logit_scale, num_heads, window, shift, wrap, scale, mask_value)
     scores = Scores(num_heads, window, table, mask_value, scale, _head_scale(logit_scale))
-    return _in_pytorch(qkv, None, padding, shift, wrap, scores)
+    return image_softmax(qkv, None, padding, shift, wrap, scores)
 
 
 def projected_window_attention(
@@ -221,14 +225,8 @@ def projected_window_attention(
     window, shift = check_windows(op, x, num_heads, **arguments)
     check_probability(op, "dropout_p", dropout_p)
     reasons = _reasons(x, window, shift, wrap) + ["the kernel does not drop attention weights"] * (dropout_p > 0.0)
-    if runs_kernel(op, (*autocast(x), table, logit_scale), reasons):
+    if runs_kernel(op, (*autocast(x), table, logit_scale), reasons, operator="window_attention"):
         padding = project(x.new_zeros(x.shape[-1])) if _is_padded(x, window) else None
         return window_attention(project(x), padding=padding, **arguments)
     scores = Scores(num_heads, window, table, mask_value, scale, _head_scale(logit_scale), dropout_p)
-    return _in_pytorch(x, project, None, shift, wrap, scores)
-
-
-def _in_pytorch(image, project, padding, shift, wrap, scores: Scores) -> Tensor:
-    windows = windows_of(*image.shape[:3], scores.window, shift, wrap, image.device)
-    out = window_softmax(image.flatten(0, 2), project, padding, windows, scores)
-    return out.view(*image.shape[:3], out.shape[-1])
+    return image_softmax(x, project, None, shift, wrap, scores)

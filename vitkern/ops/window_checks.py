@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vitkern.ops.checks import check_scale, check_shape, check_tensor
+from vitkern.ops.checks import check_number, check_scale, check_shape, check_tensor
 
 
 def int_pair(op: str, name: str, value) -> tuple[int, int]:
@@ -54,8 +54,8 @@ def check_windows(
             "(pad, then roll: "
             "transformers, torchvision)."
         )
-    if mask_value is not None and not isinstance(mask_value, int | float):
-        raise TypeError(f"{op}: mask_value is no number: got {mask_value!r}; expected a float, or None for -inf.")
+    if mask_value is not None:
+        check_number(op, "mask_value", mask_value, "a float, or None for -inf")
     if mask_value is not None and not mask_value <= 0:
         raise ValueError(
             f"{op}: mask_value does not mask: got {mask_value}; expected a number that is 0 or less, added to scores "

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vitkern.dispatch import autocast
 from vitkern.ops.checks import check_tensor
 from vitkern.ops.window_steps import EPS, AttendInSteps, Scores, attend_step, steps_of, wide
-from vitkern.ops.windows import Windows, gather_windows, is_eager, relative_index, scatter_windows
+from vitkern.ops.windows import Windows, gather_windows, is_eager, relative_index, scatter_windows, windows_of
 
 
 def _masks(windows: Windows, scores: Scores, dtype: torch.dtype) -> list[Tensor | None]:
@@ -106,6 +106,20 @@ def window_softmax(
     else:
         out = attend(rows, windows, scores)
     return scatter_windows(out, windows)
+
+
+def image_softmax(image: Tensor, project: Callable | None, padding: Tensor | None, shift, wrap: str, scores: Scores):
+    """`window_softmax` of the shifted windows of an image (B, img_h, img_w, C_in) -> (B, img_h, img_w, C)."""
+    windows = windows_of(*image.shape[:3], scores.window, shift, wrap, image.device)
+    out = window_softmax(image.flatten(0, 2), project, padding, windows, scores)
+    return out.view(*image.shape[:3], out.shape[-1])
+
+
+def windows_in_pytorch(qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value) -> Tensor:
+    """The first output of `vitkern.kernels.window_attention.window_attention_forward`, whose arguments these are."""
+    order = "image" if tuple(wrap) == tuple(qkv.shape[1:3]) else "padded"
+    scores = Scores(num_heads, tuple(window), table, mask_value, scale, head_scale)
+    return image_softmax(qkv, None, padding, tuple(shift), order, scores)
 
 
 def _inference(tokens, project, padding, windows: Windows, scores: Scores) -> Tensor:

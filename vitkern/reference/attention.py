@@ -23,13 +23,15 @@ def attention(
     dropout_p: float = 0.0,
     return_lse: bool = False,
     low_precision: torch.dtype | None = None,
+    keep: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The definition of `vitkern.ops.attention.attention`, with the same arguments. Materialises the (B, H, N, M)
     scores.
 
     Computes in float64 when ``q`` is float64, else in float32, and returns ``q``'s dtype. ``low_precision`` gives the
-    ideal kernel of that dtype: q, k, v, the probabilities and the gradient of the product q k^T are rounded to it,
-    everything else is not.
+    ideal kernel of that dtype: q, k, v, the probabilities, the gradient of the product q k^T and the output, which
+    its backward reads as stored, are rounded to it, everything else is not. ``keep``: (B, H, N, M) bool, the weights
+    that dropout keeps, drawn at random where it is None.
     """
     dtype = q.dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -54,11 +56,17 @@ def attention(
         scores = scores.masked_fill(~allowed, -math.inf)
 
     pivot, total, weights = _softmax(scores)
+    log_total = total.masked_fill(total == 0.0, 1.0).log()
     if dropout_p > 0.0:
-        weights = torch.nn.functional.dropout(weights, dropout_p)
+        weights = torch.nn.functional.dropout(weights, dropout_p) if keep is None else weights * keep / (1 - dropout_p)
+    exact = weights
     if low_precision is not None:
         weights = weights + (weights.to(low_precision).to(wide) - weights).detach()  # rounded, its gradient is not
     out = rounded(weights @ v, low_precision).to(dtype)
+    if low_precision is not None and out.requires_grad:
+        # The gradient of a logit is its weight times (d weight - sum(d out * out)), and log_total's is the weight.
+        lost = (exact @ v - out).detach()
+        out = out + (log_total - log_total.detach()) * lost.masked_fill(~lost.isfinite(), 0.0)
     if not return_lse:
         return out
     return out, (pivot + total.log()).squeeze(-1).detach().to(wide)

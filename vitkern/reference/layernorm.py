@@ -22,17 +22,16 @@ def layernorm(
         weight, bias: (C,) or None.
         eps: added to the biased variance.
         residual: as x; then ``s`` is returned as well.
-        low_precision: dtype that a kernel would store; the result is rounded to it once, and nothing else is.
+        low_precision: dtype that a kernel would store; the sum and the result are rounded to it once, and nothing
+            else is.
 
     Returns:
         y, or (y, s); float64 or float32.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    total = x.to(dtype) if residual is None else x.to(dtype) + residual.to(dtype)
-    y = normalised(total, weight, bias, eps)
-    if residual is None:
-        return rounded(y, low_precision)
-    return rounded(y, low_precision), rounded(total, low_precision)
+    total = x.to(dtype) if residual is None else rounded(x.to(dtype) + residual.to(dtype), low_precision)
+    y = rounded(normalised(total, weight, bias, eps), low_precision)
+    return y if residual is None else (y, total)
 
 
 def normalised(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

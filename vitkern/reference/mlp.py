@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitkern.reference.layernorm import normalised
-from vitkern.reference.rounding import rounded, rounded_gradient
+from vitkern.reference.rounding import rounded, rounded_gradient, with_value
 
 
 def activation(x: Tensor, act: str) -> Tensor:
@@ -46,24 +46,34 @@ def layernorm_mlp(
         norm_weight, norm_bias: (C,) or None.
         fc1_weight, fc1_bias: (F, C) and (F,). fc2_weight, fc2_bias: (C, F) and (C,). Biases may be None.
         layer_scale: (C,). row_scale: (B,), the factor of a whole sample.
-        low_precision: dtype of the operands of matrix products, in forward and backward; the sums stay float32 and
-            the result is rounded once.
+        low_precision: dtype of the operands of matrix products, in forward and backward, and of what is stored on
+            the way: fc2's result before a post-norm and, where the backward reads it, fc1's. The sums stay float32
+            and the result is rounded once.
 
     Returns:
         as x; float64 or float32.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     wide = x.to(dtype)
-    y = wide if post_norm else normalised(wide, norm_weight, norm_bias, eps)
-    y = activation(_linear(y, fc1_weight, fc1_bias, low_precision), act)
-    y = _linear(y, fc2_weight, fc2_bias, low_precision)
-    if post_norm:
-        y = normalised(y, norm_weight, norm_bias, eps)
-    if layer_scale is not None:
-        y = y * layer_scale.to(dtype)
-    if row_scale is not None:
-        y = y * row_scale.to(dtype).view(-1, *[1] * (x.dim() - 1))
-    return rounded(wide + y, low_precision)
+    normed = wide if post_norm else normalised(wide, norm_weight, norm_bias, eps)
+    pre = _linear(normed, fc1_weight, fc1_bias, low_precision)
+
+    def stored(y: Tensor) -> Tensor:
+        return with_value(y, y.to(low_precision).to(dtype))
+
+    def finish(pre: Tensor, again: bool) -> Tensor:
+        y = _linear(activation(stored(pre) if again else pre, act), fc2_weight, fc2_bias, low_precision)
+        if post_norm:
+            y = y if low_precision is None else stored(y)  # the norm needs whole rows
+            y = normalised(y, norm_weight, norm_bias, eps)
+        if layer_scale is not None:
+            y = y * layer_scale.to(dtype)
+        if row_scale is not None:
+            y = y * row_scale.to(dtype).view(-1, *[1] * (x.dim() - 1))
+        return rounded(wide + y, low_precision)
+
+    out = finish(pre, False)
+    return out if low_precision is None or not out.requires_grad else with_value(finish(pre, True), out)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, low_precision: torch.dtype | None) -> Tensor:

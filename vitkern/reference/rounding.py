@@ -36,3 +36,19 @@ def rounded_gradient(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     """``x`` as it is, its gradient rounded to ``dtype``: the result of a matrix product whose gradient feeds two more.
     None: as it is."""
     return x if dtype is None else _RoundedGradient.apply(x, dtype)
+
+
+class _WithValue(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+def with_value(x: Tensor, value: Tensor) -> Tensor:
+    """``value``, whose gradient is x's: what a kernel computes once exactly and again, for its backward, from what it
+    stored."""
+    return _WithValue.apply(x, value.detach())

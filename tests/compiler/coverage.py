@@ -1,0 +1,90 @@
+"""Which entries of kernels/configs.py and which hook combinations there are, and which ones launches ask for."""
+
+import inspect
+import itertools
+import sys
+
+from vitkern.kernels import configs
+from vitkern.lab.compiled import caught
+
+HEAD_DIMS = (16, 20, 24, 32, 36, 40, 48, 64, 72, 80, 96, 104, 112, 128, 160, 192, 256)
+TOKENS = (1, 7, 16, 49, 50, 64, 65, 128, 144, 197, 200, 256, 257, 577, 1024)
+# What a parameter of a config function takes in models; one that is missing here fails `entries` by name.
+DOMAIN = {
+    "head_dim": HEAD_DIMS,
+    "itemsize": (2, 4),
+    "queries": TOKENS,
+    "keys": TOKENS,
+    "channels": (32, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 3072, 4096),
+    **dict.fromkeys(("hooked", "causal", "dropout", "padded", "heavy", "walks"), (False, True)),
+}
+NAMES = tuple(name for name, value in vars(configs).items() if name.endswith("_config") and inspect.isfunction(value))
+
+
+def _possible(name, values, arch):
+    if values.get("dropout") and not values.get("hooked"):
+        return False  # dropout is one of the hooks
+    if not name.startswith("short_"):
+        return True
+    queries, keys = values["queries"], values["keys"]
+    takes = configs.short_takes(queries, keys, values["head_dim"], values["itemsize"], values["walks"])
+    return takes and max(queries, keys) <= configs.short_columns(arch)
+
+
+def entry(name, arch, values, result):
+    """What tells two entries apart: the function, the architecture, the element, the answer, and the head's tile, of
+    which those up to 64 have all branches in common."""
+    head = max(64, configs.head_tile(values["head_dim"])) if "head_dim" in values else None
+    return name, arch, values.get("itemsize"), head, result
+
+
+def entries(arch):
+    """Every answer that a config function has for ``arch``, with an example of what asks for it."""
+    found = {}
+    for name in NAMES:
+        function = getattr(configs, name)
+        parameters = [p for p in inspect.signature(function).parameters if p != "arch"]
+        short = name.startswith("short_")
+        asked = ["queries", "keys", "head_dim", "itemsize", "walks"] if short else parameters
+        for chosen in itertools.product(*(DOMAIN[parameter] for parameter in asked)):
+            values = dict(zip(asked, chosen, strict=True))
+            if not _possible(name, values, arch):
+                continue
+            if short:
+                values["rows"], values["columns"] = configs.short_tile(values["queries"], values["keys"])
+            result = function(**{p: values[p] for p in parameters}, arch=arch)
+            kept = {k: v for k, v in values.items() if k in (*parameters, "itemsize")}
+            found.setdefault(entry(name, arch, kept, result), values)
+    return found
+
+
+def combination(kernel, args, constants):
+    """What tells two kernels of one source apart, tile sizes aside: hooks, head, flags, and arguments that are None."""
+    chosen = ("HEAD_DIM", "ACT", "POST_NORM", "CAUSAL", "BIAS", "SHARED", "NORM")
+    hooks = sorted((name, value.fn.__name__) for name, value in constants.items() if hasattr(value, "fn"))
+    flags = [(name, constants[name]) for name in chosen if name in constants]
+    missing = tuple(name for name, value in zip(kernel.arg_names, args, strict=False) if value is None)
+    return kernel.fn.__name__, tuple(hooks), tuple(flags), missing
+
+
+def asked(run, arch):
+    """What ``run()`` asks for: (entries, combinations, constants of its launches)."""
+    found, combinations, all_constants = set(), set(), []
+
+    def watch(frame, event, result):
+        code = frame.f_code
+        if event == "return" and code.co_filename == configs.__file__ and code.co_name in NAMES:
+            found.add(entry(code.co_name, arch, dict(frame.f_locals), result))
+
+    def receive(kernel, grid, args, constants, options):
+        combinations.add(combination(kernel, args, constants))
+        all_constants.append(constants)
+
+    before = sys.getprofile()
+    with caught(receive, arch):
+        sys.setprofile(watch)
+        try:
+            run()
+        finally:
+            sys.setprofile(before)
+    return found, combinations, all_constants

@@ -1,0 +1,148 @@
+"""Every entry of kernels/configs.py, every hook and every combination of them in a model is compiled somewhere."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import vitkern
+from tests.compiler import coverage
+from vitkern.kernels import epilogues, scores, tokens
+from vitkern.lab.compile import cells
+from vitkern.lab.exceptions import EXCEPTIONS
+from vitkern.lab.launches import CASES
+from vitkern.lab.matrix import ARCHITECTURES, EVERYWHERE
+from vitkern.lab.work import TURNS
+
+pytestmark = pytest.mark.compiler
+# Between them every family, token count class, window size, head dimension and normalisation of the registry.
+MODELS = (
+    ("vit_tiny_patch16_224", 1),
+    ("vit_tiny_patch16_384", 1),
+    ("vit_small_patch32_384", 1),
+    ("vit_small_patch32_224", 1),
+    ("vit_huge_patch14_224", 1),
+    ("deit_tiny_distilled_patch16_224", 1),
+    ("swin_tiny_patch4_window7_224", 2),
+    ("swin_base_patch4_window12_384", 2),
+    ("swinv2_tiny_window8_256", 2),
+    ("swinv2_tiny_window16_256", 2),
+    ("swinv2_base_window12_192", 2),
+)
+
+
+@pytest.fixture(scope="module")
+def launched():
+    """launched(arch) -> (entries, combinations, constants) of all its cells; nothing is compiled."""
+    runs, known = {case.name: case.run for case in CASES}, {}
+
+    def get(arch):
+        if arch not in known:
+            found = [coverage.asked(runs[name], arch) for name, of_cell in cells([], []) if of_cell == arch]
+            known[arch] = tuple(set().union(*(one[i] for one in found)) for i in (0, 1))
+            known[arch] += ([constants for one in found for constants in one[2]],)
+        return known[arch]
+
+    return get
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_entry_of_configs_is_compiled(launched, arch):
+    possible = coverage.entries(arch)
+    assert {entry[0] for entry in possible} == set(coverage.NAMES)
+    missing = [f"{entry} for {example}" for entry, example in possible.items() if entry not in launched(arch)[0]]
+    assert not missing, "no launch of vitkern/lab/matrix.py asks for\n" + "\n".join(missing)
+
+
+def test_an_entry_that_nothing_asks_for_is_found(launched, monkeypatch):
+    before = coverage.configs.layernorm_config
+
+    def other(channels, arch):
+        return (7, before(channels, arch)[1]) if channels == 3072 else before(channels, arch)
+
+    monkeypatch.setattr(coverage.configs, "layernorm_config", other)
+    assert [entry[0] for entry in set(coverage.entries(80)) - launched(80)[0]] == ["layernorm_config"]
+
+
+def test_every_hook_and_activation_is_compiled_on_every_architecture(launched):
+    for arch in ARCHITECTURES:
+        used = {name for _, hooks, _, _ in launched(arch)[1] for _, name in hooks}
+        for module in (tokens, scores, epilogues):
+            public = {
+                name
+                for name, value in vars(module).items()
+                if hasattr(value, "fn") and value.fn.__module__ == module.__name__ and not name.startswith("_")
+            }
+            assert public and public <= used, (arch, public - used)
+        assert {constants.get("ACT") for constants in launched(arch)[2]} >= {"gelu", "gelu_tanh"}
+
+
+def test_every_kernel_is_launched(launched):
+    folder, names = Path(inspect.getfile(tokens)).parent, set()
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "launch":
+                names.add(node.args[0].id)
+    for arch in ARCHITECTURES:
+        assert {kernel for kernel, *_ in launched(arch)[1]} == names
+    assert set(TURNS) <= names
+
+
+def _empty_linear(input, weight, bias=None):
+    return input.new_empty(*input.shape[:-1], weight.shape[0])
+
+
+def _empty_convolution(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    sizes = [
+        (size - side) // step + 1 for size, side, step in zip(input.shape[2:], weight.shape[2:], stride, strict=True)
+    ]
+    return input.new_empty(input.shape[0], weight.shape[0], *sizes)
+
+
+@pytest.fixture
+def combinations_of_model(monkeypatch):
+    """combinations_of_model(name, depth, arch), for its inference on two images; its weights are never touched."""
+    monkeypatch.setattr(torch.nn.functional, "linear", _empty_linear)
+    monkeypatch.setattr(torch.nn.functional, "conv2d", _empty_convolution)
+
+    def call(name, depth, arch):
+        size = int(re.search(r"\d+$", name).group())
+        depths = {"depths": (depth,) * 4} if "swin" in name else {"depth": depth}
+        with torch.device("meta"):
+            model = vitkern.create_model(name, **depths).to(torch.bfloat16).eval()
+        model, images = model.to_empty(device="cpu"), torch.empty(2, 3, size, size, dtype=torch.bfloat16)
+        with torch.no_grad():
+            return coverage.asked(lambda: model(images), arch)[1]
+
+    return call
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model[0])
+def test_what_models_launch_is_compiled(launched, combinations_of_model, model):
+    for arch in ARCHITECTURES:
+        missing = combinations_of_model(*model, arch) - launched(arch)[1]
+        assert not missing, f"{arch}: no launch of vitkern/lab/matrix.py has\n" + "\n".join(map(str, missing))
+
+
+def test_the_models_stand_for_the_registry():
+    assert {name for name, _ in MODELS} <= set(vitkern.list_models())
+    families = {name.split("_")[0] for name in vitkern.list_models()}
+    windows = {found.group() for name in vitkern.list_models() if (found := re.search(r"^swin.*window\d+(?=_)", name))}
+    assert {name.split("_")[0] for name, _ in MODELS} == families
+    sizes = {re.search(r"^swin(v2)?", name).group() + re.search(r"window\d+", name).group() for name in windows}
+    covered = [name for name, _ in MODELS if "window" in name]
+    assert {re.search(r"^swin(v2)?", n).group() + re.search(r"window\d+", n).group() for n in covered} == sizes
+
+
+def test_launches_have_names_of_their_own_and_the_matrix_knows_them():
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names) and set(names) >= EVERYWHERE
+    assert {arch for _, arch in cells([], [])} == set(ARCHITECTURES)
+
+
+def test_exceptions_name_cells_and_give_reasons():
+    for (name, kernel, arch), (begins, reason) in EXCEPTIONS.items():
+        assert (name, arch) in cells([name], [arch]) and kernel.startswith("_") and begins and len(reason) > 20

@@ -1,0 +1,67 @@
+"""A GPU that is not there: Triton compiles for it as for a real one, loads what it compiled, and starts nothing."""
+
+from contextlib import contextmanager
+
+import torch
+
+ARCH = 80
+
+
+class FakeDriver:
+    """What Triton asks a driver for. ``shared``: bytes per program. ``threads``: most that fit, given a program's
+    registers. ``load_error``: what loading a binary says. ``start`` receives the arguments of each launch.
+    """
+
+    def __init__(self, *, arch=ARCH, shared=166912, threads=1024, load_error=None, start=lambda *args: None):
+        from triton.backends.compiler import GPUTarget
+
+        self.target, self.shared, self.threads = GPUTarget("cuda", arch, 32), shared, threads
+        self.load_error, self.start, self.utils = load_error, start, self
+
+    def get_current_device(self):
+        return id(self)  # the key of Triton's caches: apart from every other driver
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return self.target
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+    def get_device_properties(self, device):
+        return {"max_shared_mem": self.shared}
+
+    def load_binary(self, name, binary, shared, device):
+        error = "device kernel image is invalid" if not binary else self.load_error
+        if error is not None:
+            raise RuntimeError(f"Triton Error [CUDA]: {error}")
+        return object(), object(), 32, 0, self.threads
+
+    def unload_module(self, module):
+        pass
+
+    def launcher_cls(self, source, metadata):
+        before = 7  # grid, stream, function, packed metadata, launch metadata, hooks follow: 3 + 4 + 2
+        return lambda *args: self.start(*args[before + 2 :])
+
+
+@contextmanager
+def installed(driver):
+    """Within the block kernels take CPU tensors and go to ``driver``; None: Triton looks for one itself."""
+    from triton.runtime import driver as active
+
+    from vitkern import dispatch
+    from vitkern.kernels import configs
+
+    before = dict(vars(active))
+    vars(active).update({name: None for name in before})
+    if driver is not None:
+        active.set_active(driver)
+    try:
+        with configs.forced_arch(ARCH), dispatch.any_device():
+            yield driver
+    finally:
+        vars(active).clear()
+        vars(active).update(before)

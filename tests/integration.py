@@ -1,0 +1,257 @@
+"""What PyTorch may do with an operator, as checks that run on whichever path the process takes: kernels in Triton's
+interpreter, or PyTorch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import vitkern
+
+LENGTHS = 5, 7, 6
+
+
+@dataclass(frozen=True)
+class Case:
+    """``function(*tensors)`` of tensors of ``shapes(n)``, all with gradients. ``products``: FLOPs at n = 5."""
+
+    function: Callable
+    shapes: Callable
+    products: int
+    batched: tuple[int, ...] = (0,)  # arguments with a leading batch
+
+    def tensors(self, n=LENGTHS[0], dtype=torch.float32):
+        generator = torch.Generator().manual_seed(n)
+        return [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in self.shapes(n)]
+
+
+def _mlp(x, *parameters):
+    weights, scale = parameters[:6], parameters[6]
+    return vitkern.layernorm_mlp(x, *weights, eps=1e-6, layer_scale=scale)
+
+
+def _windows(qkv, table, padding, logit_scale):
+    options = dict(num_heads=2, window=(4, 3), shift=(1, 2), wrap="padded")
+    return vitkern.window_attention(qkv, table=table, padding=padding, logit_scale=logit_scale, **options)
+
+
+CASES = {
+    "attention": Case(
+        lambda q, k, v, bias: vitkern.attention(q, k, v, bias=bias),
+        lambda n: [(2, 2, n, 16), (2, 1, n + 1, 16), (2, 1, n + 1, 16), (1, 2, n, n + 1)],
+        4 * 2 * 2 * 5 * 6 * 16,
+        batched=(0, 1, 2),
+    ),
+    "attention_qkvpacked": Case(
+        lambda qkv, bias: vitkern.attention_qkvpacked(qkv, bias=bias),
+        lambda n: [(2, n, 3, 2, 16), (2, n, n)],
+        4 * 2 * 2 * 5 * 5 * 16,
+    ),
+    "window_attention": Case(
+        _windows,
+        lambda n: [(2, n, 3, 96), (35, 2), (96,), (2,)],
+        4 * 2 * 8 * 3 * 12 * 32,
+    ),
+    "layernorm": Case(
+        lambda x, weight, bias, residual: vitkern.layernorm(x, weight, bias, 1e-6, residual),
+        lambda n: [(2, n, 32), (32,), (32,), (2, n, 32)],
+        0,
+        batched=(0, 3),
+    ),
+    "layernorm_mlp": Case(
+        _mlp,
+        lambda n: [(2, n, 32), (32,), (32,), (64, 32), (64,), (32, 64), (32,), (32,)],
+        4 * 2 * 5 * 32 * 64,
+    ),
+}
+
+
+def tuple_of(out):
+    return out if isinstance(out, tuple) else (out,)
+
+
+def gradients(function, tensors):
+    """Outputs, then the gradient of each tensor that wants one."""
+    outputs = tuple_of(function(*tensors))
+    wanting = [t for t in tensors if t.requires_grad]
+    weights = [torch.linspace(-1, 1, o.numel()).view(o.shape).to(o.dtype) for o in outputs]
+    return [o.detach() for o in outputs] + list(torch.autograd.grad(outputs, wanting, weights))
+
+
+def agree(actual, expected, rtol=1e-4, atol=1e-4):
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=rtol, atol=atol * max(1.0, other.abs().max().item()))
+
+
+def same_kind(one, other):
+    """Dtype, shape and strides; those of a dimension of 1 say nothing."""
+    strides = [[s for n, s in zip(t.shape, t.stride(), strict=True) if n > 1] for t in (one, other)]
+    assert (one.dtype, one.shape, strides[0]) == (other.dtype, other.shape, strides[1])
+
+
+def compiles_whole_with_changing_lengths(case):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(case.function, fullgraph=True, dynamic=True, backend=counter)
+    first = None
+    for n in LENGTHS:
+        tensors = case.tensors(n)
+        agree(gradients(compiled, tensors), gradients(case.function, tensors))
+        first = counter.frame_count if n == LENGTHS[0] else first
+    assert counter.frame_count == first, f"compiled again for one of the lengths {LENGTHS}"
+
+
+def exports(case):
+    class Module(torch.nn.Module):
+        def forward(self, *tensors):
+            return case.function(*tensors)
+
+    tensors = tuple(case.tensors())
+    program = torch.export.export(Module(), tensors)
+    agree(gradients(program.module(), tensors), gradients(case.function, tensors))
+
+
+def follows_autocast(case):
+    """The autocast dtype for the products, float32 for what they are added to, gradients in the leaves' dtype."""
+    tensors = case.tensors()
+    expected = gradients(case.function, tensors)
+    for dtype in (torch.bfloat16, torch.float16):
+
+        def function(*inner, dtype=dtype):
+            with torch.autocast("cpu", dtype):
+                return case.function(*inner)
+
+        actual = gradients(function, tensors)
+        kinds = [o.dtype for o in tuple_of(function(*tensors))]
+        if case is CASES["layernorm"]:
+            assert kinds == [dtype, torch.float32], "the residual sum stays as wide as it is"
+            torch.testing.assert_close(actual[1], expected[1])
+        else:
+            assert kinds == [torch.float32 if case is CASES["layernorm_mlp"] else dtype]
+        assert all(g.dtype == torch.float32 for g in actual[len(kinds) :])
+        assert not torch.equal(actual[0].float(), expected[0]), "autocast changed nothing"
+        agree([t.float() for t in actual], expected, rtol=0.05, atol=0.05)
+
+
+def maps_over_a_batch(case):
+    """torch.vmap of the function, over one more dimension of each tensor that has a batch."""
+    single = case.tensors()
+    many = [
+        torch.stack([t.detach() * f for f in (1.0, 0.5, -1.0)]) if i in case.batched else t.detach()
+        for i, t in enumerate(single)
+    ]
+    dims = tuple(0 if i in case.batched else None for i in range(len(single)))
+    mapped = tuple_of(torch.vmap(case.function, in_dims=dims)(*many))
+    for i in range(3):
+        one = tuple_of(case.function(*(t[i] if d == 0 else t for t, d in zip(many, dims, strict=True))))
+        agree([t[i] for t in mapped], one)
+
+
+def transforms_to_gradients(case):
+    """torch.func.grad and per-sample gradients, which are vmap of grad."""
+    tensors = [t.detach() for t in case.tensors()]
+
+    def loss(*inner):
+        return sum(o.square().sum() for o in tuple_of(case.function(*inner)))
+
+    every = tuple(range(len(tensors)))
+    actual = torch.func.grad(loss, argnums=every)(*tensors)
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    expected = torch.autograd.grad(loss(*leaves), leaves)
+    agree(actual, expected)
+
+
+def knows_shapes_without_data(case):
+    """Fake and meta tensors: what would come out, without computing it."""
+    tensors = [t.detach() for t in case.tensors()]
+    real = tuple_of(case.function(*tensors))
+    with FakeTensorMode() as mode:
+        fake = tuple_of(case.function(*(mode.from_tensor(t) for t in tensors)))
+    meta = tuple_of(case.function(*(t.to("meta") for t in tensors)))
+    for found in (fake, meta):
+        for one, other in zip(found, real, strict=True):
+            same_kind(one, other)
+    assert all(t.is_meta for t in meta)
+
+
+def runs_without_gradients(case):
+    tensors = case.tensors()
+    expected = [o.detach() for o in tuple_of(case.function(*tensors))]
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            results = tuple_of(case.function(*tensors))
+            agree(results, expected)
+        assert not any(o.requires_grad for o in results)
+        assert all(o.is_inference() == (mode is torch.inference_mode) for o in results)
+    with torch.inference_mode():
+        inside = [t.detach().clone() for t in tensors]
+        agree(tuple_of(case.function(*inside)), expected)
+
+
+def checkpoints(case):
+    tensors = case.tensors()
+    expected = gradients(case.function, tensors)
+    for reentrant in (False, True):
+        again = [t.detach().clone().requires_grad_() for t in tensors]
+        outputs = tuple_of(checkpoint(case.function, *again, use_reentrant=reentrant))
+        weights = [torch.linspace(-1, 1, o.numel()).view(o.shape) for o in outputs]
+        torch.autograd.backward(outputs, weights)
+        agree([o.detach() for o in outputs] + [t.grad for t in again], expected)
+
+
+def permuted(tensor):
+    """The same values, dense, with the last two dimensions swapped in memory."""
+    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2) if tensor.dim() > 1 else tensor
+
+
+def expanded(tensor):
+    """The first entry of the first dimension for all, with a stride of 0."""
+    return tensor[:1].expand_as(tensor)
+
+
+def sliced(tensor):
+    """Every second element of twice as many."""
+    return torch.stack([tensor, torch.full_like(tensor, float("nan"))], -1)[..., 0]
+
+
+LAYOUTS = permuted, expanded, sliced
+
+
+def takes_any_layout(case):
+    """Values and gradients of non-contiguous operands, and of a non-contiguous gradient of the result."""
+    for layout in LAYOUTS:
+        inner = [layout(t.detach()) for t in case.tensors()]
+        strided = [t.detach().requires_grad_() for t in inner]
+        plain = [t.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for t in inner]
+        assert any(not t.is_contiguous() for t in strided)
+        agree(gradients(case.function, strided), gradients(case.function, plain))
+        outputs = tuple_of(case.function(*plain))
+        weights = [torch.linspace(-1, 1, o.numel()).view(o.shape) for o in outputs]
+        expected = torch.autograd.grad(outputs, plain, weights, retain_graph=True)
+        agree(torch.autograd.grad(outputs, plain, [permuted(w) for w in weights]), expected)
+
+
+def counts_flops(case):
+    """Matrix products only, as PyTorch counts its own: those of the formula, whatever path runs."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        case.function(*case.tensors())
+    assert counter.get_total_flops() == case.products
+
+
+TRANSFORMS = maps_over_a_batch, transforms_to_gradients
+CHECKS = (
+    compiles_whole_with_changing_lengths,
+    exports,
+    follows_autocast,
+    maps_over_a_batch,
+    transforms_to_gradients,
+    knows_shapes_without_data,
+    runs_without_gradients,
+    checkpoints,
+    takes_any_layout,
+    counts_flops,
+)

@@ -1,0 +1,96 @@
+"""What a launch has to do: programs, turns of their loop, operations of the matrix products, bytes of its tensors."""
+
+import inspect
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+_DOT = re.compile(r"tt\.dot .*: tensor<(\d+)x(\d+)x\w+> \* tensor<\d+x(\d+)x\w+>")
+
+
+@dataclass(frozen=True)
+class Work:
+    programs: int
+    turns: float  # of the innermost loop with most matrix products, mean over programs; 1 where there is no loop
+    flop: int  # of the matrix products of one turn, padding of the tile included
+    moved: int  # bytes of all tensors of the launch, each once
+
+
+def _cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _keys(a: Mapping) -> float:
+    """Key blocks that a query block sees; a causal one sees half of them at least."""
+    return _cdiv(a["M"], a["BLOCK_N"]) / (2 if a["CAUSAL"] else 1)
+
+
+def _queries(a: Mapping) -> float:
+    return a["KV_SHARE"] * _cdiv(a["N"], a["BLOCK_M"]) / (2 if a["CAUSAL"] else 1)
+
+
+def _members(a: Mapping) -> float:
+    planes = (a["groups"] if a["PER_GROUP"] else 1) * (a["heads"] if a["PER_HEAD"] else 1)
+    return a["groups"] * a["heads"] / planes / a["splits"]
+
+
+# Kernel -> turns of its loop, from its arguments by name and the number of programs.
+TURNS = {
+    "_stream_fwd": lambda a, programs: _keys(a),
+    "_stream_bwd_dq": lambda a, programs: _keys(a),
+    "_stream_bwd_dkdv": lambda a, programs: _queries(a),
+    "_stream_bwd_bias": lambda a, programs: _members(a),
+    "_short_fwd": lambda a, programs: min(a["chunk"], a["groups"]),
+    "_short_bwd": lambda a, programs: min(a["chunk"], a["groups"]) * a["ROW_BLOCKS"],
+    "_matmul": lambda a, programs: _cdiv(a["inner"], a["BLOCK_K"]),
+    "_norm_linear_fwd": lambda a, programs: _cdiv(a["hidden"], a["BLOCK_N"]),
+    "_mlp_fwd": lambda a, programs: _cdiv(a["hidden"], a["BLOCK_N"]),
+    "_layernorm_bwd": lambda a, programs: _cdiv(a["rows"], a["BLOCK_M"]) / programs,
+    "_reduce_table": lambda a, programs: _cdiv(a["WINDOW_H"] * a["WINDOW_W"], a["BLOCK_M"]),
+}
+
+
+def tensors(values) -> Iterator[torch.Tensor]:
+    """The tensors among arguments, inside tuples too."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from tensors(value)
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+    return math.prod(sizes) * tensor.element_size()
+
+
+def dot_flop(ttir: str) -> int:
+    """Operations of the matrix products in the innermost loop that has most of them, else of those outside loops."""
+    loops, open_loops, outside = [], [], 0
+    for line in ttir.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if "scf.for " in line:
+            for loop in open_loops:
+                loop["inner"] = True
+            open_loops.append(dict(indent=indent, flop=0, inner=False))
+        elif open_loops and indent == open_loops[-1]["indent"] and line.lstrip().startswith("}"):
+            loops.append(open_loops.pop())
+        elif found := _DOT.search(line):
+            flop = 2 * math.prod(map(int, found.groups()))
+            if open_loops:
+                open_loops[-1]["flop"] += flop
+            else:
+                outside += flop
+    return max((loop["flop"] for loop in loops if not loop["inner"]), default=0) or outside
+
+
+def work_of(kernel, grid, args, constants, ttir: str) -> Work:
+    """`Work` of one launch of a @triton.jit function; a kernel that `TURNS` does not name is said to make one turn."""
+    names = [name for name in inspect.signature(kernel.fn).parameters if name not in constants]
+    named = dict(zip(names, args, strict=False)) | constants
+    programs = math.prod(grid)
+    turns = TURNS.get(kernel.fn.__name__, lambda a, programs: 1)(named, programs)
+    return Work(programs, turns, dot_flop(ttir), sum(map(_bytes, tensors(args))))
