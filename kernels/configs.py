@@ -135,11 +135,11 @@ def groups_per_program(groups, programs_per_group, arch):
     return max(1, min(32, groups * programs_per_group // 2048))
 
 
-def sparse_takes(keys, head_dim, itemsize):
+def sparse_takes(keys, head_dim, itemsize, arch):
     """Whether registers hold a row of scores and, in the backward, two gradients of all keys."""
     if itemsize == 4:
         return keys <= 64 and head_dim <= 32
-    return head_dim <= 64 and keys <= (256 if head_dim <= 32 else 128)
+    return head_dim <= 64 and keys <= min(short_columns(arch), 256 if head_dim <= 32 else 128)
 
 
 def sparse_forward_config(queries, keys, head_dim, itemsize, arch):

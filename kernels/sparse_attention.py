@@ -130,7 +130,7 @@ def _sparse_bwd(
 
 def fits(q, k):
     """Whether the kernels take these operands."""
-    return sparse_takes(k.shape[2], q.shape[3], q.element_size())
+    return sparse_takes(k.shape[2], q.shape[3], q.element_size(), arch_of(q))
 
 
 def _tiles(q, k, index, config):
@@ -205,9 +205,23 @@ def sparse_attention_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `sparse_attention_forward`, recomputed from its inputs; deterministic."""
-    batch, heads = q.shape[:2]
-    dq = q.new_empty(q.shape) if index is None else q.new_zeros(q.shape)
+    dq = q.new_empty(q.shape) if index is None else q.new_zeros(q.shape)  # rows that do not attend have none
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
+    gates = run_backward(grad, q, k, v, dq, dk, dv, index, key_mask, query_gate, key_gate, scale, strength)
+    return (
+        dq,
+        dk,
+        dv,
+        *(
+            q.new_empty(0) if gate is None else partial.sum(1).to(gate.dtype)
+            for gate, partial in zip((query_gate, key_gate), gates, strict=True)
+        ),
+    )
+
+
+def run_backward(grad, q, k, v, dq, dk, dv, index, key_mask, query_gate, key_gate, scale, strength):
+    """Fills dq, dk, dv; returns the gates' gradients of each head: (B, H, K), (B, H, M) float32, or None twice."""
+    batch, heads = q.shape[:2]
     q, k, v, grad = (unit_last(x) for x in (q, k, v, grad))
     index, key_mask, query_gate, key_gate = map(_contiguous, (index, key_mask, query_gate, key_gate))
     config = sparse_backward_config(grad.shape[1], k.shape[2], q.shape[3], q.element_size(), arch_of(q))
@@ -224,11 +238,7 @@ def sparse_attention_backward(
         q, k, v, grad, dq, dk, dv, dquery_gate, dkey_gate, index, key_mask, query_gate, key_gate,
         *(x.over(align) for x in rows), heads, queries, keys, scale, strength, ALIGN=align, **constants,
     )  # fmt: skip
-    gates = [
-        q.new_empty(0) if gate is None else partial.sum(1).to(gate.dtype)
-        for gate, partial in ((query_gate, dquery_gate), (key_gate, dkey_gate))
-    ]
-    return dq, dk, dv, *gates
+    return dquery_gate, dkey_gate
 
 
 def _contiguous(x):

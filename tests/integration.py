@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitkern
+from vitkern.ops.sparse_attention import sparse_attention
 
 LENGTHS = 5, 7, 6
 
@@ -55,6 +56,12 @@ CASES = {
         _windows,
         lambda n: [(2, n, 3, 96), (35, 2), (96,), (2,)],
         4 * 2 * 8 * 3 * 12 * 32,
+    ),
+    "sparse_attention": Case(
+        lambda q, k, v, g, h: sparse_attention(q, k, v, query_gate=g, key_gate=h, strength=5.0),
+        lambda n: [(2, 2, n, 16), (2, 2, n + 1, 16), (2, 2, n + 1, 16), (2, n), (2, n + 1)],
+        4 * 2 * 2 * 5 * 6 * 16,
+        batched=(0, 1, 2, 3, 4),
     ),
     "layernorm": Case(
         lambda x, weight, bias, residual: vitkern.layernorm(x, weight, bias, 1e-6, residual),

@@ -20,6 +20,7 @@ from vitkern.lab.problems import (
     mlp_problem,
     normal,
     packed_problem,
+    sparse_problem,
     window_problem,
 )
 
@@ -190,6 +191,29 @@ class WindowCase(Case):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SparseCase(Case):
+    """``sampled`` of the queries attend, all with 0."""
+
+    batch: int = 1
+    heads: int = 1
+    n: int = 1
+    m: int = 1
+    dim: int = 1
+    sampled: int = 0
+    gated: bool = False
+    padded: bool = False
+    strength: float = 10.0
+    scale: float | None = None
+
+    def base(self) -> Problem:
+        if self.sampled > self.n:
+            raise ValueError(f"{self.sampled} of {self.n} queries")
+        sizes = (self.batch, self.heads, self.n, self.m, self.dim)
+        terms = dict(sampled=self.sampled, gated=self.gated, padded=self.padded)
+        return sparse_problem("case", *sizes, **terms, strength=self.strength, scale=self.scale)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerNormCase(Case):
     """``shape``: all dimensions before the channels."""
 
@@ -225,6 +249,7 @@ class MLPCase(Case):
 CASES = {
     "attention": AttentionCase,
     "window_attention": WindowCase,
+    "sparse_attention": SparseCase,
     "layernorm": LayerNormCase,
     "layernorm_mlp": MLPCase,
 }

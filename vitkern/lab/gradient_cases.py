@@ -19,6 +19,7 @@ from vitkern.lab.problems import (
     normal,
     packed_problem,
     random_mask,
+    sparse_problem,
     window_problem,
 )
 
@@ -151,6 +152,18 @@ def _window_attention() -> list[GradientCase]:
     ]  # fmt: skip
 
 
+def _sparse_attention() -> list[GradientCase]:
+    gated = sparse_problem("gates, padding", 2, 2, 5, 7, 3, gated=True, padded=True, strength=2.0)
+    return [
+        GradientCase(sparse_problem("N=5 M=4", 1, 1, 5, 4, 2), full=True),
+        GradientCase(sparse_problem("3 of 6 queries, gates", 1, 1, 6, 4, 2, sampled=3, gated=True, strength=2.0),
+                     full=True, sample=True),
+        GradientCase(gated, seeds=2, ordered=True),
+        GradientCase(sparse_problem("N=40 M=20, scale 0.7", 1, 2, 40, 20, 3, gated=True, strength=2.0, scale=0.7)),
+        *(GradientCase(_only(gated, name)) for name in ("q", "k", "v", "query_gate", "key_gate")),
+    ]  # fmt: skip
+
+
 def _layernorm() -> list[GradientCase]:
     residual = layernorm_problem("5 rows of 6, residual", 5, 6, residual=True)
     bare = replace(
@@ -211,4 +224,4 @@ def _layernorm_mlp() -> list[GradientCase]:
     ]
 
 
-CASES = (*_attention(), *_packed(), *_window_attention(), *_layernorm(), *_layernorm_mlp())
+CASES = (*_attention(), *_packed(), *_window_attention(), *_sparse_attention(), *_layernorm(), *_layernorm_mlp())

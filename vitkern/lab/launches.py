@@ -13,6 +13,7 @@ from torch import Tensor
 from vitkern.ops.attention import attention, attention_qkvpacked
 from vitkern.ops.layernorm import layernorm
 from vitkern.ops.mlp import layernorm_mlp
+from vitkern.ops.sparse_attention import sparse_attention
 from vitkern.ops.window_attention import window_attention
 
 BATCH = 2
@@ -75,6 +76,20 @@ def _windows(
         **options,
     )
     _backward(out)
+
+
+def _sampled(
+    queries: int, keys: int, heads: int, head_dim: int, dtype=HALF, sampled=0, gated=False, batch=BATCH
+) -> None:
+    """A layer of STRec: few queries, or all of them with gates, against the keys of a sequence that may be short."""
+    q, k, v = (_leaf(batch, n, heads, head_dim, dtype=dtype).transpose(1, 2) for n in (queries, keys, keys))
+    options = dict(key_padding_mask=torch.ones(batch, keys, dtype=torch.bool))
+    if sampled:
+        options["index"] = torch.arange(sampled).expand(batch, -1)
+    if gated:
+        options |= dict(query_gate=_leaf(batch, queries, dtype=torch.float32))
+        options |= dict(key_gate=_leaf(batch, keys, dtype=torch.float32))
+    _backward(sparse_attention(q, k, v, **options))
 
 
 def _layernorm(tokens: int, channels: int, dtype=HALF, residual=False, batch=BATCH, spare=0) -> None:
@@ -192,6 +207,17 @@ CASES = [
         ("window-one-group", _windows, (7, 7, 768, 24), {"batch": 1}),
         ("window-odd-strides", _windows, (56, 7, 96, 3), {"spare": 3, "shift": 3}),
         ("window-swin-384-odd-strides", _windows, (96, 12, 128, 4), {"spare": 3, "shift": 6}),
+        # sampled and gated queries
+        ("sparse-50", _sampled, (50, 50, 4, 32), {"sampled": 20}),
+        ("sparse-50-gated", _sampled, (50, 50, 4, 32), {"gated": True}),
+        ("sparse-prefix", _sampled, (5, 20, 4, 32), {}),
+        ("sparse-8", _sampled, (8, 8, 4, 32), {"gated": True}),
+        ("sparse-128-d64", _sampled, (128, 128, 4, 64), {"gated": True}),
+        ("sparse-200", _sampled, (200, 200, 4, 32), {"gated": True}),
+        ("sparse-20-of-200", _sampled, (200, 200, 4, 32), {"sampled": 20}),
+        ("sparse-fp32", _sampled, (50, 50, 4, 32, torch.float32), {"gated": True}),
+        ("sparse-fp16", _sampled, (50, 50, 4, 32, torch.float16), {"gated": True}),
+        ("sparse-batch-1", _sampled, (50, 50, 4, 32), {"gated": True, "batch": 1}),
         # pointwise and matrix products
         ("layernorm-96", _layernorm, (3136, 96), {}),
         ("layernorm-192", _layernorm, (197, 192), {}),

@@ -4,6 +4,7 @@ import torch
 
 from vitkern.lab.offset_attention import attention_cases
 from vitkern.lab.offset_case import HALF, Case, scaled
+from vitkern.lab.offset_sparse import sparse_cases
 
 
 def _norm(tensors, size, *, channels):
@@ -116,4 +117,4 @@ def all_cases() -> list[Case]:
         scaled("_expand_table", "head stride", _expand, 16, 2**30, heads=lambda s: 3, strides=lambda s: (1, s)),
         scaled("_reduce_table", "heads", _reduce, 3, 2**21),
     ]  # fmt: skip
-    return cases
+    return cases + sparse_cases()

@@ -7,7 +7,7 @@ long sequences come with few heads, or with the large blocks of a GPU.
 import math
 import random
 
-from vitkern.lab.cases import AttentionCase, Case, LayerNormCase, MLPCase, WindowCase
+from vitkern.lab.cases import AttentionCase, Case, LayerNormCase, MLPCase, SparseCase, WindowCase
 
 LENGTHS = (1, 2, 16, 49, 50, 63, 64, 65, 127, 144, 196, 197, 256, 257)
 HEAD_DIMS = (8, 16, 20, 24, 32, 36, 40, 48, 64, 72, 80, 96, 112, 128)
@@ -18,7 +18,7 @@ TILES = 24  # of forward and backward together, in most cases
 RARE_TILES = 100
 OPERAND_LAYOUTS = ("permuted", "heads inside", "transposed", "packed", "expanded", "sliced", "misaligned", "stepped")
 # operator -> how often it is drawn: attention has most hooks
-WEIGHTS = {"attention": 9, "window_attention": 5, "layernorm": 3, "layernorm_mlp": 3}
+WEIGHTS = {"attention": 9, "window_attention": 5, "sparse_attention": 3, "layernorm": 3, "layernorm_mlp": 3}
 _SPECIAL = 0.1  # share of the cases with NaN or infinities
 
 
@@ -145,6 +145,32 @@ def _window_attention(rng: random.Random) -> WindowCase:
     return WindowCase(**common, **case)
 
 
+def _sparse_attention(rng: random.Random) -> SparseCase:
+    gated = _chance(rng, 0.6)
+    names = ("q", "k", "v") + ("query_gate", "key_gate") * gated
+    common = _common(rng, names, arch_share=0.5)
+    if not set(common["frozen"]) < set(names):
+        common["frozen"] = ()
+    if gated and common["dtype"] != "fp32" and _chance(rng, 0.7):
+        common["wide"] = ("query_gate", "key_gate")
+    n, fits = _length(rng), common["dtype"] != "fp32"
+    m = rng.choice([length for length in LENGTHS if length <= (128 if fits else 64)] + [197, 256] * fits)
+    widths = [dim for dim in HEAD_DIMS if dim <= (32 if m > 128 or not fits else 64)]
+    return SparseCase(
+        **common,
+        batch=rng.choice((1, 2, 3)),
+        heads=rng.choice((1, 1, 2, 3)),
+        n=n,
+        m=m,
+        dim=rng.choice(widths),
+        sampled=rng.randrange(n + 1) if _chance(rng, 0.5) else 0,
+        gated=gated,
+        padded=_chance(rng, 0.4),
+        strength=rng.choice((0.0, 1.0, 10.0, 1e3)) if gated else 10.0,
+        scale=0.3 if _chance(rng, 0.2) else None,
+    )
+
+
 def _layernorm(rng: random.Random) -> LayerNormCase:
     shape = rng.choice(((1,), (2,), (17,), (64,), (65,), (3, 5), (2, 33), (2, 4, 9), (1, 1, 1), (3, 1, 7)))
     residual = _chance(rng, 0.4)
@@ -197,6 +223,7 @@ def _layernorm_mlp(rng: random.Random) -> MLPCase:
 _DRAW = {
     "attention": _attention,
     "window_attention": _window_attention,
+    "sparse_attention": _sparse_attention,
     "layernorm": _layernorm,
     "layernorm_mlp": _layernorm_mlp,
 }
@@ -210,6 +237,9 @@ def _tiles(case: Case) -> int:
         size = math.prod(case.window)
         groups = case.batch * math.prod(-(-a // b) for a, b in zip(case.image, case.window, strict=True))
         return _attention_tiles(case, groups, size, size, False, True)
+    if isinstance(case, SparseCase):
+        rows = -(-(case.sampled or case.n) // 32) * max(1, case.m // 64)
+        return case.batch * case.heads * rows * (4 if case.backward else 1)
     if isinstance(case, MLPCase):
         rows, blocks = -(-case.batch * case.tokens // 32), -(-case.hidden // 64) + -(-case.channels // 64)
         inner = -(-max(case.channels, case.hidden) // 64)

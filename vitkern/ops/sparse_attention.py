@@ -93,22 +93,31 @@ def _check(op, q, k, v, index, key_padding_mask, query_gate, key_gate, strength,
                 raise ValueError(f"{op}: index repeats a query: got equal entries in a row; expected distinct ones.")
         queries = index.shape[1]
     if key_padding_mask is not None:
-        if not isinstance(key_padding_mask, Tensor) or key_padding_mask.dtype != torch.bool:
-            got = getattr(key_padding_mask, "dtype", type(key_padding_mask).__name__)
+        checks.check_dense(op, "key_padding_mask", key_padding_mask)
+        if key_padding_mask.dtype != torch.bool:
             raise TypeError(
-                f"{op}: key_padding_mask is not a bool tensor: got {got}; expected True where a key is attended to."
+                f"{op}: key_padding_mask is not a bool tensor: got {key_padding_mask.dtype}; expected True where a key "
+                "is attended to."
             )
-        checks.check_shape(op, "key_padding_mask", key_padding_mask, (batch, keys), f"(B, M) = ({batch}, {keys})")
+        checks.check_shape(op, "key_padding_mask", key_padding_mask, (batch, keys), "(B, M), one for each key")
     if (query_gate is None) != (key_gate is None):
         given = "query_gate" if key_gate is None else "key_gate"
         raise ValueError(f"{op}: one gate alone: got only {given}; expected query_gate and key_gate, or neither.")
-    for name, gate, length in (("query_gate", query_gate, queries), ("key_gate", key_gate, keys)):
+    for name, gate, length, meaning in (
+        ("query_gate", query_gate, queries, "(B, K), one for each query that attends"),
+        ("key_gate", key_gate, keys, "(B, M), one for each key"),
+    ):
         if gate is not None:
             checks.check_tensor(op, name, gate)
-            checks.check_shape(op, name, gate, (batch, length), f"({batch}, {length})")
+            checks.check_shape(op, name, gate, (batch, length), meaning)
     devices = {t.device for t in (q, index, key_padding_mask, query_gate, key_gate) if t is not None}
     if len(devices) > 1:
         raise ValueError(f"{op}: devices differ: got {sorted(map(str, devices))}; expected one. Move them together.")
+
+
+def _kernel_in_pytorch(q, k, v, index, key_padding_mask, query_gate, key_gate, scale, strength) -> Tensor:
+    """What the kernel computes, from its arguments: (B, K, H, D)."""
+    return _in_pytorch(q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale).transpose(1, 2)
 
 
 def _in_pytorch(q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale) -> Tensor:
@@ -128,7 +137,9 @@ if HAS_TRITON:
     from vitkern.kernels import sparse_attention as kernels
 
     sparse_attention_op = kernel_op(
-        kernels.sparse_attention_outputs, differentiable=("q", "k", "v", "query_gate", "key_gate")
+        kernels.sparse_attention_outputs,
+        differentiable=("q", "k", "v", "query_gate", "key_gate"),
+        fallback=_kernel_in_pytorch,
     )(kernels.sparse_attention_forward)
     sparse_attention_op.backward(kernels.sparse_attention_gradients)(kernels.sparse_attention_backward)
 
