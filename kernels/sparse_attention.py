@@ -30,8 +30,7 @@ def _weights(
     if key_mask is not None:
         allowed = allowed & (tl.load(key_mask + sequence.to(tl.int64) * M + ki, mask=ki < M, other=0) != 0)
     s = product * (scale * LOG2E)
-    g = tl.zeros_like(qi).to(tl.float32)
-    h = tl.zeros_like(ki).to(tl.float32)
+    g, h = tl.zeros_like(qi), tl.zeros_like(ki)
     if query_gate is not None:
         g = tl.load(query_gate + sequence.to(tl.int64) * K + qi, mask=qi < K, other=0.0).to(tl.float32)
         h = tl.load(key_gate + sequence.to(tl.int64) * M + ki, mask=ki < M, other=0.0).to(tl.float32)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vitkern.lab.quick import MLPS, NORMS, SHORT, STREAMED, WINDOWS, Trials
+from vitkern.lab.quick import MLPS, NORMS, SHORT, SPARSE, STREAMED, WINDOWS, Trials
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ CHECKS: dict[str, Checks] = {
     "scores": Checks(STREAMED + WINDOWS[:4] + SHORT[:1], (), ("test_attention.py", "test_window_attention.py")),
     "short_attention": _TILE,
     "short_attention_backward": _TILE,
+    "sparse_attention": Checks(SPARSE, (), ("test_sparse_attention.py",)),
     "stream": _LOOP,
     "stream_backward": _LOOP,
     "stream_bias": Checks((STREAMED[1], *STREAMED[5:]), ("dropout",), ("test_attention.py",)),
@@ -44,4 +45,4 @@ CHECKS: dict[str, Checks] = {
 
 def checks_of(file: str) -> Checks:
     """Of a file of kernels/; everything, for one that has no list of its own."""
-    return CHECKS.get(file, Checks(SHORT + STREAMED + WINDOWS + NORMS + MLPS, ("dropout",)))
+    return CHECKS.get(file, Checks(SHORT + STREAMED + WINDOWS + SPARSE + NORMS + MLPS, ("dropout",)))

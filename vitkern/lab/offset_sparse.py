@@ -39,4 +39,6 @@ def sparse_cases() -> list[Case]:
             dims = lambda s, extents=extents: (*extents, 16)  # noqa: E731
             offset = 2**28 if axis == 2 else 2**30
             cases.append(case(f"{what} stride", small=1024, offset=offset, dims=dims, strides=steps))
+        odd = lambda s: (256, 256, s, 1)  # noqa: E731 other strides are counted in units of 16 bytes
+        cases.append(case("odd token stride", small=1025, offset=2**28, dims=lambda s: (1, 1, 16, 16), strides=odd))
     return cases

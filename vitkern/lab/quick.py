@@ -16,6 +16,7 @@ from vitkern.lab.problems import (
     mlp_problem,
     packed_problem,
     random_mask,
+    sparse_problem,
     window_problem,
 )
 from vitkern.lab.verify import Trial
@@ -223,4 +224,16 @@ MLPS: Trials = (
     *_in(SINGLE, _LIBRARY, _LIBRARY_POST, _bare(_PLAIN, "norm_weight", "norm_bias", "fc1_bias", "fc2_bias")),
     *_in(HALF, _LIBRARY, pool=None),  # the library rounds its products, which the ideal does not
     *_in(HALF, _EVEN_MLP, mlp_problem("quick GELU", 2, 20, 64, 64, act="quick_gelu")),
+)
+
+_GATED = sparse_problem("gates, padding", 2, 2, 37, 50, 20, gated=True, padded=True, scale=0.4)
+_SAMPLED = sparse_problem("sampled, gates", 2, 3, 40, 33, 32, sampled=35, gated=True)
+
+SPARSE: Trials = (
+    *_in(SINGLE, _GATED, _SAMPLED, apart=True),
+    *_in(SINGLE, sparse_problem("empty sequence", 2, 1, 20, 16, 16, padded=True), _SAMPLED),
+    *_in(SINGLE, sparse_problem("even tiles", 1, 2, 64, 64, 16, gated=True), arch=90),
+    *_in(HALF, _GATED, _SAMPLED, sparse_problem("keys that fill the tile", 1, 2, 70, 64, 64, sampled=66)),
+    *_in(HALF, sparse_problem("steep gates", 1, 2, 33, 64, 24, gated=True, strength=1e3)),
+    *_in(BRAIN, _GATED, sparse_problem("many keys", 1, 1, 40, 200, 32, gated=True, padded=True)),
 )

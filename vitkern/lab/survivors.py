@@ -89,6 +89,11 @@ SURVIVORS: dict[str, Survivor] = {
         "head -> (head * 0)",
         "a padding query has no gradient: dP and dS are zero in its row whatever q is, and its dQ is not stored",
     ),
+    "sparse_attention._places:drop-other:1": Survivor(
+        "tl.load(index + sequence.to(tl.int64) * K + qi, mask=qi < K, other=0) -> tl.load(index + "
+        "sequence.to(tl.int64) * K + qi, mask=qi < K)",
+        "masked lanes are queries past the last, whose rows load_rows and store_rows leave out",
+    ),
     "stream_backward._stream_bwd_dq:wrong-axis:3": Survivor(
         "1 -> 0",
         "the two sums add up the whole tile, in either order of its axes",
