@@ -28,7 +28,7 @@ def _weights(
     """[BLOCK_M, BLOCK_N] of q k^T -> softmax, gates of the queries [BLOCK_M] and keys [BLOCK_N], less the largest."""
     allowed = ki < M
     if key_mask is not None:
-        allowed = allowed & (tl.load(key_mask + sequence.to(tl.int64) * M + ki, mask=ki < M, other=0) != 0)
+        allowed = tl.load(key_mask + sequence.to(tl.int64) * M + ki, mask=allowed, other=0) != 0
     s = product * (scale * LOG2E)
     g, h = tl.zeros_like(qi), tl.zeros_like(ki)
     if query_gate is not None:
