@@ -27,7 +27,7 @@ SUITES = {
         "kernels compiled": ([*PYTEST, "tests/compiler"], {}),
     },
     "prove": {
-        "compile": ([*LAB, "compile", "--jobs", "1"], {}),
+        "compile": ([*LAB, "compile", "--jobs", "2"], {}),
         "fuzz": ([*LAB, "fuzz", "--jobs", "1"], {}),
         "another Triton": ([sys.executable, "tests/other_triton.py"], {}),
         "gradients": ([*LAB, "gradients"], {}),
