@@ -7,7 +7,7 @@ export PYTHONUNBUFFERED := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test prove fuzz mutants lint check gpu clean
+.PHONY: demo test prove fuzz mutants strec lint check gpu clean
 
 $(READY): pyproject.toml setup.py
 	@echo "== making $(VENV): torch, triton, and the peer libraries that the tests compare with (several GB the first time)"
@@ -30,6 +30,9 @@ fuzz: $(READY)
 
 mutants: $(READY)
 	$(RUN) -m vitkern lab mutants
+
+strec: $(READY)
+	$(RUN) -m vitkern strec demo
 
 lint: $(READY)
 	$(RUN) -m ruff check .

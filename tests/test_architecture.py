@@ -12,15 +12,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BASE = {"dispatch", "register", "reference", "testing"}
 ALLOWED = {
-    "dispatch": set(),
-    "register": {"dispatch"},
+    "faults": set(),
+    "dispatch": {"faults"},
+    "register": {"dispatch", "faults"},
     "testing": set(),
     "reference": {"reference"},
     "ops": {"ops", "kernels", *BASE},
     "nn": {"nn", "ops", "dispatch"},
     "models": {"models", "nn", "ops", "dispatch"},
-    "interop": {"interop", "nn", "ops", "dispatch"},
+    "interop": {"interop", "nn", "ops", "dispatch", "faults"},
     "lab": {"lab", "kernels", "ops", "report", *BASE},
+    "strec": {"strec", "models", "nn", "ops", "report"},
     "report": set(),
 }
 

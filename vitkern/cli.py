@@ -1,13 +1,13 @@
-"""``python -m vitkern``: info, check, models, accelerate and lab. One module per command in `vitkern.commands`."""
+"""``python -m vitkern``: info, check, models, accelerate, lab, strec. One module each in `vitkern.commands`."""
 
 import argparse
 import os
 import sys
 
-from vitkern.commands import accelerate, check, info, lab, models
+from vitkern.commands import accelerate, check, info, lab, models, strec
 from vitkern.report import BadInput
 
-COMMANDS = {"info": info, "check": check, "models": models, "accelerate": accelerate, "lab": lab}
+COMMANDS = {"info": info, "check": check, "models": models, "accelerate": accelerate, "lab": lab, "strec": strec}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,0 +1,112 @@
+"""``python -m vitkern strec``: the commands one after another, and one line for bad input."""
+
+import json
+
+import pytest
+import torch
+
+from vitkern.cli import main
+from vitkern.strec import checkpoint
+
+TINY = ["--dim", "16", "--layers", "2", "--max-len", "8", "--batch", "64", "--epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A log and a pre-trained run, by the commands themselves."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("strec")
+    log = str(folder / "log.csv")
+    assert main(["strec", "synthetic", log, "--users", "60", "--items", "30", "--events", "8"]) == 0
+    assert main(["strec", "train", log, "--stage", "pretrain", "--out", str(folder / "pre"), *TINY]) == 0
+    return folder
+
+
+def command(*arguments):
+    return main(["strec", *map(str, arguments)])
+
+
+def test_from_pretraining_to_recommendations(folder, capsys):
+    log, run = folder / "log.csv", folder / "fine"
+    assert command("train", log, "--init", folder / "pre", "--out", run, *TINY) == 0
+    trained = json.loads((run / "metrics.json").read_text())
+    assert {"test", "valid", "history", "settings", "parameters"} <= trained.keys()
+    assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG" or "matplotlib" in capsys.readouterr().err
+    assert command("evaluate", log, "--run", run, "--json", folder / "again.json") == 0
+    again = json.loads((folder / "again.json").read_text())
+    assert {name: again[name] for name in trained["test"]} == pytest.approx(trained["test"], rel=1e-6)
+    capsys.readouterr()
+    assert command("recommend", log, "--run", run, "--user", "u1", "u2", "-k", 3) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["u1", "u2"] and [len(rows) for rows in found.values()] == [3, 3]
+    assert command("train", log, "--out", run, "--resume", *TINY, "--epochs", 2) == 0
+    assert len(json.loads((run / "metrics.json").read_text())["history"]) == 2
+
+
+def test_unseen_items_at_evaluation(folder, capsys):
+    log = folder / "new.csv"
+    log.write_text((folder / "log.csv").read_text() + "u1,brand new,1800000000\n")
+    last = len(log.read_text().splitlines())
+    assert command("evaluate", log, "--run", folder / "pre") == 2
+    assert f"row {last}: an item that the model does not know: 'brand new'" in capsys.readouterr().err
+    assert command("evaluate", log, "--run", folder / "pre", "--unseen", "skip") == 0
+    assert f"row {last}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train none.csv --out new", "cannot be read"),
+        ("train log.csv --out pre", "holds a run already"),
+        ("train log.csv --out new --resume", "no checkpoint"),
+        ("train log.csv --out new --init none", "there is no model.safetensors"),
+        ("train log.csv --out new --init pre --max-len 8 --layers 2 --dim 32", "has d 16, not 32"),
+        ("train log.csv --out new --ks 8 --layers 2 --max-len 8", "one k a layer"),
+        ("train log.csv --out new --ks 4 8 --layers 2 --max-len 8", "ks grows"),
+        ("train log.csv --out new --ks 9 1 --layers 2 --max-len 8", "max_len = 8"),
+        ("train log.csv --out new --dim 15 --layers 2", "do not split into heads"),
+        ("train log.csv --out new --dropout 1.0", "dropout"),
+        ("train log.csv --out new --batch 0", "batch is 0"),
+        ("train log.csv --out new --split ratio --ratio 0.8 0.2", "three parts"),
+        ("train log.csv --out new --item-column thing", "no item column"),
+        ("evaluate log.csv --run none", "there is no model.safetensors"),
+        ("recommend log.csv --run pre --user u", "no user 'u'. Near: u"),
+        ("recommend log.csv --run pre --user u1 -k 0", "k is 0"),
+        ("recommend log.csv --run pre --user u1 -k 31", "k is 31"),
+        ("synthetic new.csv --users 0", "--users is 0"),
+        ("speed --ks 50 60", "STRec"),
+    ],
+)
+def test_bad_input_is_one_line(folder, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    assert command(*arguments.split()) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+    assert len(error) == 1 and error[0].startswith("vitkern strec: ") and message in error[0], error
+    assert not (folder / "new").exists()
+
+
+def test_speed(capsys, tmp_path):
+    arguments = "--max-len 12 --layers 2 --dim 16 --heads 2 --batch 8 --items 50 --budget 0.1 --train --padded"
+    assert command("speed", *arguments.split(), "--save", tmp_path / "speed.json") == 0
+    found = json.loads((tmp_path / "speed.json").read_text())["models"]
+    assert list(found) == ["strec", "dense", "dense, last row"] and "dense" in capsys.readouterr().out
+    assert found["strec"]["ks"] == [12, 1] and found["dense"]["ks"] == [12, 12]
+
+
+def test_demo(capsys):
+    assert command("demo", "--users", 120) == 0
+    assert "verdict: everything holds" in capsys.readouterr().out
+
+
+def test_an_interrupted_write_leaves_the_file_before(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    checkpoint.write_json(path, {"a": 1})
+
+    def full(descriptor):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.write_json(path, {"a": 2})
+    assert checkpoint.read_json(path) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["x.json"]

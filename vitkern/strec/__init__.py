@@ -1,0 +1,1 @@
+"""Sequential recommendation with STRec: from an interaction log to trained models, metrics and recommendations."""
