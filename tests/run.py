@@ -29,7 +29,7 @@ SUITES = {
     "prove": {
         "compile": ([*LAB, "compile", "--jobs", "2"], {}),
         "fuzz": ([*LAB, "fuzz", "--jobs", "1"], {}),
-        "another Triton": ([sys.executable, "tests/other_triton.py"], {}),
+        "another Triton": ([sys.executable, "tests/other_triton.py", "3.6"], {}),
         "gradients": ([*LAB, "gradients"], {}),
         "edges": ([*LAB, "edges"], {}),
         "offsets": ([*LAB, "offsets"], {}),

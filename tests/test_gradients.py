@@ -16,6 +16,7 @@ GRADED = frozenset(
         "attention": ("q", "k", "v", "bias"),
         "attention_qkvpacked": ("qkv", "bias"),
         "window_attention": ("qkv", "table", "padding", "head_scale"),
+        "sparse_attention": ("q", "k", "v", "query_gate", "key_gate"),
         "layernorm": ("x", "weight", "bias", "residual"),
         "layernorm_mlp": (
             *("x", "norm_weight", "norm_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "layer_scale"),
@@ -70,7 +71,7 @@ def test_all_right(found, capsys):
     assert sum(line.startswith("layernorm: ") for line in printed) == sum(c.operator == "layernorm" for c in CASES)
     assert printed[-1].startswith("verdict: all gradients are right")
     record = records.read("gradients")
-    assert record["passed"] and record["summary"].startswith(f"{len(CASES)} cases, 0 failed; 22 inputs of 5 operators")
+    assert record["passed"] and record["summary"].startswith(f"{len(CASES)} cases, 0 failed; 27 inputs of 6 operators")
 
 
 @needs_triton

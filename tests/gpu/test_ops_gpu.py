@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import measure
-from benchmarks.cases import PROBLEMS as LAYERS
+from benchmarks.cases import CASES as LAYERS
 from vitkern import dispatch
 from vitkern.lab.check_cases import PROBLEMS
 from vitkern.lab.dropout import check_dropout
