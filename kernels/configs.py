@@ -95,7 +95,7 @@ def short_tile(queries, keys):
 def short_forward_config(rows, columns, itemsize, arch):
     """One-pass softmax: a block of rows against all columns at once."""
     kind = family(arch)
-    few_rows = kind == AMPERE and (columns > 128 or itemsize == 4)
+    few_rows = (kind == AMPERE and columns > 128) or (itemsize == 4 and kind in (AMPERE, HOPPER, BLACKWELL))
     warps, stages = (2, 1) if kind == CDNA and columns <= 64 else (4, 2 if columns <= 64 and not few_rows else 1)
     return Config(min(rows, 32 if few_rows else 64), columns, 1 if max(rows, columns) <= 16 else warps, stages)
 
@@ -148,7 +148,7 @@ def sparse_forward_config(queries, keys, head_dim, itemsize, arch):
     if itemsize == 4:
         rows, warps = (32 if columns <= 64 else 16), 8
     else:
-        rows, warps = (64 if columns <= 128 else 32), (4 if columns <= 128 else 8)
+        rows, warps = (64 if columns <= 128 else 16), (4 if columns <= 128 else 8)
     rows = min(head_tile(queries), rows)
     return Config(rows, columns, 1 if max(rows, columns) <= 16 else warps, 1)
 
@@ -157,9 +157,11 @@ def sparse_backward_config(queries, keys, head_dim, itemsize, arch):
     """As the forward, with two gradients of all keys beside the rows."""
     columns = head_tile(keys)
     if itemsize == 4:
-        rows, warps = 16, 8
+        rows, warps = 16, 4 if family(arch) == CDNA else 8
+    elif columns <= 64:
+        rows, warps = 64, 4
     else:
-        rows, warps = (64, 4) if columns <= 64 else (32 if columns <= 128 else 16, 8)
+        rows, warps = 32 if columns <= 128 and arch not in SMALL_SHARED else 16, 8
     rows = min(head_tile(queries), rows)
     return Config(rows, columns, 1 if max(rows, columns) <= 16 else warps, 1)
 
@@ -214,7 +216,7 @@ def stream_dq_config(head_dim, itemsize, arch, queries, hooked):
         return Config(16, 16, 1, 1)
     block_d, kind = head_tile(head_dim), family(arch)
     if itemsize == 4:
-        return Config(32, 32, 8, 1) if block_d <= 64 else Config(32, 16, 8, 1)
+        return Config(32, 32, 8, 1) if block_d <= 64 else Config(16, 16, 8, 1)
     if block_d <= 64:
         if kind == CDNA:
             return Config(128, 32, 4, 2)
@@ -230,7 +232,7 @@ def stream_dkdv_config(head_dim, itemsize, arch, keys, hooked):
         return Config(16, 16, 1, 1)
     block_d, kind = head_tile(head_dim), family(arch)
     if itemsize == 4:
-        return Config(32, 32, 8, 1) if block_d <= 64 else Config(16, 32, 8, 1)
+        return Config(32, 32, 8, 1) if block_d <= 64 else Config(16, 16, 8, 1)
     if block_d <= 64:
         if kind == CDNA:
             return Config(32, 64 if hooked else 128, 4, 2)
@@ -251,12 +253,14 @@ def stream_bias_config(head_dim, itemsize, arch, padded):
         return Config(16, 16, 1, 1)
     block_d = head_tile(head_dim)
     if itemsize == 4:
-        return Config(32, 32, 8, 1)
+        return Config(32, 32, 8, 1) if block_d <= 64 else Config(16, 16, 8, 1)
     if block_d <= 64:
         if family(arch) == AMPERE:
             return Config(64, 32, 4, 1 if padded else 2)
         return Config(64, 64, 4, 1 if (padded and family(arch) == HOPPER) or family(arch) == CDNA else 2)
-    return Config(64, 32, 4 if block_d <= 128 else 8, 1)
+    if block_d <= 128:
+        return Config(64, 32, 4, 1)
+    return Config(32 if family(arch) == AMPERE else 64, 32, 8, 1)
 
 
 def bias_splits(tiles, members, arch):

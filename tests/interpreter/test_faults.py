@@ -19,6 +19,7 @@ from vitkern.lab.problems import (
     layernorm_problem,
     mlp_problem,
     packed_problem,
+    sparse_problem,
     window_problem,
 )
 from vitkern.lab.sanitizer import MemoryFault
@@ -35,6 +36,7 @@ PROBLEMS = {
     "packed": packed_problem("packed", 1, 18, 2, 16),
     "windows": window_problem("windows", (5, 6), (4, 4), shift=(1, 2)),
     "cosine windows": window_problem("cosine", (5, 6), (4, 4), shift=(1, 2), cosine=True, wrap="padded"),
+    "sampled": sparse_problem("sampled", 2, 2, 9, 12, 16, sampled=5, gated=True, padded=True),
     "layernorm": layernorm_problem("rows", 6, 32),
     "residual": layernorm_problem("rows", 6, 32, residual=True),
     "mlp": mlp_problem("mlp", 2, 3, 32, 64),

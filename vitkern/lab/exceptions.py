@@ -22,6 +22,64 @@ for _kernel in ("_layernorm_fwd", "_layernorm_bwd"):
         "32 rows of 32 channels are four elements for each of the 256 lanes of four warps",
     )
 
+for _name, _kernels, _arch in (
+    ("short-d20-odd", ("_short_fwd", "_short_bwd"), 80),
+    ("short-d36-odd", ("_short_fwd", "_short_bwd"), 80),
+):
+    for _kernel in _kernels:
+        EXCEPTIONS[_name, _kernel, _arch] = (
+            "widest global load is 64 bits",
+            "rows of 20 and 36 half-precision elements start at multiples of 8 bytes only",
+        )
+
+for _kernel in ("_stream_bwd_dq", "_stream_bwd_dkdv"):
+    for _arch in ARCHITECTURES:
+        EXCEPTIONS["attention-fp32-d256-bias", _kernel, _arch] = (
+            "spills: ",
+            "full float32 has no tensor cores: products over 256 dimensions are unrolled, at the smallest tile",
+        )
+
+for _arch in (80, 120):
+    EXCEPTIONS["attention-d256-bias", "_stream_bwd_bias", _arch] = (
+        "spills: ",
+        "at most 8 bytes, outside the products: four operands of 256 dimensions and a tile of the sum",
+    )
+
+EXCEPTIONS |= {
+    ("attention-odd-strides", "_stream_fwd", 942): (
+        "widest global load is 16 bits",
+        "rows at odd strides start at any element, so that is the widest load",
+    ),
+    ("short-odd-strides", "_stream_fwd", 120): (
+        "widest global load is 16 bits",
+        "rows at odd strides start at any element, so that is the widest load",
+    ),
+    ("short-odd-strides", "_stream_bwd_dq", 120): (
+        "spills: ",
+        "rows at odd strides are loaded by the element, and each address takes registers",
+    ),
+    ("window-odd-strides", "_short_bwd", 120): (
+        "spills: ",
+        "rows at odd strides are loaded by the element, and each address takes registers",
+    ),
+    ("mlp-100", "_layernorm_fwd", 90): (
+        "widest global load is 16 bits",
+        "100 channels are no multiple of eight elements, and 28 lanes of a row are masked one by one",
+    ),
+    ("mlp-100", "_pointwise", 90): (
+        "widest global load is 16 bits",
+        "100 channels are no multiple of eight elements, and 28 lanes of a row are masked one by one",
+    ),
+    ("mlp-96-tf32", "_matmul", 120): (
+        "spills: ",
+        "8 bytes in the product without an epilogue, outside its loop",
+    ),
+    ("short-fp32-49", "_short_bwd", 100): (
+        "spills: ",
+        "8 bytes: full float32 has no tensor cores, and the compiler keeps to 128 registers",
+    ),
+}
+
 
 def unexcused(launch: str, arch: int, kernels: Iterable[Compiled]) -> list[str]:
     """The problems of a cell that nobody has listed, and the exceptions that it does not need any more."""

@@ -156,16 +156,21 @@ def _sparse_attention(rng: random.Random) -> SparseCase:
     n, fits = _length(rng), common["dtype"] != "fp32"
     m = rng.choice([length for length in LENGTHS if length <= (128 if fits else 64)] + [197, 256] * fits)
     widths = [dim for dim in HEAD_DIMS if dim <= (32 if m > 128 or not fits else 64)]
+    batch, heads, padded = rng.choice((1, 2, 3)), rng.choice((1, 1, 2, 3)), _chance(rng, 0.4)
+    if _chance(rng, _SPECIAL) and not padded:
+        name = rng.choice("qkv")
+        row = rng.randrange(batch), rng.randrange(heads), rng.randrange(n if name == "q" else m)
+        common["values"] = {name: ((row, "nan"),)}
     return SparseCase(
         **common,
-        batch=rng.choice((1, 2, 3)),
-        heads=rng.choice((1, 1, 2, 3)),
+        batch=batch,
+        heads=heads,
         n=n,
         m=m,
         dim=rng.choice(widths),
         sampled=rng.randrange(n + 1) if _chance(rng, 0.5) else 0,
         gated=gated,
-        padded=_chance(rng, 0.4),
+        padded=padded,
         strength=rng.choice((0.0, 1.0, 10.0, 1e3)) if gated else 10.0,
         scale=0.3 if _chance(rng, 0.2) else None,
     )
