@@ -146,6 +146,8 @@ def _window_attention(rng: random.Random) -> WindowCase:
 
 
 def _sparse_attention(rng: random.Random) -> SparseCase:
+    from vitkern.kernels import configs
+
     gated = _chance(rng, 0.6)
     names = ("q", "k", "v") + ("query_gate", "key_gate") * gated
     common = _common(rng, names, arch_share=0.5)
@@ -153,9 +155,10 @@ def _sparse_attention(rng: random.Random) -> SparseCase:
         common["frozen"] = ()
     if gated and common["dtype"] != "fp32" and _chance(rng, 0.7):
         common["wide"] = ("query_gate", "key_gate")
-    n, fits = _length(rng), common["dtype"] != "fp32"
-    m = rng.choice([length for length in LENGTHS if length <= (128 if fits else 64)] + [197, 256] * fits)
-    widths = [dim for dim in HEAD_DIMS if dim <= (32 if m > 128 or not fits else 64)]
+    itemsize = 4 if common["dtype"] == "fp32" else 2
+    fitting = [(m, dim) for m in LENGTHS for dim in HEAD_DIMS if configs.sparse_takes(m, dim, itemsize, common["arch"])]
+    n, m = _length(rng), rng.choice(sorted({m for m, _ in fitting}))
+    dim = rng.choice([dim for length, dim in fitting if length == m])
     batch, heads, padded = rng.choice((1, 2, 3)), rng.choice((1, 1, 2, 3)), _chance(rng, 0.4)
     if _chance(rng, _SPECIAL) and not padded:
         name = rng.choice("qkv")
@@ -167,7 +170,7 @@ def _sparse_attention(rng: random.Random) -> SparseCase:
         heads=heads,
         n=n,
         m=m,
-        dim=rng.choice(widths),
+        dim=dim,
         sampled=rng.randrange(n + 1) if _chance(rng, 0.5) else 0,
         gated=gated,
         padded=padded,
