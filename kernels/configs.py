@@ -157,13 +157,13 @@ def sparse_backward_config(queries, keys, head_dim, itemsize, arch):
     """As the forward, with two gradients of all keys beside the rows."""
     columns = head_tile(keys)
     if itemsize == 4:
-        rows, warps = 16, 4 if family(arch) == CDNA else 8
+        rows, warps = 16, 4 if family(arch) == CDNA or columns <= 16 else 8
     elif columns <= 64:
         rows, warps = 64, 4
     else:
         rows, warps = 32 if columns <= 128 and arch not in SMALL_SHARED else 16, 8
     rows = min(head_tile(queries), rows)
-    return Config(rows, columns, 1 if max(rows, columns) <= 16 else warps, 1)
+    return Config(rows, columns, 1 if max(rows, columns) <= 16 and itemsize == 2 else warps, 1)
 
 
 def layernorm_programs(arch):

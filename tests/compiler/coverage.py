@@ -24,6 +24,8 @@ NAMES = tuple(name for name, value in vars(configs).items() if name.endswith("_c
 def _possible(name, values, arch):
     if values.get("dropout") and not values.get("hooked"):
         return False  # dropout is one of the hooks
+    if name.startswith("sparse_"):
+        return configs.sparse_takes(values["keys"], values["head_dim"], values["itemsize"], arch)
     if not name.startswith("short_"):
         return True
     queries, keys = values["queries"], values["keys"]

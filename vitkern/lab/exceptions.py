@@ -46,6 +46,18 @@ for _arch in (80, 120):
     )
 
 EXCEPTIONS |= {
+    ("window-swin-t-1-unshifted", "_short_fwd", 80): (
+        "spills: ",
+        "8 bytes, although 80 registers are in use: the compiler keeps to six programs on a multiprocessor",
+    ),
+    ("sparse-fp32-50-by-7", "_sparse_bwd", 100): (
+        "spills: ",
+        "8 bytes, although 168 registers are in use: the compiler keeps to three programs on a multiprocessor",
+    ),
+    ("sparse-50-by-7", "_sparse_bwd", 100): (
+        "spills: ",
+        "8 bytes, although 72 registers are in use: the compiler's choice around its tensor memory",
+    ),
     ("attention-odd-strides", "_stream_fwd", 942): (
         "widest global load is 16 bits",
         "rows at odd strides start at any element, so that is the widest load",

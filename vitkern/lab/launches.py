@@ -215,6 +215,14 @@ CASES = [
         ("sparse-128-d64", _sampled, (128, 128, 4, 64), {"gated": True}),
         ("sparse-200", _sampled, (200, 200, 4, 32), {"gated": True}),
         ("sparse-20-of-200", _sampled, (200, 200, 4, 32), {"sampled": 20}),
+        *(
+            (f"sparse-{n}-by-{m}", _sampled, (n, m, 4, 32), {"gated": True})
+            for n, m in ((7, 7), (7, 50), (50, 7), (7, 100), (7, 200))
+        ),
+        *(
+            (f"sparse-fp32-{n}-by-{m}", _sampled, (n, m, 4, 32, torch.float32), {"gated": True})
+            for n, m in ((7, 7), (7, 50), (50, 7))
+        ),
         ("sparse-fp32", _sampled, (50, 50, 4, 32, torch.float32), {"gated": True}),
         ("sparse-fp16", _sampled, (50, 50, 4, 32, torch.float16), {"gated": True}),
         ("sparse-batch-1", _sampled, (50, 50, 4, 32), {"gated": True, "batch": 1}),

@@ -60,13 +60,21 @@ EVERYWHERE = frozenset(
         "sparse-200",
         "sparse-50",
         "sparse-50-gated",
-        "sparse-8",
+        "sparse-50-by-7",
+        "sparse-7-by-100",
+        "sparse-7-by-200",
+        "sparse-7-by-50",
+        "sparse-7-by-7",
         "sparse-fp32",
+        "sparse-fp32-50-by-7",
+        "sparse-fp32-7-by-50",
+        "sparse-fp32-7-by-7",
         "window-swin-384",
         "window-swin-384-padded",
         "window-swin-384-unshifted",
         "window-swin-padded",
         "window-swin-t-1",
+        "window-swin-t-1-unshifted",
         "window-swinv2-w16",
         "window-swinv2-w16-unshifted",
         "window-swinv2-w8",
@@ -76,7 +84,11 @@ EVERYWHERE = frozenset(
 
 
 # Launches that have no kernel on some architectures, because their tiles do not fit: PyTorch runs.
-IN_PYTORCH = {"sparse-128-d64": (942,), "sparse-200": (120, 942), "sparse-20-of-200": (120, 942)}
+IN_PYTORCH = {
+    "sparse-128-d64": (942,),
+    "sparse-7-by-100": (942,),
+    **dict.fromkeys(("sparse-200", "sparse-20-of-200", "sparse-7-by-200"), (120, 942)),
+}
 
 
 def archs_of(name: str) -> tuple[int, ...]:
