@@ -44,7 +44,7 @@ PROBLEMS = (
     window_problem("8x16 window 8 shift 4, cosine", (8, 16), (8, 8), shift=(0, 4), cosine=True),
     sparse_problem("20 of 50 queries", 2, 2, 50, 50, 32, sampled=20),
     sparse_problem("gates, padding, an empty sequence", 2, 2, 50, 50, 32, gated=True, padded=True),
-    sparse_problem("33 queries, 70 keys, steep gates", 1, 2, 33, 70, 20, gated=True, strength=1e3),
+    sparse_problem("33 queries, 60 keys, steep gates", 1, 2, 33, 60, 20, gated=True, strength=1e3),
     layernorm_problem("33 rows of 96", 33, 96),
     layernorm_problem("5 rows of 100, mean 3", 5, 100, offset=3.0),
     layernorm_problem("17 rows of 768, residual", 17, 768, residual=True),
