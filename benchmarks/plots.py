@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks import roofline, scale
 from benchmarks.measure import OURS, Row
+from benchmarks.results import key
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#000000")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
@@ -111,12 +112,7 @@ def best_peers(rows: list[Row]) -> dict[str, dict[str, float]]:
     found = {}
     for ours in (row for row in rows if row.contender == OURS and row.seconds):
         name = f"{ours.case}, {ours.mode}"
-        others = [
-            row for row in rows
-            if row.contender != OURS and row.seconds
-            and (row.op, row.case, row.mode, row.dtype, row.batch)
-            == (ours.op, ours.case, ours.mode, ours.dtype, ours.batch)
-        ]  # fmt: skip
+        others = [row for row in rows if row.contender != OURS and row.seconds and key(row) == key(ours)]
         if others:
             found[name] = {row.contender: row.seconds / ours.seconds for row in others}
     return found

@@ -7,6 +7,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+import torch
+
 from benchmarks import results, roofline
 from benchmarks.cases import CASES
 from benchmarks.measure import OURS, Row
@@ -74,10 +76,9 @@ def _operators(rows: list[Row], environment: dict, name: str, out: Path) -> list
         best = min(peers, key=peers.get, default=None)
         share = "n/a"
         if row.case in cases and peaks:
-            moved, flops = roofline.work(cases[row.case], row.batch, 4 if row.dtype == "float32" else 2, row.mode)
-            floor = max(moved / peaks.memory, flops / (peaks.fp32 if row.dtype == "float32" else peaks.half))
-            share = f"{floor / row.seconds:.0%}"
-            points.append((row, moved, flops))
+            case, dtype = cases[row.case], getattr(torch, row.dtype)
+            share = f"{roofline.bound(case, row.batch, dtype, row.mode, peaks) / row.seconds:.0%}"
+            points.append((row, *roofline.work(case, row.batch, dtype.itemsize, row.mode)))
         gain = (best, f"{peers[best] / row.seconds:.2f}x") if best else ("-", "-")
         figures = (f"{seconds(row.seconds)} ± {row.spread:.0%}", share, memory(row.peak), *gain)
         table.append((row.op, row.case, row.mode, row.dtype, row.batch, *figures))

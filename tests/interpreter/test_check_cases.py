@@ -1,0 +1,22 @@
+"""Every case of ``python -m vitkern check`` has a kernel in every dtype: forward and backward are launched, into nothing."""
+
+import pytest
+import torch
+
+from vitkern import dispatch
+from vitkern.kernels.launch import redirected
+from vitkern.lab.cases import DTYPES
+from vitkern.lab.check_cases import PROBLEMS
+from vitkern.lab.verify import Trial
+
+pytestmark = pytest.mark.interpreter
+
+
+@pytest.mark.unsanitized(reason="no kernel runs", repaired=False)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_a_kernel_takes_it(problem, dtype):
+    launched = []
+    with dispatch.use_backend("interpreter"), redirected(lambda kernel, *_: launched.append(kernel.__name__)):
+        Trial(problem, dtype, torch.device("cpu"), seed=0).actual()
+    assert any("fwd" in name for name in launched) and any("bwd" in name or "dq" in name for name in launched), launched
