@@ -1,10 +1,10 @@
-"""Every case of ``python -m vitkern check`` has a kernel in every dtype: forward and backward are launched, into nothing."""
+"""Every case of ``python -m vitkern check`` has a kernel in every dtype: forward and backward launch, into nothing."""
 
 import pytest
 import torch
+from vitkern.kernels.launch import redirected
 
 from vitkern import dispatch
-from vitkern.kernels.launch import redirected
 from vitkern.lab.cases import DTYPES
 from vitkern.lab.check_cases import PROBLEMS
 from vitkern.lab.verify import Trial
