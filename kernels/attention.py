@@ -10,10 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import scores, short_attention
-from .problem import Problem, dense_rows, unit_last
+from .problem import Problem, dense_rows, per_token, unit_last
 from .short_attention_backward import short_backward
 from .stream import stream_forward
-from .stream_backward import stream_backward
+from .stream_backward import stream_dkdv, stream_dq
 from .stream_bias import stream_bias_gradient
 
 
@@ -142,7 +142,7 @@ def _forward(q, k, v, out, lse, bias, mask, key_mask, seed, scale, causal, dropo
         )
         return
     problem = _problem(q, k, _hook(bias, mask, key_mask, q, k), seed, scale, causal, dropout_p)
-    stream_forward(problem, dense_rows(q), dense_rows(k), dense_rows(v), dense_rows(out), lse)
+    stream_forward(problem, dense_rows(q), dense_rows(k), dense_rows(v), dense_rows(out), per_token(lse))
 
 
 def _backward(
@@ -154,14 +154,13 @@ def _backward(
         total = short_backward(grad, q, k, v, dq, dk, dv, scale=scale, bias=bias, bias_grad=needs_bias, **hook)
     else:
         problem = _problem(q, k, _hook(bias, mask, key_mask, q, k), seed, scale, causal, dropout_p)
-        operands, delta = (dense_rows(q), dense_rows(k), dense_rows(v)), torch.empty_like(lse)
-        gradients = dense_rows(dq), dense_rows(dk), dense_rows(dv)
-        stream_backward(problem, *operands, dense_rows(out.transpose(1, 2)), dense_rows(grad), lse, delta, *gradients)
+        operands, grad, delta = (dense_rows(q), dense_rows(k), dense_rows(v)), dense_rows(grad), torch.empty_like(lse)
+        lse = per_token(lse)
+        stream_dq(problem, *operands, dense_rows(out.transpose(1, 2)), grad, lse, delta, dense_rows(dq))
+        stream_dkdv(problem, *operands, grad, lse, delta, dense_rows(dk), dense_rows(dv))
         if needs_bias:
             kept = dict(per_group=bias.shape[0] != 1, per_head=bias.shape[1] != 1)
-            total = stream_bias_gradient(problem, *operands, dense_rows(grad), lse, delta, **kept).sum_to_size(
-                bias.shape
-            )
+            total = stream_bias_gradient(problem, *operands, grad, lse, delta, **kept).sum_to_size(bias.shape)
     if needs_bias:
         dbias.copy_(total)
 

@@ -263,6 +263,23 @@ def stream_bias_config(head_dim, itemsize, arch, padded):
     return Config(32 if family(arch) == AMPERE else 64, 32, 8, 1)
 
 
+def stream_axes_config(head_dim, itemsize, arch, extent):
+    """A query block that stays, with sums over the rows and the columns of up to ``extent`` places."""
+    if arch == INTERPRETER:
+        return Config(16, 16, 1, 1)
+    if itemsize == 4 or head_tile(head_dim) > 128 or head_tile(extent) > 64:
+        return Config(16, 32, 4, 1)
+    return Config(64, 32, 4, 2 if head_tile(head_dim) <= 64 else 1)
+
+
+def local_tile(block, halo, ranks, keys, arch):
+    """Ranks of a tile of local attention along one axis: a block, or 8 neighbours. ``keys``: a tile of keys; half a
+    block of them is seen from fewer blocks."""
+    if block == 1:
+        return min(4 if arch == INTERPRETER else 8, ranks)
+    return block // 2 if keys and 0 < halo <= block // 2 and block % 2 == 0 else block
+
+
 def bias_splits(tiles, members, arch):
     """Shares of the ``members`` that sum into one bias tile: enough programs for a device, few partial tiles."""
     if arch == INTERPRETER:

@@ -24,8 +24,8 @@ class Problem(NamedTuple):
     """What forward and backward agree on.
 
     ``n`` query and ``m`` key tokens of each group. ``padding`` (3, H, D), contiguous: rows of q, k and v of the tokens
-    that a hook says are padding; None: no token is. ``cosine`` (H,) float32: unit q and k, their product times this
-    factor instead of ``scale``. ``seed``: int64, one element, or None for no dropout.
+    that a hook says have none; ``ragged``: there are such tokens, and theirs are zeros. ``cosine`` (H,) float32: unit q
+    and k, their product times this factor instead of ``scale``. ``seed``: int64, one element, or None for no dropout.
     """
 
     groups: int
@@ -45,6 +45,7 @@ class Problem(NamedTuple):
     dropout_p: float = 0.0
     seed: Tensor | None = None
     padding: Tensor | None = None
+    ragged: bool = False
     cosine: Tensor | None = None
 
 
@@ -61,6 +62,12 @@ def dense_rows(tensor: Tensor) -> Rows:
     strides = (0 if size == 1 else stride for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True))
     batch, head, token = strides
     return Rows(tensor, head, (batch, token))
+
+
+def per_token(tensor: Tensor) -> Rows:
+    """(B, H, tokens) or (B, H, img_h, img_w): one number for each token and head."""
+    batch, head, *token = tensor.stride()
+    return Rows(tensor, head, (batch, *token))
 
 
 def unit_last(tensor: Tensor) -> Tensor:

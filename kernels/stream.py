@@ -11,23 +11,22 @@ stream_backward.py.
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from . import configs, scores
 from .launch import launch
 from .problem import Problem, Rows, aligned
-from .tiles import LN2, LOG2E, keep_mask, key_range, load_tokens, normalize, store_tokens
+from .tiles import LN2, LOG2E, keep_mask, key_range, load_tokens, normalize, store_scalars, store_tokens
 
 
 @triton.jit
 def _stream_fwd(
-    q, k, v, out, lse, q_strides, k_strides, v_strides, out_strides, q_args, k_args, score_args,
-    padding, cosine, seed, heads, N, M, scale, dropout_p,
+    q, k, v, out, lse, q_strides, k_strides, v_strides, out_strides, lse_strides, q_args, k_args,
+    score_args, padding, cosine, seed, heads, N, M, scale, dropout_p,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SHARE: tl.constexpr,
-    ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, PADDED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    PADDED: tl.constexpr = padding is not None
     COSINE: tl.constexpr = cosine is not None
     pid = tl.program_id(0)
     blocks = tl.cdiv(N, BLOCK_M)
@@ -88,7 +87,8 @@ def _stream_fwd(
     total = tl.where(total == 0.0, 1.0, total)  # a row without keys: 0 / 1, and log(1) - inf
     acc = acc * (1.0 / total)[:, None]
     store_tokens(out, out_strides, q_args, acc, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, PADDED)
-    tl.store(lse + row.to(tl.int64) * N + qi, maximum * LN2 + tl.log(total), mask=qi < N)
+    logs = maximum * LN2 + tl.log(total)
+    store_scalars(lse, lse_strides, q_args, logs, group, head, qi, N, Q_TOKENS, PADDED)
 
 
 def hooked(s: Problem) -> bool:
@@ -110,20 +110,22 @@ def constants(s: Problem, q: Rows, config: configs.Config) -> dict:
         BLOCK_N=config.block_n,
         EVEN_N=s.n % config.block_m == 0,
         EVEN_M=s.m % config.block_n == 0,
+        PADDED=s.ragged or s.padding is not None,
         PRECISION=configs.dot_precision(q.tensor.dtype),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
 
 
-def stream_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse: Tensor) -> None:
-    """Fill ``out`` and ``lse``, (groups, H, N) float32 contiguous, natural logarithm."""
+def stream_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse: Rows) -> None:
+    """Fill ``out`` and ``lse``, float32, natural logarithm: one for each query token and head."""
     arch, itemsize = configs.arch_of(q.tensor), q.tensor.element_size()
     config = configs.stream_forward_config(s.head_dim, itemsize, arch, s.n, hooked(s), s.causal, s.seed is not None)
     align, out_align = aligned(q, k, v), aligned(out)
     launch(
         _stream_fwd, (triton.cdiv(s.n, config.block_m) * s.groups * s.heads,),
-        q.tensor, k.tensor, v.tensor, out.tensor, lse, q.over(align), k.over(align), v.over(align), out.over(out_align),
+        q.tensor, k.tensor, v.tensor, out.tensor, lse.tensor,
+        q.over(align), k.over(align), v.over(align), out.over(out_align), lse.over(1),
         s.q_args, s.k_args, s.score_args, s.padding, s.cosine, s.seed, s.heads, s.n, s.m, s.scale, s.dropout_p,
         KV_SHARE=s.heads // max(s.kv_heads, 1), ALIGN=align, OUT_ALIGN=out_align, **constants(s, q, config),
     )  # fmt: skip

@@ -22,24 +22,26 @@ from .tiles import (
     keep_mask,
     key_range,
     load_pivot,
+    load_scalars,
     load_tokens,
     normalize,
     normalize_backward,
     probabilities,
+    store_scalars,
     store_tokens,
 )
 
 
 @triton.jit
 def _stream_bwd_dq(
-    q, k, v, out, grad, lse, delta, dq, cosine_grad,
-    q_strides, k_strides, v_strides, out_strides, grad_strides, dq_strides,
+    q, k, v, out, grad, lse, lse_grad, delta, dq, cosine_grad,
+    q_strides, k_strides, v_strides, out_strides, grad_strides, lse_strides, dq_strides,
     q_args, k_args, score_args, padding, cosine, seed, heads, N, M, scale, dropout_p,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SHARE: tl.constexpr,
-    ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, PADDED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    PADDED: tl.constexpr = padding is not None
     COSINE: tl.constexpr = cosine is not None
     pid = tl.program_id(0)
     blocks = tl.cdiv(N, BLOCK_M)
@@ -61,8 +63,10 @@ def _stream_bwd_dq(
         Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, not EVEN_N, PADDED,
     )  # fmt: skip
     deltas = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)  # [BLOCK_M]
-    tl.store(delta + row.to(tl.int64) * N + qi, deltas, mask=qi < N)
-    pivot = load_pivot(lse, row, qi, N)
+    if lse_grad is not None:
+        deltas -= load_scalars(lse_grad, lse_strides, q_args, group, head, qi, N, 0.0, Q_TOKENS, PADDED)
+    store_scalars(delta, lse_strides, q_args, deltas, group, head, qi, N, Q_TOKENS, PADDED)
+    pivot = load_pivot(lse, lse_strides, q_args, group, head, qi, N, Q_TOKENS, PADDED)
     factor = scale * LOG2E
     queries = rows
     if COSINE:
@@ -109,13 +113,13 @@ def _stream_bwd_dq(
 @triton.jit
 def _stream_bwd_dkdv(
     q, k, v, grad, lse, delta, dk, dv, padding_grad,
-    q_strides, k_strides, v_strides, grad_strides, dk_strides, dv_strides,
+    q_strides, k_strides, v_strides, grad_strides, lse_strides, dk_strides, dv_strides,
     q_args, k_args, score_args, padding, cosine, seed, heads, N, M, scale, dropout_p,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SHARE: tl.constexpr,
-    ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, PADDED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    PADDED: tl.constexpr = padding is not None
     COSINE: tl.constexpr = cosine is not None
     pid = tl.program_id(0)
     kv_heads = heads // KV_SHARE
@@ -155,7 +159,7 @@ def _stream_bwd_dkdv(
         )  # fmt: skip
         if COSINE:
             queries = normalize(queries)[0].to(q.dtype.element_ty)
-        pivot = load_pivot(lse, row, qi, N)
+        pivot = load_pivot(lse, lse_strides, q_args, group, head, qi, N, Q_TOKENS, PADDED)
         product = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)  # [BLOCK_N, BLOCK_M]
         weights = probabilities(
             product, factor, pivot[None, :], group, head, qi[None, :], ki[:, None], score_args, N, M, SCORE,
@@ -172,7 +176,7 @@ def _stream_bwd_dkdv(
             dropped = tl.where(keep, weights * (1.0 / (1.0 - dropout_p)), 0.0)
             slope = tl.where(keep, slope * (1.0 / (1.0 - dropout_p)), 0.0)
         acc_v = tl.dot(dropped.to(grad.dtype.element_ty), grads, acc_v, input_precision=PRECISION)
-        deltas = tl.load(delta + row.to(tl.int64) * N + qi, mask=qi < N, other=0.0)
+        deltas = load_scalars(delta, lse_strides, q_args, group, head, qi, N, 0.0, Q_TOKENS, PADDED)
         slope = weights * (slope - deltas[None, :])
         acc_k = tl.dot(slope.to(q.dtype.element_ty), queries, acc_k, input_precision=PRECISION)
 
@@ -181,7 +185,7 @@ def _stream_bwd_dkdv(
         acc_k = normalize_backward(acc_k, unit, inverse)
     store_tokens(dk, dk_strides, k_args, acc_k, group, kv_head, ki, M, K_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, PADDED)
     store_tokens(dv, dv_strides, k_args, acc_v, group, kv_head, ki, M, K_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, PADDED)
-    if PADDED:  # every program leaves the sum over its padding tokens
+    if padding_grad is not None:  # every program leaves the sum over its padding tokens
         outside = ((ki < M) & (K_TOKENS(group, ki, k_strides[1], k_args)[1] == 0))[:, None]
         d = tl.arange(0, BLOCK_D)
         where = padding_grad + pid.to(tl.int64) * (2 * HEAD_DIM) + d
@@ -189,53 +193,64 @@ def _stream_bwd_dkdv(
         tl.store(where + HEAD_DIM, tl.sum(tl.where(outside, acc_v, 0.0), 0), mask=d < HEAD_DIM)
 
 
-def stream_backward(
+def _shared(s: Problem) -> tuple:
+    """The arguments that both kernels take."""
+    return s.q_args, s.k_args, s.score_args, s.padding, s.cosine, s.seed, s.heads, s.n, s.m, s.scale, s.dropout_p
+
+
+def stream_dq(
     s: Problem,
     q: Rows,
     k: Rows,
     v: Rows,
     out: Rows,
     grad: Rows,
-    lse: Tensor,
+    lse: Rows,
     delta: Tensor,
     dq: Rows,
-    dk: Rows,
-    dv: Rows,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Fill ``delta`` (groups, H, N) float32, ``dq``, ``dk`` and ``dv``.
+    lse_grad: Tensor | None = None,
+) -> Tensor | None:
+    """Fill ``delta`` and ``dq``. ``delta`` and ``lse_grad``, the gradient of ``lse``, are float32, laid out as ``lse``.
 
-    Returns the gradients of ``s.padding`` (3, H, D) and ``s.cosine`` (H,), float32, None where the problem has none.
+    Returns the gradient of ``s.cosine`` (H,), float32, None where the problem has none.
     """
+    align, out_align = aligned(q, k, v), aligned(out, grad, dq)
     arch, itemsize = configs.arch_of(q.tensor), q.tensor.element_size()
-    align, out_align = aligned(q, k, v), aligned(out, grad, dq, dk, dv)
-    shared = (s.q_args, s.k_args, s.score_args, s.padding, s.cosine, s.seed, s.heads, s.n, s.m, s.scale, s.dropout_p)
-    options = dict(KV_SHARE=s.heads // max(s.kv_heads, 1), ALIGN=align, OUT_ALIGN=out_align)
-
     config = configs.stream_dq_config(s.head_dim, itemsize, arch, s.n, hooked(s))
     blocks = triton.cdiv(s.n, config.block_m)
-    cosine_grad = (
-        None if s.cosine is None else torch.empty(s.groups, s.heads, blocks, dtype=torch.float32, device=lse.device)
-    )
+    cosine_grad = None if s.cosine is None else s.cosine.new_empty(s.groups, s.heads, blocks)
     launch(
         _stream_bwd_dq, (blocks * s.groups * s.heads,),
-        q.tensor, k.tensor, v.tensor, out.tensor, grad.tensor, lse, delta, dq.tensor, cosine_grad,
-        q.over(align), k.over(align), v.over(align), out.over(out_align), grad.over(out_align), dq.over(out_align),
-        *shared, **options, **constants(s, q, config),
+        q.tensor, k.tensor, v.tensor, out.tensor, grad.tensor, lse.tensor, lse_grad, delta, dq.tensor, cosine_grad,
+        q.over(align), k.over(align), v.over(align), out.over(out_align), grad.over(out_align), lse.over(1),
+        dq.over(out_align), *_shared(s), KV_SHARE=s.heads // max(s.kv_heads, 1), ALIGN=align, OUT_ALIGN=out_align,
+        **constants(s, q, config),
     )  # fmt: skip
+    return None if cosine_grad is None else cosine_grad.sum((0, 2))
 
+
+def stream_dkdv(
+    s: Problem, q: Rows, k: Rows, v: Rows, grad: Rows, lse: Rows, delta: Tensor, dk: Rows, dv: Rows
+) -> Tensor | None:
+    """Fill ``dk`` and ``dv``; ``delta`` is that of `stream_dq`. The groups may be other ones than there: here they are
+    those of the keys.
+
+    Returns the gradient of ``s.padding`` (3, H, D), float32, None where the problem has none.
+    """
+    align, out_align = aligned(q, k, v), aligned(grad, dk, dv)
+    arch, itemsize = configs.arch_of(q.tensor), q.tensor.element_size()
     config = configs.stream_dkdv_config(s.head_dim, itemsize, arch, s.m, hooked(s))
     blocks = triton.cdiv(s.m, config.block_n)
     padding_grad = None
     if s.padding is not None:
-        padding_grad = torch.empty(s.groups, s.heads, blocks, 2, s.head_dim, dtype=torch.float32, device=lse.device)
+        padding_grad = delta.new_empty(s.groups, s.heads, blocks, 2, s.head_dim)
     launch(
         _stream_bwd_dkdv, (blocks * s.groups * s.kv_heads,),
-        q.tensor, k.tensor, v.tensor, grad.tensor, lse, delta, dk.tensor, dv.tensor, padding_grad,
-        q.over(align), k.over(align), v.over(align), grad.over(out_align), dk.over(out_align), dv.over(out_align),
-        *shared, **options, **constants(s, q, config),
+        q.tensor, k.tensor, v.tensor, grad.tensor, lse.tensor, delta, dk.tensor, dv.tensor, padding_grad,
+        q.over(align), k.over(align), v.over(align), grad.over(out_align), lse.over(1), dk.over(out_align),
+        dv.over(out_align), *_shared(s), KV_SHARE=s.heads // max(s.kv_heads, 1), ALIGN=align, OUT_ALIGN=out_align,
+        **constants(s, q, config),
     )  # fmt: skip
-    if padding_grad is not None:
-        padding_grad = torch.nn.functional.pad(
-            padding_grad.sum((0, 2)).transpose(0, 1), (0, 0, 0, 0, 1, 0)
-        )  # (3, H, D)
-    return padding_grad, None if cosine_grad is None else cosine_grad.sum((0, 2))
+    if padding_grad is None:
+        return None
+    return torch.nn.functional.pad(padding_grad.sum((0, 2)).transpose(0, 1), (0, 0, 0, 0, 1, 0))

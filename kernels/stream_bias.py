@@ -13,22 +13,22 @@ from . import configs
 from .launch import launch
 from .problem import Problem, Rows, aligned
 from .stream import constants
-from .tiles import LOG2E, keep_mask, load_pivot, load_tokens, normalize, probabilities
+from .tiles import LOG2E, keep_mask, load_pivot, load_scalars, load_tokens, normalize, probabilities
 
 
 @triton.jit
 def _stream_bwd_bias(
-    q, k, v, grad, lse, delta, partial, q_strides, k_strides, v_strides, grad_strides,
+    q, k, v, grad, lse, delta, partial, q_strides, k_strides, v_strides, grad_strides, lse_strides,
     q_args, k_args, score_args, padding, cosine, seed, groups, heads, N, M, scale, dropout_p, splits,
     PER_GROUP: tl.constexpr, PER_HEAD: tl.constexpr,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SHARE: tl.constexpr,
-    ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, PADDED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """partial (splits, groups or 1, H or 1, N, M): dS summed over a share of the (group, head) pairs that read the
     same bias.
     """
-    PADDED: tl.constexpr = padding is not None
     pid = tl.program_id(0)
     key_blocks = tl.cdiv(M, BLOCK_N)
     query_blocks = tl.cdiv(N, BLOCK_M)
@@ -50,7 +50,6 @@ def _stream_bwd_bias(
     for member in tl.range(split * share, tl.minimum((split + 1) * share, members)):
         group = first_group + member // shared_heads
         head = first_head + member % shared_heads
-        row = group * heads + head
         kv_head = head // KV_SHARE
         queries = load_tokens(
             q, q_strides, q_args, padding, head, group, head, qi, N,
@@ -66,7 +65,7 @@ def _stream_bwd_bias(
             queries = normalize(queries)[0].to(q.dtype.element_ty)
             keys = normalize(keys)[0].to(k.dtype.element_ty)
         product = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
-        pivot = load_pivot(lse, row, qi, N)
+        pivot = load_pivot(lse, lse_strides, q_args, group, head, qi, N, Q_TOKENS, PADDED)
         weights = probabilities(
             product, factor, pivot[:, None], group, head, qi[:, None], ki[None, :], score_args, N, M, SCORE,
             PLAIN, CAUSAL, False,
@@ -81,9 +80,9 @@ def _stream_bwd_bias(
         )  # fmt: skip
         slope = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
         if seed is not None:
-            keep = keep_mask(tl.load(seed), row, qi[:, None], ki[None, :], dropout_p)
+            keep = keep_mask(tl.load(seed), group * heads + head, qi[:, None], ki[None, :], dropout_p)
             slope = tl.where(keep, slope * (1.0 / (1.0 - dropout_p)), 0.0)
-        deltas = tl.load(delta + row.to(tl.int64) * N + qi, mask=qi < N, other=0.0)
+        deltas = load_scalars(delta, lse_strides, q_args, group, head, qi, N, 0.0, Q_TOKENS, PADDED)
         acc += weights * (slope - deltas[:, None])
 
     where = partial + plane.to(tl.int64) * N * M + qi.to(tl.int64)[:, None] * M + ki[None, :]
@@ -91,23 +90,23 @@ def _stream_bwd_bias(
 
 
 def stream_bias_gradient(
-    s: Problem, q: Rows, k: Rows, v: Rows, grad: Rows, lse: Tensor, delta: Tensor, *, per_group: bool, per_head: bool
+    s: Problem, q: Rows, k: Rows, v: Rows, grad: Rows, lse: Rows, delta: Tensor, *, per_group: bool, per_head: bool
 ) -> Tensor:
-    """Gradient of the logits summed over what shares a bias: (groups or 1, H or 1, N, M) float32. ``delta`` is
-    that of `stream_backward`.
+    """Gradient of the logits summed over what shares a bias: (groups or 1, H or 1, N, M) float32. ``delta`` is that of
+    `stream_dq`.
     """
     arch = configs.arch_of(q.tensor)
-    config = configs.stream_bias_config(s.head_dim, q.tensor.element_size(), arch, s.padding is not None)
+    config = configs.stream_bias_config(s.head_dim, q.tensor.element_size(), arch, s.ragged or s.padding is not None)
     kept = (s.groups if per_group else 1, s.heads if per_head else 1)
     planes = kept[0] * kept[1]
     tiles = triton.cdiv(s.n, config.block_m) * triton.cdiv(s.m, config.block_n) * planes
     splits = configs.bias_splits(tiles, s.groups * s.heads // max(planes, 1), arch)
-    partial = torch.empty(splits, *kept, s.n, s.m, dtype=torch.float32, device=lse.device)
+    partial = torch.empty(splits, *kept, s.n, s.m, dtype=torch.float32, device=delta.device)
     align, grad_align = aligned(q, k, v), aligned(grad)
     launch(
         _stream_bwd_bias, (splits * tiles,),
-        q.tensor, k.tensor, v.tensor, grad.tensor, lse, delta, partial,
-        q.over(align), k.over(align), v.over(align), grad.over(grad_align),
+        q.tensor, k.tensor, v.tensor, grad.tensor, lse.tensor, delta, partial,
+        q.over(align), k.over(align), v.over(align), grad.over(grad_align), lse.over(1),
         s.q_args, s.k_args, s.score_args, s.padding, s.cosine, s.seed,
         s.groups, s.heads, s.n, s.m, s.scale, s.dropout_p, splits,
         PER_GROUP=per_group, PER_HEAD=per_head, KV_SHARE=s.heads // max(s.kv_heads, 1),

@@ -71,7 +71,7 @@ def load_tokens(
     """Rows of tokens ``i`` [BLOCK] of a group and head -> [BLOCK, BLOCK_D]; strides (head, strides of TOKENS) in
     units of ALIGN.
 
-    MASKED: zero from ``count`` on. PADDED: some tokens are padding, see `gather_rows`.
+    MASKED: zero from ``count`` on. PADDED: some tokens have no row, see `gather_rows`.
     """
     offsets, inside = TOKENS(group, i, strides[1], args)
     offsets += head.to(tl.int64) * strides[0]
@@ -89,7 +89,7 @@ def store_tokens(
     pointer, strides, args, rows, group, head, i, count,
     TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """The inverse of `load_tokens`; padding tokens are not stored."""
+    """The inverse of `load_tokens`; tokens without a row are not stored."""
     offsets, inside = TOKENS(group, i, strides[1], args)
     offsets += head.to(tl.int64) * strides[0]
     mask = i < count
@@ -155,9 +155,31 @@ def probabilities(
 
 
 @triton.jit
-def load_pivot(lse, row, qi, N):
-    """[BLOCK_M] lse in units of log2. A row without keys has lse -inf and all logits -inf: 0 keeps its
-    probabilities 0 and not NaN.
+def load_scalars(pointer, strides, args, group, head, i, count, other, TOKENS: tl.constexpr, PADDED: tl.constexpr):
+    """One float32 of each token ``i`` [BLOCK] of a group and head; ``other`` where there is no token. strides (head,
+    strides of TOKENS) in elements.
     """
-    pivot = tl.load(lse + row.to(tl.int64) * N + qi, mask=qi < N, other=float("inf"))
+    offsets, inside = TOKENS(group, i, strides[1], args)
+    mask = i < count
+    if PADDED:
+        mask = mask & inside
+    return tl.load(pointer + (offsets + head.to(tl.int64) * strides[0]), mask=mask, other=other)
+
+
+@triton.jit
+def store_scalars(pointer, strides, args, values, group, head, i, count, TOKENS: tl.constexpr, PADDED: tl.constexpr):
+    """The inverse of `load_scalars`."""
+    offsets, inside = TOKENS(group, i, strides[1], args)
+    mask = i < count
+    if PADDED:
+        mask = mask & inside
+    tl.store(pointer + (offsets + head.to(tl.int64) * strides[0]), values, mask=mask)
+
+
+@triton.jit
+def load_pivot(lse, strides, args, group, head, i, count, TOKENS: tl.constexpr, PADDED: tl.constexpr):
+    """lse [BLOCK] in units of log2. A row without keys has lse -inf and all logits -inf: 0 keeps its probabilities 0
+    and not NaN; where there is no token, inf does.
+    """
+    pivot = load_scalars(lse, strides, args, group, head, i, count, float("inf"), TOKENS, PADDED)
     return tl.where(pivot == float("-inf"), 0.0, pivot * LOG2E)

@@ -12,12 +12,12 @@ import triton.language as tl
 
 from . import scores, tokens
 from .configs import short_takes, short_tile
-from .problem import Problem, Rows, unit_last
+from .problem import Problem, Rows, per_token, unit_last
 from .relative_table import expand_table, reduce_table
 from .short_attention import LOG2_OF_E, held_bias, run_forward
 from .short_attention_backward import run_backward
 from .stream import stream_forward
-from .stream_backward import stream_backward
+from .stream_backward import stream_dkdv, stream_dq
 from .stream_bias import stream_bias_gradient
 
 
@@ -84,8 +84,7 @@ def window_attention_outputs(qkv, table, padding, head_scale, num_heads, window,
     out = qkv.new_empty((batch, img_h, img_w, packed // 3))
     if _is_short(qkv, num_heads, window):
         return out, qkv.new_empty(0, dtype=torch.float32)
-    rows, cols = _counts(qkv, window)
-    return out, qkv.new_empty((batch * rows * cols, num_heads, window[0] * window[1]), dtype=torch.float32)
+    return out, qkv.new_empty((batch, num_heads, img_h, img_w), dtype=torch.float32)
 
 
 def window_attention_forward(qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value):
@@ -108,7 +107,7 @@ def window_attention_forward(qkv, table, padding, head_scale, num_heads, window,
     if _is_short(qkv, num_heads, window):
         run_forward(problem, *rows, bias=_bias(table, problem, window))
     else:
-        stream_forward(_with_table(problem, table, window), *rows, lse)
+        stream_forward(_with_table(problem, table, window), *rows, per_token(lse))
     return out, lse
 
 
@@ -141,7 +140,9 @@ def window_attention_backward(
         )
     else:
         problem, delta, dbias = _with_table(problem, table, window), torch.empty_like(lse), None
-        dpadding, dhead_scale = stream_backward(problem, q, k, v, out_rows, grad_rows, lse, delta, *gradients)
+        lse, (dq, dk, dv) = per_token(lse), gradients
+        dhead_scale = stream_dq(problem, q, k, v, out_rows, grad_rows, lse, delta, dq)
+        dpadding = stream_dkdv(problem, q, k, v, grad_rows, lse, delta, dk, dv)
         if wants_table:
             dbias = stream_bias_gradient(problem, q, k, v, grad_rows, lse, delta, per_group=False, per_head=True)[0]
     if padding is not None:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
-from vitkern.kernels.problem import Problem, Rows
+from vitkern.kernels.problem import Problem, Rows, per_token
 from vitkern.kernels.stream import stream_forward
-from vitkern.kernels.stream_backward import stream_backward
+from vitkern.kernels.stream_backward import stream_dkdv, stream_dq
 from vitkern.kernels.stream_bias import stream_bias_gradient
 
 from vitkern.kernels import attention as launchers
@@ -383,17 +383,23 @@ def test_windows_with_padding(cosine):
     )  # fmt: skip
     operands = [rows_of(base[:, part]) for part in range(3)]
     gradients = [rows_of(dqkv[:, part]) for part in range(3)]
-    lse, delta = torch.empty(2, groups, heads, n).unbind(0)
+    statistics, delta = torch.empty(2, 1, heads, *image).unbind(0)
+    lse = per_token(statistics)
     stream_forward(stream, *operands, rows_of(out), lse)
     upstream = rows_of(grad.float())
-    padding_grad, cosine_grad = stream_backward(stream, *operands, rows_of(out), upstream, lse, delta, *gradients)
+    cosine_grad = stream_dq(stream, *operands, rows_of(out), upstream, lse, delta, gradients[0])
+    padding_grad = stream_dkdv(stream, *operands, upstream, lse, delta, *gradients[1:])
     bias_grad = stream_bias_gradient(stream, *operands, upstream, lse, delta, per_group=False, per_head=True)
 
     def close(actual, want):
         torch.testing.assert_close(actual.double(), want.detach(), rtol=0, atol=2e-5)
 
     close(out, expected)
-    close(lse, logits.logsumexp(-1))
+    logs = logits.logsumexp(-1).transpose(1, 2)  # (groups, n, heads)
+    close(
+        statistics[0].flatten(1).mT,
+        torch.zeros(grad.shape[:2]).double().index_put((where[where >= 0],), logs[where >= 0]),
+    )
     close(dqkv, qkv.grad)
     close(padding_grad, padding.grad)
     close(bias_grad, logits.grad.sum(0, keepdim=True))
@@ -410,8 +416,9 @@ def test_cosine_of_a_zero_vector_is_finite():
     operand = Rows(q, 80, (80, 16))
     out, lse, delta, dq, dk, dv = (torch.empty(1, 1, 5, 16), *torch.empty(2, 1, 1, 5), *torch.empty(3, 1, 1, 5, 16))
     outputs = [Rows(t, 80, (80, 16)) for t in (out, dq, dk, dv)]
-    stream_forward(stream, operand, operand, operand, outputs[0], lse)
-    stream_backward(stream, operand, operand, operand, outputs[0], operand, lse, delta, *outputs[1:])
+    stream_forward(stream, operand, operand, operand, outputs[0], per_token(lse))
+    stream_dq(stream, operand, operand, operand, outputs[0], operand, per_token(lse), delta, outputs[1])
+    stream_dkdv(stream, operand, operand, operand, operand, per_token(lse), delta, *outputs[2:])
     assert all(torch.isfinite(t).all() for t in (out, dq, dk, dv, lse))
     unit = torch.nn.functional.normalize(q, dim=-1)
     torch.testing.assert_close(out, (unit @ unit.mT * 5).softmax(-1) @ q)

@@ -18,12 +18,11 @@ from multiprocessing import get_context
 from vitkern.lab import records
 from vitkern.lab.cases import CASES, Case, read_case
 from vitkern.lab.random_cases import WEIGHTS, draw
-from vitkern.lab.verify import Result, pool_of, says_something
+from vitkern.lab.verify import POOLED_CASES, Result, pool_of, says_something
 from vitkern.report import BadInput, progress, table
 
 TOGETHER = 8  # cases that a worker takes at a time
 SHRUNK = 3  # failures that a process shrinks; each may take a minute
-POOLED_CASES = 20  # of one tensor, for rule (b) to judge it: below, one case decides
 SEEDS = 10**9
 
 

@@ -12,7 +12,7 @@ def _attention(tensors, size, *, launcher, dims, strides=None, bias=None, bias_s
     """Dense attention by ``launcher``. ``dims(size)``: (B, H, N, M, D); ``hook``: more of `Problem`."""
     from vitkern.kernels import attention, short_attention, short_attention_backward, stream, stream_backward
     from vitkern.kernels import stream_bias as streamed
-    from vitkern.kernels.problem import Problem, dense_rows
+    from vitkern.kernels.problem import Problem, dense_rows, per_token
 
     batch, heads, n, m, dim = dims(size)
     q, k, v = (tensors(lambda s, i=i: (*dims(s)[:2], dims(s)[i], dims(s)[4]), strides=strides) for i in (2, 3, 3))
@@ -28,14 +28,18 @@ def _attention(tensors, size, *, launcher, dims, strides=None, bias=None, bias_s
     if launcher == "short_forward":
         short_attention.run_forward(problem, *operands, dense_rows(out.transpose(1, 2)), lse=lse, bias=held)
     elif launcher == "stream_forward":
-        stream.stream_forward(problem, *operands, dense_rows(out.transpose(1, 2)), lse)
+        stream.stream_forward(problem, *operands, dense_rows(out.transpose(1, 2)), per_token(lse))
     grad = dense_rows(tensors(lambda s: (*dims(s)[:2], dims(s)[2], dims(s)[4]), strides=strides))
     if launcher == "stream_bias":
-        streamed.stream_bias_gradient(problem, *operands, grad, lse, delta, per_group=True, per_head=True)
+        streamed.stream_bias_gradient(problem, *operands, grad, per_token(lse), delta, per_group=True, per_head=True)
     found = [dense_rows(torch.empty(batch, t, heads, dim, dtype=HALF).transpose(1, 2)) for t in (n, m, m)]
     if launcher == "short_backward":
         short_attention_backward.run_backward(problem, grad, *operands, *found, bias=held, bias_grad=bias is not None)
-    stream_backward.stream_backward(problem, *operands, dense_rows(out.transpose(1, 2)), grad, lse, delta, *found)
+    out, lse = dense_rows(out.transpose(1, 2)), per_token(lse)
+    if launcher == "stream_dq":
+        lse_grad = tensors(lambda s: dims(s)[:3], torch.float32)
+        stream_backward.stream_dq(problem, *operands, out, grad, lse, delta, found[0], lse_grad)
+    stream_backward.stream_dkdv(problem, *operands, grad, lse, delta, *found[1:])
 
 
 def _tile(tensors) -> dict:
@@ -52,7 +56,7 @@ def _windows(tensors, size, *, launcher, dims, strides=None):
     import triton.language as tl
 
     from vitkern.kernels import short_attention, short_attention_backward, stream, stream_backward, stream_bias, tokens
-    from vitkern.kernels.problem import Problem, Rows
+    from vitkern.kernels.problem import Problem, Rows, per_token
 
     batch, height, width, dim = dims(size)
     rows, cols = -(-height // 4), -(-width // 4)
@@ -69,13 +73,15 @@ def _windows(tensors, size, *, launcher, dims, strides=None):
         short_attention.run_forward(problem, q, k, v, found[0])
     if launcher == "short_backward":
         short_attention_backward.run_backward(problem, grad, q, k, v, *found)
-    groups = rows * cols
-    lse, delta = (tensors(lambda s: (dims(s)[0] * groups, 1, 16), torch.float32) for _ in range(2))
+    lse, delta = (tensors(lambda s: (dims(s)[0], 1, *dims(s)[1:3]), torch.float32) for _ in range(2))
+    lse = per_token(lse)
     if launcher == "stream_forward":
         stream.stream_forward(problem, q, k, v, found[0], lse)
     if launcher == "stream_bias":
         stream_bias.stream_bias_gradient(problem, q, k, v, grad, lse, delta, per_group=False, per_head=True)
-    stream_backward.stream_backward(problem, q, k, v, out, grad, lse, delta, *found)
+    if launcher == "stream_dq":
+        stream_backward.stream_dq(problem, q, k, v, out, grad, lse, delta, found[0])
+    stream_backward.stream_dkdv(problem, q, k, v, grad, lse, delta, *found[1:])
 
 
 def _stride(axis: int, count: int) -> Callable:

@@ -89,7 +89,7 @@ def all_cases() -> list[Case]:
     cases = []
     for kernel, launcher in (
         ("_short_fwd", "short_forward"), ("_short_bwd", "short_backward"), ("_stream_fwd", "stream_forward"),
-        ("_stream_bwd_dq", "stream_backward"), ("_stream_bwd_dkdv", "stream_backward"),
+        ("_stream_bwd_dq", "stream_dq"), ("_stream_bwd_dkdv", "stream_dkdv"),
         ("_stream_bwd_bias", "stream_bias"),
     ):  # fmt: skip
         cases += attention_cases(kernel, launcher)

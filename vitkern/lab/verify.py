@@ -13,6 +13,7 @@ from vitkern.testing import Comparison, Pool, compare
 
 GPU_MARGIN = 1.5  # for rule (a): the hardware's exp2 and order of accumulation are not modelled
 GPU_POOLED_MARGIN = 1.07
+POOLED_CASES = 20  # of one tensor, for rule (b) to judge it: below, one case decides
 POOLED_ELEMENTS = 64
 POOLED_SHARE = 0.03
 POOLED_ERROR = 1e-3

@@ -1,16 +1,12 @@
 """Neighbourhood attention, dilated too: NAT (arXiv 2204.07143) and DiNAT (arXiv 2209.15001)."""
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vitkern.dispatch import autocast
 from vitkern.ops.checks import check_same, check_scale, check_shape, check_tensor
-from vitkern.ops.neighborhoods import tiles_of
+from vitkern.ops.local_attention import local_attention
 from vitkern.ops.window_checks import int_pair
-from vitkern.reference.window_attention import _pad
 
 
 def neighborhood_attention(
@@ -62,14 +58,23 @@ def neighborhood_attention(
             f"dilation {dilation}; expected padding, the value of qkv on padded tokens. Pass the bias of the qkv "
             "projection (zeros where it has none)."
         )
-    qkv, padding = autocast(qkv, padding)
-    check_same(op, qkv=qkv, padding=padding)
-    scale = (qkv.shape[-1] // 3 // num_heads) ** -0.5 if scale is None else float(scale)
-    img_h, img_w = qkv.shape[1:3]
     if is_padded:
-        qkv = _pad(qkv, size, padding)
-    out = _in_pytorch(qkv, num_heads, kernel, dilation, table, scale)
+        img_h, img_w = qkv.shape[1:3]
+        qkv, padding = autocast(qkv, padding)
+        check_same(op, qkv=qkv, padding=padding)
+        qkv = _padded(qkv, size, padding)
+    halo = tuple(k // 2 for k in kernel)
+    out = local_attention(
+        qkv, num_heads=num_heads, block=(1, 1), halo=halo, border="clamp", dilation=dilation, table=table, scale=scale
+    )
     return out[:, :img_h, :img_w].contiguous() if is_padded else out
+
+
+def _padded(x: Tensor, size: tuple[int, int], value: Tensor) -> Tensor:
+    """(B, img_h, img_w, C) with tokens that hold ``value`` (C,) below and to the right, up to ``size``."""
+    batch, img_h, img_w, _ = x.shape
+    x = torch.cat([x, value.expand(batch, img_h, size[1] - img_w, -1)], 2)
+    return torch.cat([x, value.expand(batch, size[0] - img_h, size[1], -1)], 1)
 
 
 def _check(op, qkv, num_heads, kernel, dilation, table, scale) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -96,36 +101,3 @@ def _check(op, qkv, num_heads, kernel, dilation, table, scale) -> tuple[tuple[in
             raise ValueError(f"{op}: devices differ: got qkv on {qkv.device}, table on {table.device}; expected one.")
     check_scale(op, scale)
     return kernel, dilation
-
-
-def _in_pytorch(qkv: Tensor, num_heads: int, kernel, dilation, table: Tensor | None, scale: float) -> Tensor:
-    """Tiles of neighbouring queries against the keys that any of them sees, those of one mask at a time."""
-    batch, height, width, packed = qkv.shape
-    tokens, head_dim = height * width, packed // 3 // num_heads
-    rows = qkv.reshape(batch, tokens, 3, num_heads, head_dim)
-    if not rows.numel():
-        return qkv.new_empty(batch, height, width, packed // 3)
-    wide = torch.float64 if qkv.dtype == torch.float64 else torch.float32 if not qkv.is_cuda else qkv.dtype
-    flat = None if table is None else table.flatten(1).to(wide)
-    pieces, places = [], []
-    for tile in tiles_of((height, width), kernel, dilation, qkv.device):
-        if flat is None:
-            mask = tile.seen
-        else:
-            bias = flat.index_select(1, tile.offset.reshape(-1)).view(num_heads, *tile.seen.shape)
-            mask = bias.masked_fill(~tile.seen, -math.inf)
-        q = _tokens(rows, 0, tile.queries.clamp_min(0))
-        k, v = _tokens(rows, 1, tile.keys), _tokens(rows, 2, tile.keys)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)  # (B * G, H, N, D)
-        pieces.append(out.transpose(1, 2).reshape(batch, tile.queries.numel(), packed // 3))
-        places.append(tile.queries.reshape(-1))
-    place = torch.cat(places)
-    order = torch.empty(tokens + 1, dtype=torch.long, device=qkv.device)
-    order[place] = torch.arange(place.shape[0], device=qkv.device)  # queries outside, -1, land in the last place
-    return torch.cat(pieces, 1).index_select(1, order[:tokens]).view(batch, height, width, packed // 3)
-
-
-def _tokens(rows: Tensor, part: int, where: Tensor) -> Tensor:
-    """(B, tokens, 3, H, D) -> q, k or v of the tokens ``where`` (G, N): (B * G, H, N, D)."""
-    chosen = rows[:, :, part].index_select(1, where.reshape(-1))
-    return chosen.view(-1, where.shape[1], *rows.shape[3:]).transpose(1, 2)

@@ -64,12 +64,20 @@ def attention(
         weights = weights + (weights.to(low_precision).to(wide) - weights).detach()  # rounded, its gradient is not
     out = rounded(weights @ v, low_precision).to(dtype)
     if low_precision is not None and out.requires_grad:
-        # The gradient of a logit is its weight times (d weight - sum(d out * out)), and log_total's is the weight.
-        lost = (exact @ v - out).detach()
-        out = out + (log_total - log_total.detach()) * lost.masked_fill(~lost.isfinite(), 0.0)
+        out = read_back(out, exact @ v, log_total)
     if not return_lse:
         return out
     return out, (pivot + total.log()).squeeze(-1).detach().to(wide)
+
+
+def read_back(out: Tensor, exact: Tensor, log_total: Tensor) -> Tensor:
+    """``out`` (..., D) with the gradient of a kernel whose backward reads it as stored, where ``exact`` is the output
+    before rounding and ``log_total`` (..., 1) the logarithm of the softmax denominator.
+
+    The gradient of a logit is its weight times (d weight - sum(d out * out)), and log_total's is the weight.
+    """
+    lost = (exact - out).detach()
+    return out + (log_total - log_total.detach()) * lost.masked_fill(~lost.isfinite(), 0.0)
 
 
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:

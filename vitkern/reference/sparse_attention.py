@@ -22,6 +22,7 @@ def sparse_attention(
     key_gate: Tensor | None = None,
     strength: float = 1e8,
     scale: float | None = None,
+    dropout_p: float = 0.0,
     low_precision: torch.dtype | None = None,
 ) -> Tensor:
     """The definition of `vitkern.ops.sparse_attention.sparse_attention`, with the same arguments.
@@ -48,6 +49,8 @@ def sparse_attention(
     if key_padding_mask is not None:
         scores = scores.masked_fill(~key_padding_mask[:, None, None, :], -math.inf)
     weights = _softmax(scores)[2]
+    if dropout_p > 0.0:
+        weights = torch.nn.functional.dropout(weights, dropout_p)
     if low_precision is not None:
         weights = weights + (weights.to(low_precision).to(wide) - weights).detach()
     return rounded(weights @ v, low_precision).to(dtype)

@@ -1,0 +1,236 @@
+"""Local attention where the image lies: the loop of stream.py under the hooks of locality.py. Nothing is gathered,
+padded or unfolded, and no mask is in memory.
+
+    out = softmax(scale q k^T + table[k - q] + rel_h[q, row of k] + rel_w[q, column of k]) v   over the keys near q
+
+Forward and dQ walk tiles of queries against regions of keys; dK and dV tiles of keys against regions of queries, which
+is why lse and delta are kept by token and not by group. The gradient of the table is summed over all tiles in a frame
+that is the same for each.
+
+Legend: B images of img_h x img_w tokens, C channels, H heads, D = C / H, E = block + 2 halo of an axis.
+"""
+
+import functools
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from . import locality
+from .configs import arch_of, local_tile
+from .problem import Problem, Rows, per_token, unit_last
+from .short_attention import LOG2_OF_E
+from .stream import stream_forward
+from .stream_axes import stream_axes_gradient
+from .stream_backward import stream_dkdv, stream_dq
+from .stream_bias import stream_bias_gradient
+
+BORDERS = {"clamp": locality.CLAMP, "exclude": locality.EXCLUDE, "keep": locality.KEEP, "wrap": locality.WRAP}
+
+
+@functools.lru_cache(maxsize=256)
+def _axis(size, block, halo, border, dilation, kind, tile):
+    """An axis as locality.py takes it. The span of a region of queries is the largest that a tile of keys needs."""
+    count, extent = -(-size // dilation), block + 2 * halo
+    tiles = -(-count // tile)
+    if kind == "keys":
+        lengths = {-(-(size - first) // dilation) for first in range(min(dilation, size))}
+        span = max(
+            last - first + 1
+            for length in lengths
+            for start in range(0, length, tile)
+            for first, last in [_queries(start, min(start + tile, length) - 1, length, block, halo, border)]
+        )
+    else:
+        span = extent if block > 1 else tile + extent - 1
+        span += 2 * halo if kind == "fixed" and border == "clamp" else 0
+    kinds = {"queries": locality.OF_QUERIES, "keys": locality.OF_KEYS, "fixed": locality.FIXED}
+    constants = (tile, span, block, halo)
+    return size, dilation, tiles, *(tl.constexpr(n) for n in constants), BORDERS[border], kinds[kind]
+
+
+def _queries(first, last, length, block, halo, border):
+    """The first and the last query that see any of the keys ``first`` .. ``last``, as `locality` has them."""
+    begin, end = (first - halo) // block * block, (last + halo) // block * block + block - 1
+    if border == "wrap":
+        return begin, end
+    if border == "clamp":
+        begin = 0 if first < block + 2 * halo else begin
+        end = length - 1 if last >= length - (block + 2 * halo) else end
+    return max(begin, 0), min(end, length - 1)
+
+
+def _axes(qkv, block, halo, border, dilation, kind):
+    """(y_axis, x_axis)."""
+    arch = arch_of(qkv)
+    halves = kind == "keys" and border != "wrap"  # which wraps whole blocks
+    return tuple(
+        _axis(size, b, h, border, d, kind, local_tile(b, h, -(-size // d), halves, arch))
+        for size, b, h, d in zip(qkv.shape[1:3], block, halo, dilation, strict=True)
+    )
+
+
+def _tokens(axes):
+    """Tokens of a tile and of a region."""
+    (y_tile, y_span), (x_tile, x_span) = (tuple(part.value for part in axis[3:5]) for axis in axes)
+    return y_tile * x_tile, y_span * x_span
+
+
+def _problem(qkv, kind, table, rel, padding, num_heads, block, halo, border, dilation, neighbor, scale):
+    axes = _axes(qkv, block, halo, border, dilation, kind)
+    (groups_h, groups_w), (in_tile, in_region) = (axis[1] * axis[2] for axis in axes), _tokens(axes)
+    by_keys = kind == "keys"
+    n, m = (in_region, in_tile) if by_keys else (in_tile, in_region)
+    places = (locality.region, locality.tile) if by_keys else (locality.tile, locality.region)
+    return Problem(
+        qkv.shape[0] * groups_h * groups_w, num_heads, num_heads, n, m, qkv.shape[3] // 3 // num_heads, scale,
+        *places, axes, axes, locality.near, (axes, table, rel, tuple(neighbor)),
+        padding=None if padding is None else padding.to(qkv.dtype).contiguous().view(3, num_heads, -1), ragged=True,
+    )  # fmt: skip
+
+
+def _rows(packed, head_dim, parts):
+    """`Rows` of each of ``parts`` consecutive slices of the channels of (B, img_h, img_w, parts * C)."""
+    return [Rows(part, head_dim, part.stride()[:3]) for part in packed.chunk(parts, -1)]
+
+
+def _table(table):
+    """As `locality.near` takes it."""
+    if table is None:
+        return ()
+    table = (table.float() * LOG2_OF_E).contiguous()
+    return table, *(tl.constexpr(size) for size in table.shape[1:])
+
+
+def _logits_rows(tensor):
+    """(B, img_h, img_w, H, E)."""
+    image, y, x, head, _ = tensor.stride()
+    return Rows(tensor, head, (image, y, x))
+
+
+def _rel(rel_h, rel_w):
+    """As `locality.near` takes it."""
+    if rel_h is None:
+        return ()
+    h, w = _logits_rows(rel_h), _logits_rows(rel_w)
+    return h.tensor, w.tensor, h.over(1), w.over(1)
+
+
+def local_attention_outputs(
+    qkv, table, rel_h, rel_w, padding, num_heads, block, halo, border, dilation, neighbor, scale
+):
+    """out (B, img_h, img_w, C) and lse (B, H, img_h, img_w) float32."""
+    batch, img_h, img_w, packed = qkv.shape
+    lse = qkv.new_empty((batch, num_heads, img_h, img_w), dtype=torch.float32)
+    return qkv.new_empty((batch, img_h, img_w, packed // 3)), lse
+
+
+def local_attention_forward(
+    qkv: Tensor,
+    table: Tensor | None,
+    rel_h: Tensor | None,
+    rel_w: Tensor | None,
+    padding: Tensor | None,
+    num_heads: int,
+    block: list[int],
+    halo: list[int],
+    border: str,
+    dilation: list[int],
+    neighbor: list[int],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Attention of each token over those near it.
+
+    Args:
+        qkv: (B, img_h, img_w, 3 C), natural token order.
+        table: (H, T_h, T_w) of any float dtype, T odd, or None. rel_h, rel_w: (B, img_h, img_w, H, E), or None.
+        padding: (3 C,), what a token outside the image holds; zeros where None. Only without a halo.
+        block, halo, dilation: pairs of ints. border: "clamp", "exclude", "keep" or "wrap". neighbor: a pair of ints, or
+        empty. See locality.py.
+    """
+    arguments = (num_heads, block, halo, border, dilation, neighbor, scale)
+    out, lse = local_attention_outputs(qkv, table, rel_h, rel_w, padding, *arguments)
+    qkv, rel = unit_last(qkv), _rel(*(None if t is None else unit_last(t) for t in (rel_h, rel_w)))
+    problem = _problem(qkv, "queries", _table(table), rel, padding, *arguments)
+    stream_forward(problem, *_rows(qkv, problem.head_dim, 3), *_rows(out, problem.head_dim, 1), per_token(lse))
+    return out, lse
+
+
+def local_attention_gradients(
+    grad, lse_grad, out, lse, qkv, table, rel_h, rel_w, padding,
+    num_heads, block, halo, border, dilation, neighbor, scale, needs,
+):  # fmt: skip
+    """(dqkv, dtable, drel_h, drel_w, dpadding), each like its input; empty where there is no such input or ``needs`` is
+    false."""
+    return tuple(
+        x.new_empty(x.shape) if x is not None and needed else qkv.new_empty(0)
+        for x, needed in zip((qkv, table, rel_h, rel_w, padding), needs, strict=True)
+    )
+
+
+def local_attention_backward(
+    grad: Tensor | None,
+    lse_grad: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    qkv: Tensor,
+    table: Tensor | None,
+    rel_h: Tensor | None,
+    rel_w: Tensor | None,
+    padding: Tensor | None,
+    num_heads: int,
+    block: list[int],
+    halo: list[int],
+    border: str,
+    dilation: list[int],
+    neighbor: list[int],
+    scale: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `local_attention_forward`; deterministic."""
+    arguments = (num_heads, block, halo, border, dilation, neighbor, scale)
+    dqkv, dtable, drel_h, drel_w, dpadding = local_attention_gradients(
+        grad, lse_grad, out, lse, qkv, table, rel_h, rel_w, padding, *arguments, needs
+    )
+    grad = torch.zeros_like(out) if grad is None else grad
+    qkv, grad, rel = unit_last(qkv), unit_last(grad), [None if t is None else unit_last(t) for t in (rel_h, rel_w)]
+    hooked = (_table(table), _rel(*rel), padding)
+    by_queries, by_keys = (_problem(qkv, kind, *hooked, *arguments) for kind in ("queries", "keys"))
+    operands, (dq, dk, dv) = _rows(qkv, by_queries.head_dim, 3), _rows(dqkv, by_queries.head_dim, 3)
+    (grad,), (out,) = _rows(grad, by_queries.head_dim, 1), _rows(out, by_queries.head_dim, 1)
+    statistics, delta = per_token(lse), torch.empty_like(lse)
+    lse_grad = None if lse_grad is None else lse_grad.contiguous()
+    stream_dq(by_queries, *operands, out, grad, statistics, delta, dq, lse_grad)
+    padding_grad = stream_dkdv(by_keys, *operands, grad, statistics, delta, dk, dv)
+    if padding is not None and needs[4]:
+        dpadding.copy_(padding_grad.reshape(-1))
+    if rel_h is not None and (needs[2] or needs[3]):
+        found = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in rel]
+        side = by_queries.q_args[1][4].value
+        stream_axes_gradient(
+            by_queries, *operands, grad, statistics, delta, *map(_logits_rows, found), locality.first_seen, side
+        )
+        drel_h, drel_w = found
+    if table is not None and needs[1]:
+        fixed = _problem(qkv, "fixed", *hooked, *arguments)
+        slopes = stream_bias_gradient(fixed, *operands, grad, statistics, delta, per_group=False, per_head=True)[0]
+        dtable.copy_(_of_table(slopes, fixed.q_args, table.shape))
+    return dqkv, dtable, drel_h, drel_w, dpadding
+
+
+def _of_table(slopes, axes, shape):
+    """Gradient of a table from dS (H, N, M) in the fixed frame: each entry sums one key of each query, in order."""
+    steps = []
+    for axis, size in zip(axes, shape[1:], strict=True):
+        tile, span, _, halo, border = (part.value for part in axis[3:8])
+        first = 2 * halo if border == locality.CLAMP.value else halo  # of the tile, within the region
+        query, entry = torch.arange(tile)[:, None], torch.arange(size)[None, :]
+        key = query + first + entry - size // 2  # (tile, size)
+        steps.append((query, key, (key >= 0) & (key < span), span, tile))
+    (qy, ky, y_in, _, _), (qx, kx, x_in, width, side) = steps
+    where = (qy * side)[:, None, :, None] + qx[None, :, None, :]
+    where = where * slopes.shape[2] + (ky * width)[:, None, :, None] + kx[None, :, None, :]  # (Q_h, Q_w, T_h, T_w)
+    inside = (y_in[:, None, :, None] & x_in[None, :, None, :]).to(slopes.device)
+    where = torch.where(inside, where.to(slopes.device), 0)
+    chosen = slopes.flatten(1).index_select(1, where.flatten()).view(shape[0], *where.shape)
+    return chosen.masked_fill(~inside, 0.0).sum((1, 2))
