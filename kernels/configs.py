@@ -263,13 +263,16 @@ def stream_bias_config(head_dim, itemsize, arch, padded):
     return Config(32 if family(arch) == AMPERE else 64, 32, 8, 1)
 
 
-def stream_axes_config(head_dim, itemsize, arch, extent):
-    """A query block that stays, with sums over the rows and the columns of up to ``extent`` places."""
+def ragged_config(head_dim, itemsize, arch, backward):
+    """Any kernel of the loop where each score has coordinates of its own to compute: half the scores at a time."""
     if arch == INTERPRETER:
         return Config(16, 16, 1, 1)
-    if itemsize == 4 or head_tile(head_dim) > 128 or head_tile(extent) > 64:
-        return Config(16, 32, 4, 1)
-    return Config(64, 32, 4, 2 if head_tile(head_dim) <= 64 else 1)
+    block_d = head_tile(head_dim)
+    if itemsize == 4:
+        return Config(32, 32, 8, 1) if block_d <= 64 else Config(16, 16, 4, 1)
+    if block_d <= 64:
+        return Config(32 if backward else 64, 32, 4, 2)
+    return Config(32, 32, 8 if backward else 4, 1)
 
 
 def local_tile(block, halo, ranks, keys, arch):

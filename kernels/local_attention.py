@@ -35,12 +35,12 @@ def _axis(size, block, halo, border, dilation, kind, tile):
     tiles = -(-count // tile)
     if kind == "keys":
         lengths = {-(-(size - first) // dilation) for first in range(min(dilation, size))}
-        span = max(
-            last - first + 1
+        needed = (
+            _queries(start, min(start + tile, length) - 1, length, block, halo, border)
             for length in lengths
             for start in range(0, length, tile)
-            for first, last in [_queries(start, min(start + tile, length) - 1, length, block, halo, border)]
         )
+        span = max((last - first + 1 for first, last in needed), default=1)
     else:
         span = extent if block > 1 else tile + extent - 1
         span += 2 * halo if kind == "fixed" and border == "clamp" else 0
@@ -188,46 +188,49 @@ def local_attention_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `local_attention_forward`; deterministic."""
-    arguments = (num_heads, block, halo, border, dilation, neighbor, scale)
-    dqkv, dtable, drel_h, drel_w, dpadding = local_attention_gradients(
-        grad, lse_grad, out, lse, qkv, table, rel_h, rel_w, padding, *arguments, needs
+    arguments, tensors = (
+        (num_heads, block, halo, border, dilation, neighbor, scale),
+        (qkv, table, rel_h, rel_w, padding),
     )
-    grad = torch.zeros_like(out) if grad is None else grad
-    qkv, grad, rel = unit_last(qkv), unit_last(grad), [None if t is None else unit_last(t) for t in (rel_h, rel_w)]
-    hooked = (_table(table), _rel(*rel), padding)
+    dqkv, grad = qkv.new_empty(qkv.shape), torch.zeros_like(out) if grad is None else unit_last(grad)
+    qkv, rel_h, rel_w = (None if t is None else unit_last(t) for t in (qkv, rel_h, rel_w))
+    hooked = (_table(table), _rel(rel_h, rel_w), padding)
     by_queries, by_keys = (_problem(qkv, kind, *hooked, *arguments) for kind in ("queries", "keys"))
     operands, (dq, dk, dv) = _rows(qkv, by_queries.head_dim, 3), _rows(dqkv, by_queries.head_dim, 3)
     (grad,), (out,) = _rows(grad, by_queries.head_dim, 1), _rows(out, by_queries.head_dim, 1)
     statistics, delta = per_token(lse), torch.empty_like(lse)
-    lse_grad = None if lse_grad is None else lse_grad.contiguous()
-    stream_dq(by_queries, *operands, out, grad, statistics, delta, dq, lse_grad)
-    padding_grad = stream_dkdv(by_keys, *operands, grad, statistics, delta, dk, dv)
-    if padding is not None and needs[4]:
-        dpadding.copy_(padding_grad.reshape(-1))
-    if rel_h is not None and (needs[2] or needs[3]):
-        found = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in rel]
-        side = by_queries.q_args[1][4].value
-        stream_axes_gradient(
-            by_queries, *operands, grad, statistics, delta, *map(_logits_rows, found), locality.first_seen, side
-        )
-        drel_h, drel_w = found
-    if table is not None and needs[1]:
+    dtable = drel_h = drel_w = dpadding = None
+    stream_dq(
+        by_queries, *operands, out, grad, statistics, delta, dq, None if lse_grad is None else lse_grad.contiguous()
+    )
+    if needs[0] or needs[4]:
+        dpadding = stream_dkdv(by_keys, *operands, grad, statistics, delta, dk, dv)
+    if needs[2] or needs[3]:
+        drel_h, drel_w = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (rel_h, rel_w))
+        axes, side = (_logits_rows(drel_h), _logits_rows(drel_w)), by_queries.q_args[1][4].value
+        stream_axes_gradient(by_queries, *operands, grad, statistics, delta, *axes, locality.first_seen, side)
+    if needs[1]:
         fixed = _problem(qkv, "fixed", *hooked, *arguments)
         slopes = stream_bias_gradient(fixed, *operands, grad, statistics, delta, per_group=False, per_head=True)[0]
-        dtable.copy_(_of_table(slopes, fixed.q_args, table.shape))
-    return dqkv, dtable, drel_h, drel_w, dpadding
+        dtable = _of_table(slopes, fixed.q_args, table.shape)
+    return tuple(
+        result.reshape(x.shape).to(x.dtype) if needed else qkv.new_empty(0)
+        for result, x, needed in zip((dqkv, dtable, drel_h, drel_w, dpadding), tensors, needs, strict=True)
+    )
 
 
 def _of_table(slopes, axes, shape):
-    """Gradient of a table from dS (H, N, M) in the fixed frame: each entry sums one key of each query, in order."""
+    """Gradient of a table from dS (H, N, M) in the frame that all tiles share: an entry sums one key of each query, in
+    a fixed order."""
     steps = []
     for axis, size in zip(axes, shape[1:], strict=True):
         tile, span, _, halo, border = (part.value for part in axis[3:8])
         first = 2 * halo if border == locality.CLAMP.value else halo  # of the tile, within the region
         query, entry = torch.arange(tile)[:, None], torch.arange(size)[None, :]
         key = query + first + entry - size // 2  # (tile, size)
-        steps.append((query, key, (key >= 0) & (key < span), span, tile))
-    (qy, ky, y_in, _, _), (qx, kx, x_in, width, side) = steps
+        steps.append((query, key, (key >= 0) & (key < span)))
+    (qy, ky, y_in), (qx, kx, x_in) = steps
+    side, width = axes[1][3].value, axes[1][4].value
     where = (qy * side)[:, None, :, None] + qx[None, :, None, :]
     where = where * slopes.shape[2] + (ky * width)[:, None, :, None] + kx[None, :, None, :]  # (Q_h, Q_w, T_h, T_w)
     inside = (y_in[:, None, :, None] & x_in[None, :, None, :]).to(slopes.device)

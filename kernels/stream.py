@@ -120,7 +120,10 @@ def constants(s: Problem, q: Rows, config: configs.Config) -> dict:
 def stream_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse: Rows) -> None:
     """Fill ``out`` and ``lse``, float32, natural logarithm: one for each query token and head."""
     arch, itemsize = configs.arch_of(q.tensor), q.tensor.element_size()
-    config = configs.stream_forward_config(s.head_dim, itemsize, arch, s.n, hooked(s), s.causal, s.seed is not None)
+    if s.ragged:
+        config = configs.ragged_config(s.head_dim, itemsize, arch, False)
+    else:
+        config = configs.stream_forward_config(s.head_dim, itemsize, arch, s.n, hooked(s), s.causal, s.seed is not None)
     align, out_align = aligned(q, k, v), aligned(out)
     launch(
         _stream_fwd, (triton.cdiv(s.n, config.block_m) * s.groups * s.heads,),

@@ -94,10 +94,10 @@ def _stream_bwd_axes(
 def stream_axes_gradient(
     s: Problem, q: Rows, k: Rows, v: Rows, grad: Rows, lse: Rows, delta: Tensor, dh: Rows, dw: Rows, first, side: int
 ) -> None:
-    """Fill ``dh`` and ``dw``, whose tensors' last dimension is the rows, or columns, that a query sees. ``delta`` is that of `stream_dq`; ``first`` and ``side`` are FIRST and SIDE of the kernel."""
-    extents = dh.tensor.shape[-1], dw.tensor.shape[-1]
-    rows = triton.cdiv(s.m, side)
-    config = configs.stream_axes_config(s.head_dim, q.tensor.element_size(), configs.arch_of(q.tensor), max(rows, side))
+    """Fill ``dh`` and ``dw``, whose last dimension is the rows, or columns, that a query sees. ``delta`` is that of
+    `stream_dq`; ``first`` and ``side`` are FIRST and SIDE of the kernel."""
+    extents, rows = (dh.tensor.shape[-1], dw.tensor.shape[-1]), triton.cdiv(s.m, side)
+    config = configs.ragged_config(s.head_dim, q.tensor.element_size(), configs.arch_of(q.tensor), True)
     align, grad_align = aligned(q, k, v), aligned(grad)
     options = constants(s, q, config)
     launch(

@@ -216,7 +216,10 @@ def stream_dq(
     """
     align, out_align = aligned(q, k, v), aligned(out, grad, dq)
     arch, itemsize = configs.arch_of(q.tensor), q.tensor.element_size()
-    config = configs.stream_dq_config(s.head_dim, itemsize, arch, s.n, hooked(s))
+    if s.ragged:
+        config = configs.ragged_config(s.head_dim, itemsize, arch, True)
+    else:
+        config = configs.stream_dq_config(s.head_dim, itemsize, arch, s.n, hooked(s))
     blocks = triton.cdiv(s.n, config.block_m)
     cosine_grad = None if s.cosine is None else s.cosine.new_empty(s.groups, s.heads, blocks)
     launch(
@@ -239,7 +242,10 @@ def stream_dkdv(
     """
     align, out_align = aligned(q, k, v), aligned(grad, dk, dv)
     arch, itemsize = configs.arch_of(q.tensor), q.tensor.element_size()
-    config = configs.stream_dkdv_config(s.head_dim, itemsize, arch, s.m, hooked(s))
+    if s.ragged:
+        config = configs.ragged_config(s.head_dim, itemsize, arch, True)
+    else:
+        config = configs.stream_dkdv_config(s.head_dim, itemsize, arch, s.m, hooked(s))
     blocks = triton.cdiv(s.m, config.block_n)
     padding_grad = None
     if s.padding is not None:

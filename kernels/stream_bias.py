@@ -95,8 +95,11 @@ def stream_bias_gradient(
     """Gradient of the logits summed over what shares a bias: (groups or 1, H or 1, N, M) float32. ``delta`` is that of
     `stream_dq`.
     """
-    arch = configs.arch_of(q.tensor)
-    config = configs.stream_bias_config(s.head_dim, q.tensor.element_size(), arch, s.ragged or s.padding is not None)
+    arch, itemsize = configs.arch_of(q.tensor), q.tensor.element_size()
+    if s.ragged:
+        config = configs.ragged_config(s.head_dim, itemsize, arch, True)
+    else:
+        config = configs.stream_bias_config(s.head_dim, itemsize, arch, s.padding is not None)
     kept = (s.groups if per_group else 1, s.heads if per_head else 1)
     planes = kept[0] * kept[1]
     tiles = triton.cdiv(s.n, config.block_m) * triton.cdiv(s.m, config.block_n) * planes

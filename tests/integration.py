@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitkern
+from vitkern.ops.local_attention import local_attention
 from vitkern.ops.sparse_attention import sparse_attention
 
 LENGTHS = 5, 7, 6
@@ -40,6 +41,11 @@ def _windows(qkv, table, padding, logit_scale):
     return vitkern.window_attention(qkv, table=table, padding=padding, logit_scale=logit_scale, **options)
 
 
+def _near(qkv, table, rel_h, rel_w):
+    options = dict(num_heads=2, block=(2, 2), halo=(1, 1))
+    return local_attention(qkv, table=table, rel_h=rel_h, rel_w=rel_w, **options)
+
+
 CASES = {
     "attention": Case(
         lambda q, k, v, bias: vitkern.attention(q, k, v, bias=bias),
@@ -56,6 +62,12 @@ CASES = {
         _windows,
         lambda n: [(2, n, 3, 96), (35, 2), (96,), (2,)],
         4 * 2 * 8 * 3 * 12 * 32,
+    ),
+    "local_attention": Case(
+        _near,
+        lambda n: [(2, n, 4, 96), (2, 5, 5), (2, n, 4, 2, 4), (2, n, 4, 2, 4)],
+        4 * 2 * 5 * 4 * 16 * 32,
+        batched=(0, 2, 3),
     ),
     "sparse_attention": Case(
         lambda q, k, v, g, h: sparse_attention(q, k, v, query_gate=g, key_gate=h, strength=5.0),

@@ -17,6 +17,7 @@ from vitkern.lab.problems import (
     Problem,
     attention_problem,
     layernorm_problem,
+    local_problem,
     mlp_problem,
     normal,
     packed_problem,
@@ -191,6 +192,31 @@ class WindowCase(Case):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LocalCase(Case):
+    """``table``, ``rel``, ``padding``: such operands are given."""
+
+    batch: int = 1
+    heads: int = 1
+    dim: int = 1
+    image: tuple[int, int] = (1, 1)
+    block: tuple[int, int] = (1, 1)
+    halo: tuple[int, int] = (0, 0)
+    border: str = "keep"
+    dilation: tuple[int, int] = (1, 1)
+    table: bool = False
+    rel: bool = False
+    padding: bool = False
+    neighbor: tuple[int, int] | None = None
+    lse: bool = False
+    scale: float | None = None
+
+    def base(self) -> Problem:
+        names = ("heads", "dim", "batch", "table", "rel", "padding", "lse", "dilation", "neighbor", "scale")
+        options = {name: getattr(self, name) for name in names}
+        return local_problem("case", tuple(self.image), tuple(self.block), tuple(self.halo), self.border, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SparseCase(Case):
     """``sampled`` of the queries attend, all with 0."""
 
@@ -249,6 +275,7 @@ class MLPCase(Case):
 CASES = {
     "attention": AttentionCase,
     "window_attention": WindowCase,
+    "local_attention": LocalCase,
     "sparse_attention": SparseCase,
     "layernorm": LayerNormCase,
     "layernorm_mlp": MLPCase,

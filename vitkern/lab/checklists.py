@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vitkern.lab.quick import MLPS, NORMS, SHORT, SPARSE, STREAMED, WINDOWS, Trials
+from vitkern.lab.quick import LOCAL, MLPS, NORMS, SHORT, SPARSE, STREAMED, WINDOWS, Trials
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Checks:
 _LOOP = Checks(STREAMED, ("dropout",), ("test_attention.py",))
 _TILE = Checks(SHORT + WINDOWS[:8], (), ("test_short_attention.py", "test_window_attention.py"))
 _WINDOW = Checks(WINDOWS + SHORT[:2] + STREAMED[:2], (), ("test_window_attention.py",))
+_LOCAL = Checks(LOCAL, (), ("test_local_attention.py",))
 _MLP = Checks(MLPS, (), ("test_mlp.py",))
 CHECKS: dict[str, Checks] = {
     "activations": _MLP,
@@ -25,6 +26,8 @@ CHECKS: dict[str, Checks] = {
     "configs": Checks(MLPS[:15] + NORMS[:3], (), ("test_mlp.py",)),
     "epilogues": _MLP,
     "layernorm": Checks(NORMS + MLPS[:5], (), ("test_layernorm.py", "test_mlp.py")),
+    "local_attention": _LOCAL,
+    "locality": _LOCAL,
     "matmul": _MLP,
     "mlp": _MLP,
     "relative_table": Checks(WINDOWS[:8], (), ("test_window_attention.py",)),
@@ -33,6 +36,7 @@ CHECKS: dict[str, Checks] = {
     "short_attention_backward": _TILE,
     "sparse_attention": Checks(SPARSE, (), ("test_sparse_attention.py",)),
     "stream": _LOOP,
+    "stream_axes": _LOCAL,
     "stream_backward": _LOOP,
     "stream_bias": Checks((STREAMED[1], *STREAMED[5:]), ("dropout",), ("test_attention.py",)),
     "tiles": Checks(
@@ -45,4 +49,4 @@ CHECKS: dict[str, Checks] = {
 
 def checks_of(file: str) -> Checks:
     """Of a file of kernels/; everything, for one that has no list of its own."""
-    return CHECKS.get(file, Checks(SHORT + STREAMED + WINDOWS + SPARSE + NORMS + MLPS, ("dropout",)))
+    return CHECKS.get(file, Checks(SHORT + STREAMED + WINDOWS + LOCAL + SPARSE + NORMS + MLPS, ("dropout",)))

@@ -6,7 +6,7 @@ Of every case the rules (a) and (c) of `vitkern.testing` are expected; ``expecte
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vitkern.lab.cases import AttentionCase, Case, LayerNormCase, MLPCase, WindowCase
+from vitkern.lab.cases import AttentionCase, Case, LayerNormCase, LocalCase, MLPCase, WindowCase
 
 KERNELS = {"one pass": dict(n=18, m=20, dim=16), "streamed": dict(n=18, m=37, dim=40)}  # of float32 attention
 NAN, INF = "nan", "inf"
@@ -160,6 +160,53 @@ def _windows() -> Iterator[Edge]:
         yield edge(f"{layout} operands", **padded, layouts=layouts)
 
 
+def _local() -> Iterator[Edge]:
+    def edge(name, *expected, **fields):
+        return Edge(f"local: {name}", LocalCase(**dict(heads=2, dim=8) | fields), tuple(expected))
+
+    around = dict(block=(1, 1), halo=(1, 1), border="clamp")
+    yield edge("no images", batch=0, image=(3, 3), **around)
+    yield edge("no rows", image=(0, 3), block=(2, 2))
+    yield edge("one token", image=(1, 1))
+    yield edge("one token, seen through a window that leaves the image", image=(1, 1), halo=(1, 1), rel=True)
+    yield edge("the window is the image", image=(3, 3), **around, table=True)
+    yield edge("one row", image=(1, 9), block=(1, 1), halo=(0, 2), border="clamp", table=True)
+    yield edge("one column", image=(9, 1), block=(1, 1), halo=(2, 0), border="clamp", table=True)
+    yield edge("every class as long as the window", image=(6, 9), **around, dilation=(2, 3), table=True)
+    yield edge("classes of several lengths", image=(7, 11), **around, dilation=(2, 3), table=True)
+    yield edge("a tile of one token at the end", image=(5, 9), **around, table=True)
+    for border in ("exclude", "keep", "wrap"):
+        blocks = dict(border=border, block=(3, 2), table=True)
+        yield edge(f"a block larger than the image, {border}", image=(2, 1), halo=(3, 2), **blocks)
+        yield edge(f"the last block one token long, {border}", image=(4, 3), halo=(3, 2), **blocks)
+        yield edge(f"no halo, {border}", image=(4, 5), **blocks)
+        yield edge(f"two blocks, {border}", image=(6, 4), halo=(3, 2), **blocks)
+    yield edge("dilation beyond the image", image=(3, 2), block=(1, 1), halo=(1, 1), dilation=(4, 5), border="exclude")
+    yield edge("windows that stick out, padded", image=(3, 5), block=(4, 4), padding=True, rel=True)
+    yield edge("a large padding vector", image=(3, 5), block=(4, 4), padding=True, values={"padding": (((), 100.0),)},
+               backward=False)  # fmt: skip
+    for neighbor in ((0, 0), (1, 1), (-1, 0)):
+        yield edge(f"one neighbouring block {neighbor}", image=(4, 6), block=(2, 2), halo=(2, 2), border="exclude",
+                   neighbor=neighbor)  # fmt: skip
+    windows = dict(image=(4, 4), block=(2, 2))
+    yield edge("NaN in a token", _nan_only("out", (0, (0, 2), (2, 4))), **windows, values={"qkv": (((0, 1, 2), NAN),)})
+    yield edge("NaN in the table", image=(4, 4), **around, table=True, values={"table": (((1, 2, 3), NAN),)},
+               backward=False)  # fmt: skip
+    for value in (1e4, -1e4):
+        yield edge(f"{value} in the table", image=(4, 4), **around, table=True, values={"table": (((0, 2, 2), value),)},
+                   backward=False)  # fmt: skip
+        yield edge(f"{value} for a row", **windows, rel=True, values={"rel_h": (((0, 1, 1, 0, 1), value),)},
+                   backward=False)  # fmt: skip
+    for dim in (1, 3, 17, 33):
+        yield edge(f"head dim {dim}", image=(4, 3), **around, dim=dim)
+    for layout in ("misaligned", "stepped", "transposed", "expanded", "sliced", "overlapping"):
+        layouts = dict.fromkeys(("qkv", "table", "rel_h", "rel_w", "grad out", "grad lse"), layout)
+        yield edge(f"{layout} operands", image=(4, 6), block=(2, 3), halo=(1, 1), table=True, rel=True, lse=True,
+                   layouts=layouts)  # fmt: skip
+    yield edge("blocks of a GPU", image=(9, 9), block=(1, 1), halo=(2, 2), border="clamp", table=True, dtype="fp16",
+               arch=90, heads=1, dim=24)  # fmt: skip
+
+
 def _layernorm() -> Iterator[Edge]:
     def edge(name, *expected, **fields):
         return Edge(f"layernorm: {name}", LayerNormCase(**dict(shape=(5,), channels=24) | fields), tuple(expected))
@@ -243,4 +290,4 @@ def _mlp() -> Iterator[Edge]:
     yield edge("every output channel alike, post-norm", **alike, post_norm=True, eps=1.0)
 
 
-EDGES = (*_attention(), *_windows(), *_layernorm(), *_mlp())
+EDGES = (*_attention(), *_windows(), *_local(), *_layernorm(), *_mlp())

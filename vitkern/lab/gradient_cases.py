@@ -15,6 +15,7 @@ from vitkern.lab.problems import (
     attention_problem,
     key_padding,
     layernorm_problem,
+    local_problem,
     mlp_problem,
     normal,
     packed_problem,
@@ -152,6 +153,28 @@ def _window_attention() -> list[GradientCase]:
     ]  # fmt: skip
 
 
+def _local_attention() -> list[GradientCase]:
+    def problem(*arguments, **options):
+        return local_problem(*arguments, **dict(heads=1, dim=2) | options)
+
+    halo = problem("4x6, block 2, halo 1", (4, 6), (2, 2), (1, 1), rel=True, table=True, lse=True)
+    window = problem("3x3, windows of 2 that stick out", (3, 3), (2, 2), rel=True, padding=True, heads=2)
+    return [
+        GradientCase(problem("4x3, 3x3 around each", (4, 3), (1, 1), (1, 1), "clamp", table=True), full=True,
+                     sample=True),
+        GradientCase(problem("7x9, 3x3 around each, dilation 2, log-sum-exp", (7, 9), (1, 1), (1, 1), "clamp",
+                             dilation=(2, 2), table=True, lse=True), seeds=2),
+        GradientCase(problem("5x6, 3x5 around each, zeros outside", (5, 6), (1, 1), (1, 2), rel=True), ordered=True),
+        GradientCase(halo, seeds=2, ordered=True, sample=True),
+        GradientCase(window, full=True),
+        GradientCase(problem("5x4, chunks of 2x3", (5, 4), (2, 3), (2, 3), "exclude", table=True)),
+        GradientCase(problem("5x4, cyclic chunks of 2x3", (5, 4), (2, 3), (2, 3), "wrap", table=True, heads=2)),
+        GradientCase(problem("4x5, a chunk and one more", (4, 5), (2, 2), (2, 2), "wrap", neighbor=(0, 1)), full=True),
+        *(GradientCase(_only(halo, name)) for name in ("table", "rel_h", "rel_w")),
+        GradientCase(_only(window, "padding")),
+    ]  # fmt: skip
+
+
 def _sparse_attention() -> list[GradientCase]:
     gated = sparse_problem("gates, padding", 2, 2, 5, 7, 3, gated=True, padded=True, strength=2.0)
     return [
@@ -224,4 +247,12 @@ def _layernorm_mlp() -> list[GradientCase]:
     ]
 
 
-CASES = (*_attention(), *_packed(), *_window_attention(), *_sparse_attention(), *_layernorm(), *_layernorm_mlp())
+CASES = (
+    *_attention(),
+    *_packed(),
+    *_window_attention(),
+    *_local_attention(),
+    *_sparse_attention(),
+    *_layernorm(),
+    *_layernorm_mlp(),
+)

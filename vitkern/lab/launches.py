@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitkern.ops.attention import attention, attention_qkvpacked
 from vitkern.ops.layernorm import layernorm
+from vitkern.ops.local_attention import local_attention
 from vitkern.ops.mlp import layernorm_mlp
 from vitkern.ops.sparse_attention import sparse_attention
 from vitkern.ops.window_attention import window_attention
@@ -76,6 +77,31 @@ def _windows(
         **options,
     )
     _backward(out)
+
+
+def _near(
+    side: int, channels: int, heads: int, block: int, halo: int, border: str, dtype=HALF, dilation=1, table=False,
+    rel=False, padded=False, lse=False, neighbor=None, batch=BATCH, spare=0,
+) -> None:  # fmt: skip
+    """Local attention on an image of side x side tokens."""
+    extent = block + 2 * halo
+    reach = extent - 1 if border == "clamp" else block + halo - 1
+    options = {}
+    if table:
+        options["table"] = _leaf(heads, 2 * reach + 1, 2 * reach + 1, dtype=torch.float32)
+    if rel:
+        options |= {name: _leaf(batch, side, side, heads, extent, dtype=dtype) for name in ("rel_h", "rel_w")}
+    if padded:
+        options["padding"] = _leaf(3 * channels, dtype=dtype)
+    out = local_attention(
+        _leaf(batch, side, side, 3 * channels + spare, dtype=dtype)[..., : 3 * channels], num_heads=heads,
+        block=(block, block), halo=(halo, halo), border=border, dilation=(dilation, dilation), neighbor=neighbor,
+        return_lse=lse, **options,
+    )  # fmt: skip
+    if lse:
+        torch.autograd.backward(out, [torch.empty_like(x) for x in out])
+    else:
+        _backward(out)
 
 
 def _sampled(
@@ -207,6 +233,30 @@ CASES = [
         ("window-one-group", _windows, (7, 7, 768, 24), {"batch": 1}),
         ("window-odd-strides", _windows, (56, 7, 96, 3), {"spare": 3, "shift": 3}),
         ("window-swin-384-odd-strides", _windows, (96, 12, 128, 4), {"spare": 3, "shift": 6}),
+        # local attention
+        ("local-nat-1", _near, (56, 64, 2, 1, 3, "clamp"), {"table": True}),
+        ("local-dinat-1", _near, (56, 64, 2, 1, 3, "clamp"), {"table": True, "dilation": 8}),
+        ("local-nat-4", _near, (7, 512, 16, 1, 3, "clamp"), {"table": True}),
+        ("local-nat-k13", _near, (56, 128, 4, 1, 6, "clamp"), {"table": True}),
+        ("local-nat-without-table", _near, (56, 64, 2, 1, 3, "clamp"), {}),
+        ("local-halonet-h1", _near, (64, 64, 8, 8, 3, "keep"), {"rel": True}),
+        ("local-halonet-d32", _near, (32, 256, 8, 8, 3, "keep"), {"rel": True}),
+        ("local-sasa", _near, (28, 128, 8, 1, 3, "keep"), {"rel": True}),
+        ("local-vitdet-window", _near, (64, 768, 12, 14, 0, "keep"), {"rel": True, "padded": True}),
+        ("local-sam-global", _near, (64, 768, 12, 64, 0, "keep"), {"rel": True}),
+        ("local-vitdet-h", _near, (64, 1280, 16, 14, 0, "keep"), {"rel": True, "padded": True}),
+        ("local-vil", _near, (28, 192, 3, 7, 7, "exclude"), {"table": True, "lse": True}),
+        ("local-vil-exact", _near, (28, 192, 3, 1, 7, "exclude"), {"table": True, "lse": True}),
+        ("local-vil-cyclic", _near, (28, 192, 3, 7, 7, "wrap"), {"table": True, "lse": True}),
+        ("local-vil-neighbour", _near, (28, 192, 3, 7, 7, "exclude"), {"table": True, "lse": True, "neighbor": (1, 0)}),
+        ("local-maxvit-grid", _near, (56, 64, 2, 7, 0, "keep"), {"table": True, "dilation": 8}),
+        ("local-twins", _near, (56, 64, 2, 7, 0, "keep"), {}),
+        ("local-davit-padded", _near, (60, 96, 3, 7, 0, "keep"), {"padded": True}),
+        ("local-fp32", _near, (56, 64, 2, 1, 3, "clamp", torch.float32), {"table": True}),
+        ("local-halonet-fp32", _near, (64, 64, 8, 8, 3, "keep", torch.float32), {"rel": True}),
+        ("local-fp16", _near, (56, 64, 2, 1, 3, "clamp", torch.float16), {"table": True}),
+        ("local-batch-1", _near, (56, 64, 2, 1, 3, "clamp"), {"table": True, "batch": 1}),
+        ("local-odd-strides", _near, (56, 64, 2, 1, 3, "clamp"), {"table": True, "spare": 3}),
         # sampled and gated queries
         ("sparse-50", _sampled, (50, 50, 4, 32), {"sampled": 20}),
         ("sparse-50-gated", _sampled, (50, 50, 4, 32), {"gated": True}),

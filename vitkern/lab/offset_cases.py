@@ -4,6 +4,7 @@ import torch
 
 from vitkern.lab.offset_attention import attention_cases
 from vitkern.lab.offset_case import HALF, Case, scaled
+from vitkern.lab.offset_local import local_cases
 from vitkern.lab.offset_sparse import sparse_cases
 
 
@@ -93,6 +94,8 @@ def all_cases() -> list[Case]:
         ("_stream_bwd_bias", "stream_bias"),
     ):  # fmt: skip
         cases += attention_cases(kernel, launcher)
+        cases += local_cases(kernel, launcher) if launcher.startswith("stream") else []
+    cases += local_cases("_stream_bwd_axes", "stream_axes")
     cases += [
         scaled("_layernorm_fwd", "rows", _norm, 5, 2**27, channels=16),
         scaled("_layernorm_bwd", "rows, each with partial sums of its own", _norm_backward, 5, 2**20, channels=2048,

@@ -39,6 +39,10 @@ BOUNDED = {
     "*.SCORE=regions": "takes no pointer",
     "*.SCORE=tile_and_regions": "is tile, then regions",
     "_short_*.SCORE=tile": "the short kernels take a table as their bias",
+    "_short_*.SCORE=near": "local attention streams",
+    "_stream_bwd_axes.SCORE=t*": "only local attention has rows and columns",
+    "_stream_bwd_axes.near[[]1][[]0]": "a table: one element for each head and offset of a neighbour",
+    "_stream_*.near[[]1][[]0]": "a table: one element for each head and offset of a neighbour",
 }
 
 
@@ -65,15 +69,14 @@ def hooks(kernel) -> list[str]:
     """The functions that may read pointers out of the kernel's tuples of arguments, as "PARAMETER=function"."""
     names = inspect.signature(kernel.fn).parameters
     found = []
-    for parameter, module in (("EPILOGUE", "epilogues"), ("SCORE", "scores")):
+    for parameter, first, module in (
+        ("EPILOGUE", "acc", "epilogues"), ("SCORE", "s", "scores"), ("SCORE", "s", "locality")
+    ):  # fmt: skip
         if parameter in names:
-            members = vars(importlib.import_module(f"vitkern.kernels.{module}")).items()
-            found += [
-                f"{parameter}={name}"
-                for name, one in members
-                if hasattr(one, "fn") and "args" in inspect.signature(one.fn).parameters
-                and one.fn.__module__.endswith(module)
-            ]  # fmt: skip
+            for name, one in vars(importlib.import_module(f"vitkern.kernels.{module}")).items():
+                is_own = hasattr(one, "fn") and one.fn.__module__.endswith(module)
+                if is_own and {first, "args"} <= inspect.signature(one.fn).parameters.keys():
+                    found.append(f"{parameter}={name}")
     return found
 
 

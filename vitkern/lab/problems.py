@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-OPS = ("attention", "window_attention", "sparse_attention", "layernorm", "layernorm_mlp")
+OPS = ("attention", "window_attention", "local_attention", "sparse_attention", "layernorm", "layernorm_mlp")
 _FILES = {"layernorm_mlp": "mlp"}
 
 
@@ -141,6 +141,31 @@ def window_problem(
     return Problem(
         "window_attention", name, inputs, tuple(names), dict(num_heads=heads, window=window, shift=shift, **options)
     )
+
+
+def local_problem(
+    name: str, image: tuple, block: tuple, halo: tuple = (0, 0), border: str = "keep",
+    *, heads=2, dim=16, batch=1, table=False, rel=False, padding=False, lse=False, **options,
+) -> Problem:  # fmt: skip
+    """``image`` (img_h, img_w). ``table``, ``rel``, ``padding``: such operands are given; ``lse``: it is returned."""
+    channels, extent = heads * dim, [b + 2 * h for b, h in zip(block, halo, strict=True)]
+    reach = [e - 1 if border == "clamp" else b + h - 1 for e, b, h in zip(extent, block, halo, strict=True)]
+
+    def inputs(generator):
+        tensors = dict(qkv=normal(generator, batch, *image, 3 * channels))
+        if table:
+            tensors["table"] = normal(generator, heads, *(2 * r + 1 for r in reach))
+        if rel:
+            tensors["rel_h"], tensors["rel_w"] = (normal(generator, batch, *image, heads, e) for e in extent)
+        if padding:
+            tensors["padding"] = normal(generator, 3 * channels)
+        return tensors
+
+    names = ("qkv",) + ("table",) * table + ("rel_h", "rel_w") * rel + ("padding",) * padding
+    options |= dict(num_heads=heads, block=block, halo=halo, border=border)
+    options |= dict(return_lse=True) if lse else {}
+    outputs = ("out", "lse") if lse else ("out",)
+    return Problem("local_attention", name, inputs, names, options, outputs=outputs, differentiable=len(outputs))
 
 
 def sparse_problem(

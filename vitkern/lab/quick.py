@@ -13,6 +13,7 @@ from vitkern.lab.problems import (
     attention_problem,
     key_padding,
     layernorm_problem,
+    local_problem,
     mlp_problem,
     packed_problem,
     random_mask,
@@ -148,6 +149,26 @@ WINDOWS: Trials = (
     ),
     *_in(BRAIN, _PADDED),
     *_in(HALF, window_problem("cosine", (8, 10), (4, 5), shift=(1, 1), cosine=True)),
+)
+
+_AROUND = local_problem("around each, dilated", (7, 11), (1, 1), (1, 1), "clamp", dilation=(1, 2), table=True, lse=True)
+_BLOCKS = local_problem("blocks and a halo", (4, 6), (2, 3), (1, 1), rel=True, table=True, batch=2, dim=24)
+_OUT = local_problem("windows that stick out", (5, 6), (4, 4), rel=True, padding=True)
+LOCAL: Trials = (
+    *_in(SINGLE, _AROUND, _BLOCKS, _OUT, apart=True),
+    *_in(
+        SINGLE,
+        local_problem("cyclic", (5, 4), (2, 3), (2, 3), "wrap", table=True, heads=1, lse=True),
+        local_problem("chunks", (5, 8), (2, 3), (2, 3), "exclude", table=True, heads=1),
+        local_problem("one of the chunks around", (6, 9), (3, 3), (3, 3), "exclude", neighbor=(-1, 1), heads=1),
+        local_problem("around each, zeros outside", (5, 6), (1, 1), (1, 2), rel=True, heads=1),
+        local_problem("around each, far", (9, 6), (1, 1), (4, 2), "clamp", table=True, heads=1),
+        local_problem("grid", (4, 6), (2, 3), dilation=(2, 2), table=True),
+    ),
+    *_in(SINGLE, local_problem("three chunks", (9, 3), (3, 3), (3, 3), "wrap", heads=1, dim=8), pool=None),
+    *_in(BRAIN, _AROUND, _BLOCKS),
+    *_in(HALF, _BLOCKS, _OUT),
+    *_in(HALF, local_problem("blocks of a GPU", (9, 9), (1, 1), (1, 1), "clamp", table=True, heads=1), arch=90),
 )
 
 _NORMS = (

@@ -7,7 +7,7 @@ long sequences come with few heads, or with the large blocks of a GPU.
 import math
 import random
 
-from vitkern.lab.cases import AttentionCase, Case, LayerNormCase, MLPCase, SparseCase, WindowCase
+from vitkern.lab.cases import AttentionCase, Case, LayerNormCase, LocalCase, MLPCase, SparseCase, WindowCase
 
 LENGTHS = (1, 2, 16, 49, 50, 63, 64, 65, 127, 144, 196, 197, 256, 257)
 HEAD_DIMS = (8, 16, 20, 24, 32, 36, 40, 48, 64, 72, 80, 96, 112, 128)
@@ -18,7 +18,14 @@ TILES = 24  # of forward and backward together, in most cases
 RARE_TILES = 100
 OPERAND_LAYOUTS = ("permuted", "heads inside", "transposed", "packed", "expanded", "sliced", "misaligned", "stepped")
 # operator -> how often it is drawn: attention has most hooks
-WEIGHTS = {"attention": 9, "window_attention": 5, "sparse_attention": 3, "layernorm": 3, "layernorm_mlp": 3}
+WEIGHTS = {
+    "attention": 9,
+    "window_attention": 5,
+    "local_attention": 5,
+    "sparse_attention": 3,
+    "layernorm": 3,
+    "layernorm_mlp": 3,
+}
 _SPECIAL = 0.1  # share of the cases with NaN or infinities
 
 
@@ -145,6 +152,39 @@ def _window_attention(rng: random.Random) -> WindowCase:
     return WindowCase(**common, **case)
 
 
+def _local_attention(rng: random.Random) -> LocalCase:
+    border = rng.choice(("clamp", "clamp", "exclude", "keep", "keep", "wrap"))
+    size = (rng.choice((2, 3, 3, 4, 5, 7, 8)), rng.choice((1, 2, 3, 4, 5, 7)))
+    if border == "clamp" or (border != "wrap" and _chance(rng, 0.4)):
+        block, halo = (1, 1), tuple(rng.choice((0, 1, 1, 2, 3, 4)) for _ in range(2))
+    else:
+        block = size
+        halo = rng.choice(((0, 0), block, tuple(rng.randrange(b + 1) for b in block)))
+    dilation = (1, 1) if border == "wrap" or _chance(rng, 0.6) else (rng.choice((1, 2, 3)), rng.choice((1, 2)))
+    least = [(2 * h + 1) * d if border == "clamp" else 1 for h, d in zip(halo, dilation, strict=True)]
+    image = tuple(n + rng.choice((0, 0, 1, 3, 5, 8)) for n in least)
+    table, rel = _chance(rng, 0.5), _chance(rng, 0.3)
+    padding = border == "keep" and halo == (0, 0) and _chance(rng, 0.5)
+    names = ("qkv",) + ("table",) * table + ("rel_h", "rel_w") * rel + ("padding",) * padding
+    common = _common(rng, names, arch_share=0.3)
+    if not set(common["frozen"]) < set(names):
+        common["frozen"] = ()
+    if table and common["dtype"] != "fp32" and _chance(rng, 0.5):
+        common["wide"] = ("table",)
+    case = dict(
+        batch=rng.choice((1, 1, 2)),
+        heads=rng.choice((1, 1, 2, 3)),
+        dim=rng.choice(HEAD_DIMS),
+        neighbor=(rng.randrange(-1, 2), rng.randrange(-1, 2)) if block == halo and _chance(rng, 0.4) else None,
+        lse=_chance(rng, 0.3),
+        scale=0.3 if _chance(rng, 0.2) else None,
+    )
+    if common["backward"] and case["lse"] and _chance(rng, 0.5) and "grad out" in common["layouts"]:
+        common["layouts"]["grad lse"] = rng.choice(OPERAND_LAYOUTS)
+    locality = dict(image=image, block=block, halo=halo, border=border, dilation=dilation)
+    return LocalCase(**common, **case, **locality, table=table, rel=rel, padding=padding)
+
+
 def _sparse_attention(rng: random.Random) -> SparseCase:
     from vitkern.kernels import configs
 
@@ -231,6 +271,7 @@ def _layernorm_mlp(rng: random.Random) -> MLPCase:
 _DRAW = {
     "attention": _attention,
     "window_attention": _window_attention,
+    "local_attention": _local_attention,
     "sparse_attention": _sparse_attention,
     "layernorm": _layernorm,
     "layernorm_mlp": _layernorm_mlp,
@@ -245,6 +286,8 @@ def _tiles(case: Case) -> int:
         size = math.prod(case.window)
         groups = case.batch * math.prod(-(-a // b) for a, b in zip(case.image, case.window, strict=True))
         return _attention_tiles(case, groups, size, size, False, True)
+    if isinstance(case, LocalCase):
+        return _local_tiles(case)
     if isinstance(case, SparseCase):
         rows = -(-(case.sampled or case.n) // 32) * max(1, case.m // 64)
         return case.batch * case.heads * rows * (4 if case.backward else 1)
@@ -253,6 +296,17 @@ def _tiles(case: Case) -> int:
         inner = -(-max(case.channels, case.hidden) // 64)
         return rows * blocks * max(1, inner // 2) * (3 if case.backward else 1) // 2
     return -(-math.prod(case.shape) * case.channels // 8192)
+
+
+def _local_tiles(case: LocalCase) -> int:
+    from vitkern.kernels import configs
+
+    groups, queries, keys = case.batch, 1, 1
+    for size, block, halo, dilation in zip(case.image, case.block, case.halo, case.dilation, strict=True):
+        ranks = -(-size // dilation)
+        tile = configs.local_tile(block, halo, ranks, False, case.arch)
+        groups, queries, keys = groups * dilation * -(-ranks // tile), queries * tile, keys * (tile + 2 * halo)
+    return 2 * _attention_tiles(case, groups, queries, keys, True, True)
 
 
 def _attention_tiles(case, groups: int, n: int, m: int, causal: bool, terms: bool) -> int:

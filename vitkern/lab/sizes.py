@@ -27,7 +27,7 @@ def sizes_of(operands: dict[str, Tensor | None], options: dict, grad: Tensor | N
         return Sizes(0.0, {} if grad is None else _norm_terms(operands, options, grad))
     q, k, v = found
     width = q.shape[-1]
-    added = [operands.get(name) for name in ("bias", "mask", "table")]
+    added = [operands.get(name) for name in ("bias", "mask", "table", "rel_h", "rel_w")]
     added = sum(_largest(term) for term in added if term is not None and term.is_floating_point())
     if operands.get("logit_scale") is not None:
         scale = min(_largest(operands["logit_scale"].double().exp()), MAX_HEAD_SCALE)
@@ -38,7 +38,7 @@ def sizes_of(operands: dict[str, Tensor | None], options: dict, grad: Tensor | N
     if grad is None:
         return Sizes(score + added, {})
     slope = _row(grad.unflatten(-1, (-1, width))) * _row(v) / width**0.5  # of the probabilities
-    terms = dict(bias=slope, table=slope, logit_scale=slope * score)
+    terms = dict.fromkeys(("bias", "table", "rel_h", "rel_w"), slope) | dict(logit_scale=slope * score)
     terms |= dict(q=slope * keys / width**0.5, k=slope * queries / width**0.5)
     terms |= dict.fromkeys(("qkv", "padding"), max(terms["q"], terms["k"]))
     terms |= dict.fromkeys(("query_gate", "key_gate"), slope * options.get("strength", 0.0))

@@ -81,7 +81,7 @@ def local_attention(
         for size, b, h, d in zip((img_h, img_w), block, halo, dilation, strict=True)
     )
     yk, xk = y.position[:, None, :, None], x.position[None, :, None, :]
-    where = torch.where((yk < 0) | (xk < 0), tokens, yk * img_w + xk).reshape(tokens, -1)  # (tokens, E_h E_w)
+    where = torch.where((yk < 0) | (xk < 0), tokens, yk * img_w + xk).flatten(2).flatten(0, 1)  # (tokens, E_h E_w)
     seen = y.seen[:, None, :, None] & x.seen[None, :, None, :]
     if neighbor is not None:
         dy, dx = (torch.arange(b + 2 * h, device=qkv.device) // b - 1 for b, h in zip(block, halo, strict=True))
@@ -94,12 +94,12 @@ def local_attention(
     if table is not None:
         middle = table.shape[1] // 2, table.shape[2] // 2
         dy, dx = y.offset[:, None, :, None] + middle[0], x.offset[None, :, None, :] + middle[1]
-        scores = scores + table.to(wide)[:, dy, dx].reshape(num_heads, tokens, -1)
+        scores = scores + table.to(wide)[:, dy, dx].flatten(3).flatten(1, 2)
     if rel_h is not None:
         logits = rel_h.to(wide)[..., :, None] + rel_w.to(wide)[..., None, :]  # (B, img_h, img_w, H, E_h, E_w)
         logits = rounded_gradient(logits, low_precision)
-        scores = scores + logits.reshape(batch, tokens, num_heads, -1).transpose(1, 2)
-    scores = scores.masked_fill(~seen.reshape(tokens, -1), -math.inf)
+        scores = scores + logits.flatten(4).flatten(1, 2).transpose(1, 2)
+    scores = scores.masked_fill(~seen.flatten(2).flatten(0, 1), -math.inf)
     pivot, total, weights = _softmax(scores)
     exact, values = weights, v[:, :, where]
     if low_precision is not None:

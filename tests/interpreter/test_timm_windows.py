@@ -1,0 +1,55 @@
+"""Swapped modules of Twins, DaViT and MaxViT on the kernels, in the interpreter, against the unswapped ones."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from timm.models.davit import SpatialBlock
+from timm.models.maxxvit import MaxxVitTransformerCfg, PartitionAttentionCl
+from timm.models.twins import LocallyGroupedAttn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from swapping import assert_near, randomise
+
+import vitkern
+
+pytestmark = pytest.mark.interpreter
+
+
+def maxvit(partition, **changes):
+    return PartitionAttentionCl(32, partition, MaxxVitTransformerCfg(window_size=(2, 3), grid_size=(2, 3), **changes))
+
+
+MODULES = {
+    "twins, padded": (LocallyGroupedAttn(32, num_heads=2, ws=3), (1, 20, 32), ((4, 5),)),
+    "davit, padded": (SpatialBlock(32, num_heads=2, window_size=3, mlp_ratio=2.0), (1, 32, 4, 5), ()),
+    "maxvit, window": (maxvit("block"), (1, 4, 6, 32), ()),
+    "maxvit, grid, qkv first": (maxvit("grid", head_first=False), (1, 4, 6, 32), ()),
+    "maxvit, grid, tables of TensorFlow": (maxvit("grid", rel_pos_type="bias_tf"), (1, 4, 6, 32), ()),
+    "maxvit, window, tables of TensorFlow": (maxvit("block", rel_pos_type="bias_tf"), (1, 4, 6, 32), ()),
+    "maxvit, grid, positions from an MLP": (maxvit("grid", rel_pos_type="mlp"), (1, 4, 6, 32), ()),
+    "maxvit, grid, no positions": (maxvit("grid", rel_pos_type=""), (1, 4, 6, 32), ()),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_swapped_module_runs_on_kernels(name):
+    module, shape, arguments = MODULES[name]
+    module = randomise(copy.deepcopy(module)).eval()
+    swapped = copy.deepcopy(module)
+    report = vitkern.accelerate(swapped)
+    assert "attention" in next(iter(report)).ops[0]
+    x, results = torch.randn(shape), []
+    for each, backend in ((module, "torch"), (swapped, "interpreter")):  # an op that could not run would raise
+        leaf = x.clone().requires_grad_()
+        with vitkern.use_backend(backend):
+            out = each(leaf, *arguments)
+            names, parameters = zip(*each.named_parameters(), strict=True)
+            found = torch.autograd.grad(out.sin().sum(), [leaf, *parameters])
+        results.append(dict(zip(("out", "x", *names), (out, *found), strict=True)))
+    largest = max(t.abs().max().item() for t in results[0].values())
+    for key, expected in results[0].items():
+        assert (results[1][key] - expected).abs().max().item() <= 1e-5 * largest, key
+    assert_near(results[1]["out"], results[0]["out"], 1e-4, "out")
