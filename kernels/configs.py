@@ -270,9 +270,11 @@ def ragged_config(head_dim, itemsize, arch, backward):
     block_d = head_tile(head_dim)
     if itemsize == 4:
         return Config(32, 32, 8, 1) if block_d <= 64 else Config(16, 16, 4, 1)
-    if block_d <= 64:
-        return Config(32 if backward else 64, 32, 4, 2)
-    return Config(32, 32, 8 if backward else 4, 1)
+    rows, lanes, most = 32 if backward or block_d > 64 else 64, 32, 8 if block_d >= 64 else 4
+    if family(arch) == CDNA:
+        lanes, most = 64, 4
+    warps = max(1, min(most, rows * block_d // (8 * lanes)))  # 16 bytes of a row for each lane
+    return Config(rows, 32, warps, 2 if block_d <= 64 else 1)
 
 
 def local_tile(block, halo, ranks, keys, arch):

@@ -16,6 +16,7 @@ GRADED = frozenset(
         "attention": ("q", "k", "v", "bias"),
         "attention_qkvpacked": ("qkv", "bias"),
         "window_attention": ("qkv", "table", "padding", "head_scale"),
+        "local_attention": ("qkv", "table", "rel_h", "rel_w", "padding"),
         "sparse_attention": ("q", "k", "v", "query_gate", "key_gate"),
         "layernorm": ("x", "weight", "bias", "residual"),
         "layernorm_mlp": (
@@ -71,7 +72,7 @@ def test_all_right(found, capsys):
     assert sum(line.startswith("layernorm: ") for line in printed) == sum(c.operator == "layernorm" for c in CASES)
     assert printed[-1].startswith("verdict: all gradients are right")
     record = records.read("gradients")
-    assert record["passed"] and record["summary"].startswith(f"{len(CASES)} cases, 0 failed; 27 inputs of 6 operators")
+    assert record["passed"] and record["summary"].startswith(f"{len(CASES)} cases, 0 failed; 32 inputs of 7 operators")
 
 
 @needs_triton

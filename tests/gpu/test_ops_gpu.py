@@ -20,6 +20,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LARGE = {
     "attention": dict(q=(32, 6, 197, 64), k=(32, 6, 197, 64), v=(32, 6, 197, 64), bias=(1, 6, 197, 197)),
     "window_attention": dict(qkv=(16, 56, 56, 288), table=(169, 3)),
+    "local_attention": dict(qkv=(16, 56, 56, 192), table=(2, 13, 13)),
     "layernorm": dict(x=(6304, 768), weight=(768,), bias=(768,)),
     "layernorm_mlp": dict(
         x=(16, 196, 384), norm_weight=(384,), norm_bias=(384,),
@@ -29,6 +30,7 @@ LARGE = {
 OPTIONS = {
     "attention": {},
     "window_attention": dict(num_heads=3, window=(7, 7), shift=(3, 3)),
+    "local_attention": dict(num_heads=2, block=(1, 1), halo=(3, 3), border="clamp"),
     "layernorm": dict(eps=1e-6),
     "layernorm_mlp": dict(eps=1e-6),
 }

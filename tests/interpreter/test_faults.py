@@ -17,6 +17,7 @@ from vitkern import dispatch, faults, register
 from vitkern.lab.problems import (
     attention_problem,
     layernorm_problem,
+    local_problem,
     mlp_problem,
     packed_problem,
     sparse_problem,
@@ -36,6 +37,9 @@ PROBLEMS = {
     "packed": packed_problem("packed", 1, 18, 2, 16),
     "windows": window_problem("windows", (5, 6), (4, 4), shift=(1, 2)),
     "cosine windows": window_problem("cosine", (5, 6), (4, 4), shift=(1, 2), cosine=True, wrap="padded"),
+    "around each": local_problem("around", (4, 3), (1, 1), (1, 1), "clamp", table=True, lse=True),
+    "halo": local_problem("halo", (4, 4), (2, 2), (1, 1), rel=True),
+    "windows that stick out": local_problem("out", (3, 3), (2, 2), padding=True),
     "sampled": sparse_problem("sampled", 2, 2, 9, 12, 16, sampled=5, gated=True, padded=True),
     "layernorm": layernorm_problem("rows", 6, 32),
     "residual": layernorm_problem("rows", 6, 32, residual=True),
