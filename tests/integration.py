@@ -42,7 +42,7 @@ def _windows(qkv, table, padding, logit_scale):
 
 
 def _near(qkv, table, rel_h, rel_w):
-    options = dict(num_heads=2, block=(2, 2), halo=(1, 1))
+    options = dict(num_heads=1, block=(4, 2), halo=(1, 2))
     return local_attention(qkv, table=table, rel_h=rel_h, rel_w=rel_w, **options)
 
 
@@ -65,8 +65,8 @@ CASES = {
     ),
     "local_attention": Case(
         _near,
-        lambda n: [(2, n, 4, 96), (2, 5, 5), (2, n, 4, 2, 4), (2, n, 4, 2, 4)],
-        4 * 2 * 5 * 4 * 16 * 32,
+        lambda n: [(2, n, 2, 48), (1, 9, 7), (2, n, 2, 1, 6), (2, n, 2, 1, 6)],
+        4 * 2 * 5 * 2 * 36 * 16,
         batched=(0, 2, 3),
     ),
     "sparse_attention": Case(

@@ -92,6 +92,26 @@ EXCEPTIONS |= {
     ),
 }
 
+_FEW_BYTES = "few bytes, outside the products: coordinates of a query and of a key at each score"
+for _name, _kernel, _arch in (
+    ("local-halonet-d32", "_stream_bwd_axes", 942),
+    ("local-sasa", "_stream_bwd_axes", 90),
+    ("local-vitdet-window", "_stream_bwd_axes", 942),
+    ("local-vitdet-h", "_stream_bwd_axes", 120),
+    ("local-vil", "_stream_bwd_dkdv", 80),
+    ("local-vil-cyclic", "_stream_fwd", 80),
+    ("local-vil-cyclic", "_stream_fwd", 120),
+    ("local-vil-cyclic", "_stream_bwd_bias", 80),
+    ("local-vil-neighbour", "_stream_bwd_dkdv", 90),
+    ("local-maxvit-grid", "_stream_bwd_dkdv", 120),
+    ("local-twins", "_stream_bwd_dkdv", 100),
+):
+    EXCEPTIONS[_name, _kernel, _arch] = ("spills: ", _FEW_BYTES)
+EXCEPTIONS["local-odd-strides", "_stream_fwd", 90] = (
+    "widest global load is 32 bits",
+    "rows at odd strides start at any element; the widest load is that of the table",
+)
+
 
 def unexcused(launch: str, arch: int, kernels: Iterable[Compiled]) -> list[str]:
     """The problems of a cell that nobody has listed, and the exceptions that it does not need any more."""
