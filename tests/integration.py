@@ -66,7 +66,7 @@ CASES = {
     "local_attention": Case(
         _near,
         lambda n: [(2, n, 2, 48), (1, 9, 7), (2, n, 2, 1, 6), (2, n, 2, 1, 6)],
-        4 * 2 * 5 * 2 * 36 * 16,
+        4 * 2 * 8 * 2 * 36 * 16,
         batched=(0, 2, 3),
     ),
     "sparse_attention": Case(

@@ -60,13 +60,16 @@ class _Windowed(nn.Module):
 class WindowAttention(_Windowed):
     """softmax(q k^T / sqrt(D) + B) v in each window, B a table of relative positions (arXiv 2103.14030, equation 4).
 
-    Parameters are named as in `timm.models.swin_transformer.WindowAttention`.
+    Parameters are named as in `timm.models.swin_transformer.WindowAttention`. Padded tokens are zeros before the
+    projection, and are attended to.
 
     Args:
         dim: channels C; ``num_heads`` divides it.
         num_heads: H.
         window_size: tokens, one number or (height, width).
         shift_size: tokens by which the windows are shifted, one number or (height, width).
+        rel_pos: learn B; without it this is the attention of Twins (LSA, arXiv 2104.13840, section 3.2) and the window
+            attention of DaViT (arXiv 2204.03645, section 3.2).
         qkv_bias: q, k and v projections have a bias.
         wrap: "image" rolls, then pads (timm); "padded" pads, then rolls (transformers, torchvision). Equal where
             windows divide the image.
@@ -84,6 +87,7 @@ class WindowAttention(_Windowed):
         window_size: int | tuple[int, int] = 7,
         shift_size: int | tuple[int, int] = 0,
         *,
+        rel_pos: bool = True,
         qkv_bias: bool = True,
         wrap: str = "image",
         attn_drop: float = 0.0,
@@ -91,11 +95,11 @@ class WindowAttention(_Windowed):
     ):
         super().__init__(dim, num_heads, window_size, shift_size, wrap, attn_drop, proj_drop)
         window_h, window_w = self.window_size
-        self.relative_position_bias_table = nn.Parameter(
-            torch.empty((2 * window_h - 1) * (2 * window_w - 1), num_heads)
-        )
+        table = nn.Parameter(torch.empty((2 * window_h - 1) * (2 * window_w - 1), num_heads)) if rel_pos else None
+        self.register_parameter("relative_position_bias_table", table)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        if rel_pos:
+            nn.init.trunc_normal_(table, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, img_h, img_w, C) -> the same shape."""

@@ -9,6 +9,7 @@ from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
 from vitkern.ops.checks import check_flag, check_same, check_scale, check_tensor
 from vitkern.ops.local_checks import check_locality, check_terms
 from vitkern.ops.local_softmax import kernel_in_pytorch, local_softmax
+from vitkern.ops.windows import padded_size
 from vitkern.register import kernel_op
 
 MAX_HEAD_DIM = 256
@@ -25,10 +26,10 @@ if HAS_TRITON:
     local_attention_op.backward(kernels.local_attention_gradients)(kernels.local_attention_backward)
 
     def _product(qkv_shape, block, halo) -> int:
-        """FLOPs of one matrix product: every query with all that its interval holds."""
+        """FLOPs of one matrix product: every query of whole blocks with all that its interval holds."""
         batch, img_h, img_w, packed = qkv_shape
-        keys = (block[0] + 2 * halo[0]) * (block[1] + 2 * halo[1])
-        return 2 * batch * img_h * img_w * keys * packed // 3
+        tokens = batch * padded_size(img_h, block[0]) * padded_size(img_w, block[1])
+        return 2 * tokens * (block[0] + 2 * halo[0]) * (block[1] + 2 * halo[1]) * packed // 3
 
     @register_flop_formula(torch.ops.vitkern.local_attention)
     def _forward_flops(qkv_shape, table, rel_h, rel_w, padding, num_heads, block, halo, *args, **kwargs) -> int:

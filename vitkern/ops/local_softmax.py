@@ -1,6 +1,7 @@
 """Local attention in PyTorch: tiles of neighbouring queries against the keys that any of them sees, those of one mask
 at a time."""
 
+import functools
 import math
 
 import torch
@@ -27,22 +28,20 @@ def local_softmax(
     rel = None if rel_h is None else tuple(t.reshape(batch, tokens, num_heads, -1).to(wide) for t in (rel_h, rel_w))
     outs, logs, places = [], [], []
     for tiles in tiles_of((height, width), localities, qkv.device):
-        q, k, v = (_chosen(rows, part, tiles.keys if part else tiles.queries) for part in range(3))
-        mask = _seen(tiles, neighbor, block)
+        q, k, v = (_chosen(rows, part, tiles.keys if part else tiles.queries) for part in range(3))  # (B, G, H, N, D)
         terms = [] if table is None else [_table_bias(table.to(wide), tiles)]
         terms += [] if rel is None else [_rel_bias(*rel, tiles)]
-        if terms:
-            mask = sum(terms).masked_fill(~mask, -math.inf)
+        mask = _mask(tiles, neighbor, block, terms)
         if return_lse:
             out, lse = _explicit(q, k, v, mask, scale)
-            logs.append(lse.view(batch, -1, *lse.shape[1:]).transpose(1, 2).reshape(batch, num_heads, -1))
+            logs.append(lse.transpose(1, 2).flatten(2))
         else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)  # (B * G, H, N, D)
-        outs.append(out.transpose(1, 2).reshape(batch, tiles.queries.numel(), channels))
+            out = _softmax(q, k, v, mask, scale)
+        outs.append(out.transpose(2, 3).flatten(3).flatten(1, 2))  # (B, G * N, C)
         places.append(tiles.queries.reshape(-1))
     place = torch.cat(places)
-    order = torch.empty(tokens + 1, dtype=torch.long, device=qkv.device)
-    order[place] = torch.arange(place.shape[0], device=qkv.device)  # queries outside, -1, land in the last place
+    order = torch.zeros(tokens + 1, dtype=torch.long, device=qkv.device)
+    order = order.scatter(0, torch.where(place < 0, tokens, place), torch.arange(place.shape[0], device=qkv.device))
     out = torch.cat(outs, 1).index_select(1, order[:tokens]).view(batch, height, width, channels)
     if not return_lse:
         return out, None
@@ -58,48 +57,62 @@ def kernel_in_pytorch(
 
 
 def _chosen(rows: Tensor, part: int, where: Tensor) -> Tensor:
-    """(B, tokens + 1, 3, H, D) -> q, k or v of the tokens ``where`` (G, N): (B * G, H, N, D)."""
+    """(B, tokens + 1, 3, H, D) -> q, k or v of the tokens ``where`` (G, N): (B, G, H, N, D)."""
     where = torch.where(where < 0, rows.shape[1] - 1, where)
     chosen = rows[:, :, part].index_select(1, where.reshape(-1))
-    return chosen.view(-1, where.shape[1], *rows.shape[3:]).transpose(1, 2)
+    return chosen.unflatten(1, where.shape).transpose(2, 3)
 
 
-def _seen(tiles: Tiles, neighbor: tuple, block: tuple) -> Tensor:
-    """(N, M) bool."""
-    if not neighbor:
-        return tiles.seen
-    dy, dx = tiles.place_h // block[0] - 1, tiles.place_w // block[1] - 1
-    own, chosen = (
-        (dy == a)[:, None, :, None] & (dx == b)[None, :, None, :] for a, b in ((0, 0), neighbor)
-    )  # fmt: skip
-    return tiles.seen & (own | chosen).reshape(tiles.seen.shape)
+def _mask(tiles: Tiles, neighbor: tuple, block: tuple, terms: list[Tensor]) -> Tensor | None:
+    """What SDPA takes as a mask, (G or 1, 1, N, M) or as the terms; None where every key is seen and nothing added."""
+    seen = None if tiles.whole else tiles.pairs(tiles.rows.seen, tiles.columns.seen, torch.logical_and)[:, None]
+    if neighbor:
+        dy, dx = tiles.rows.place // block[0] - 1, tiles.columns.place // block[1] - 1
+        own, chosen = (tiles.pairs(dy == a, dx == b, torch.logical_and)[:, None] for a, b in ((0, 0), neighbor))
+        seen = own | chosen if seen is None else seen & (own | chosen)
+    if not terms:
+        return seen
+    added = functools.reduce(torch.add, terms)
+    return added if seen is None else added.masked_fill(~seen, -math.inf)
 
 
 def _table_bias(table: Tensor, tiles: Tiles) -> Tensor:
-    """(H, T_h, T_w) -> (H, N, M)."""
-    y, x = tiles.offset_h + table.shape[1] // 2, tiles.offset_w + table.shape[2] // 2
-    where = y[:, None, :, None] * table.shape[2] + x[None, :, None, :]
-    return table.flatten(1).index_select(1, where.reshape(-1)).view(-1, *tiles.seen.shape)
+    """(H, T_h, T_w) -> (G or 1, H, N, M)."""
+    y, x = tiles.rows.offset + table.shape[1] // 2, tiles.columns.offset + table.shape[2] // 2
+    where = tiles.pairs(y * table.shape[2], x, torch.add)
+    return table.flatten(1).index_select(1, where.reshape(-1)).unflatten(1, where.shape).transpose(0, 1)
 
 
 def _rel_bias(rel_h: Tensor, rel_w: Tensor, tiles: Tiles) -> Tensor:
-    """(B, tokens, H, E_h) and (..., E_w) -> (B * G, H, N, M)."""
-    side_h, side_w = tiles.place_h.shape[0], tiles.place_w.shape[0]
+    """(B, tokens, H, E_h) and (..., E_w) -> (B, G, H, N, M)."""
+    side_h, side_w = tiles.rows.place.shape[1], tiles.columns.place.shape[1]
+    count_h, count_w = tiles.rows.queries.shape[0], tiles.columns.queries.shape[0]
+    rows = tiles.rows.place.expand(count_h, -1, -1)[:, None, :, None].expand(-1, count_w, -1, side_w, -1)
+    columns = tiles.columns.place.expand(count_w, -1, -1)[None, :, None].expand(count_h, -1, side_h, -1, -1)
     parts = []
-    for rel, place in (
-        (rel_h, tiles.place_h.repeat_interleave(side_w, 0)),
-        (rel_w, tiles.place_w.repeat(side_h, 1)),
-    ):
+    for rel, place in ((rel_h, rows), (rel_w, columns)):
         chosen = rel.index_select(1, tiles.queries.clamp_min(0).reshape(-1))
-        chosen = chosen.view(-1, tiles.queries.shape[1], *rel.shape[2:]).transpose(1, 2)  # (B * G, H, N, E)
-        parts.append(chosen.gather(3, place.expand(*chosen.shape[:2], *place.shape)))
-    return (parts[0][..., :, None] + parts[1][..., None, :]).flatten(3)
+        chosen = chosen.unflatten(1, tiles.queries.shape).transpose(2, 3)  # (B, G, H, N, E)
+        place = place.flatten(2, 3).flatten(0, 1)[None, :, None]  # (1, G, 1, N, K)
+        parts.append(chosen.gather(4, place.expand(*chosen.shape[:4], -1)))
+    return (parts[0][..., :, None] + parts[1][..., None, :]).flatten(4)
 
 
-def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """SDPA over (B, G, H, N, D); with B and G as one dimension where the mask is the same for all tiles, or as full as
+    the scores, since PyTorch's kernels take four dimensions."""
+    if mask is None or mask.dim() == 5 or mask.shape[0] == 1:
+        merged = None if mask is None else mask.flatten(0, 1) if mask.dim() == 5 else mask
+        out = F.scaled_dot_product_attention(*(t.flatten(0, 1) for t in (q, k, v)), attn_mask=merged, scale=scale)
+        return out.unflatten(0, q.shape[:2])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Softmax attention and the logarithm of its denominators, in float32 at least."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     scores = (q.to(wide) @ k.to(wide).mT) * scale
-    scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask.to(wide)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask.to(wide)
     lse = scores.logsumexp(-1)
     return ((scores - lse[..., None]).exp() @ v.to(wide)).to(v.dtype), lse

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vitkern.ops.windows import is_eager
+
 TILE = 8  # queries of an axis in a tile, where blocks are of one query
 
 
@@ -30,87 +32,97 @@ class Locality(NamedTuple):
 class Axis(NamedTuple):
     """Tiles of one axis, T of them, with Q queries and K keys each.
 
-    queries: (T, Q), keys: (T, K): positions, -1 where there is no token.
-    pattern: (T,) which row of the next three belongs to each tile.
-    seen: (patterns, Q, K) bool; offset: (patterns, Q, K) steps from the query to the key; place: (patterns, Q, K) of
-    the key within the query's interval. The latter two are 0 where the key is not seen.
+    queries: (T, Q), keys: (T, K): positions, -1 where there is no token. Of each query and key, (T, Q, K): seen, bool;
+    offset, steps from the query to the key; place of the key within the query's interval. The latter two are 0 where
+    the key is not seen.
     """
 
     queries: Tensor
     keys: Tensor
-    pattern: Tensor
     seen: Tensor
     offset: Tensor
     place: Tensor
 
 
-def _axis_of(size: int, locality: Locality) -> Axis:
+def _axis_of(size: int, locality: Locality, device) -> Axis:
     block, halo, border, dilation = locality
     tile, extent = (TILE if block == 1 else block), locality.extent
-    found, patterns = [], {}
-    for first in range(min(dilation, size)):
-        count = -(-(size - first) // dilation)
-        for start in range(0, count, tile):
-            rank = torch.arange(start, start + tile)
-            begin = rank.clamp_max(count - 1) // block * block - halo  # of each query's interval
-            if border == "clamp":
-                begin = begin.clamp(0, count - extent)
-            rank, begin = rank[:, None], begin[:, None]
-            key = int(begin[0]) + torch.arange(extent if block > 1 else tile + extent - 1)
-            seen, offset, place = (key >= begin) & (key < begin + extent), key - rank, key - begin
-            if border == "wrap":
-                key = key % (-(-count // block) * block)
-            inside = (key >= 0) & (key < count)
-            if border != "keep":
-                seen = seen & inside
-            row = torch.where(rank[:, 0] < count, torch.arange(tile), 0)  # what is dropped must not be empty
-            masks = tuple(part[row] for part in (seen, offset * seen, place * seen))
-            name = tuple(mask.numpy().tobytes() for mask in masks)
-            number = patterns.setdefault(name, (len(patterns), masks))[0]
-            queries = torch.where(rank[:, 0] < count, first + rank[:, 0] * dilation, -1)
-            found.append((queries, torch.where(inside, first + key * dilation, -1), number))
-    queries, keys, pattern = zip(*found, strict=True)
-    seen, offset, place = (torch.stack(part) for part in zip(*(masks for _, masks in patterns.values()), strict=True))
-    return Axis(torch.stack(queries), torch.stack(keys), torch.tensor(pattern), seen, offset, place)
+    tiles = (size + dilation * tile - 1) // (dilation * tile)  # of a class
+    first = torch.arange(dilation, device=device)[:, None, None]
+    count = (size - first + dilation - 1) // dilation
+    rank = torch.arange(tiles, device=device)[:, None] * tile + torch.arange(tile, device=device)  # (tiles, Q)
+    exists = rank < count  # (dilation, tiles, Q)
+    rank = torch.where(exists, rank, rank[:, :1].minimum(count - 1).clamp_min(0))  # what is dropped must not be empty
+    begin = rank // block * block - halo  # of each query's interval
+    if border == "clamp":
+        begin = begin.clamp_min(0).minimum(count - extent)
+    key = begin[..., :1] + torch.arange(extent if block > 1 else tile + extent - 1, device=device)
+    place = key[..., None, :] - begin[..., None]  # (dilation, tiles, Q, K)
+    offset, seen = key[..., None, :] - rank[..., None], (place >= 0) & (place < extent)
+    if border == "wrap":
+        key = key % ((count + block - 1) // block * block).clamp_min(1)
+    inside = (key >= 0) & (key < count)
+    if border != "keep":
+        seen = seen & inside[..., None, :]
+    queries = torch.where(exists, first + rank * dilation, -1)
+    keys = torch.where(inside, first + key * dilation, -1)
+    return Axis(*(part.flatten(0, 1) for part in (queries, keys, seen, offset * seen, place * seen)))
 
 
 class Tiles(NamedTuple):
-    """Tiles of one pattern of an image.
+    """Tiles of an image that are computed at once, G = T_h T_w of them with N = Q_h Q_w queries and M = K_h K_w keys.
 
-    queries: (G, N), keys: (G, M): flat tokens, -1 where there is none. seen: (N, M) bool. offset_h, place_h:
-    (Q_h, K_h), offset_w, place_w: (Q_w, K_w), as in `Axis`, N = Q_h Q_w and M = K_h K_w.
+    queries: (G, N), keys: (G, M): flat tokens, -1 where there is none. rows, columns: the masks of an `Axis`, those of
+    the T_h tiles, or 1 for all; ``whole``: every query sees every key.
     """
 
     queries: Tensor
     keys: Tensor
-    seen: Tensor
-    offset_h: Tensor
-    offset_w: Tensor
-    place_h: Tensor
-    place_w: Tensor
+    rows: Axis
+    columns: Axis
+    whole: bool
+
+    def pairs(self, rows: Tensor, columns: Tensor, join) -> Tensor:
+        """``join`` of something of the rows (T_h or 1, Q_h, K_h) and of the columns -> (G or 1, N, M)."""
+        joined = join(rows[:, None, :, None, :, None], columns[None, :, None, :, None, :])
+        return joined.flatten(4).flatten(2, 3).flatten(0, 1)
+
+
+def tiles_of(size: tuple[int, int], localities: tuple[Locality, Locality], device) -> tuple[Tiles, ...]:
+    """All tiles of an image of ``size`` tokens; sorted by pattern, one entry for each, unless they are being traced."""
+    if is_eager():
+        return _patterns_of(tuple(size), localities, device)
+    rows, columns = (_axis_of(*axis, device) for axis in zip(size, localities, strict=True))
+    return (_tiles(rows, columns, size[1], False),)
 
 
 @functools.lru_cache(maxsize=64)
-def tiles_of(size: tuple[int, int], localities: tuple[Locality, Locality], device) -> tuple[Tiles, ...]:
-    """All tiles of an image of ``size`` tokens, by pattern."""
+def _patterns_of(size, localities, device) -> tuple[Tiles, ...]:
     found = []
     with torch.inference_mode(False):  # an index made in inference mode could not be saved for a backward
-        rows, cols = (_axis_of(*axis) for axis in zip(size, localities, strict=True))
-        for i in range(rows.seen.shape[0]):
-            for j in range(cols.seen.shape[0]):
-                y, x = rows.pattern == i, cols.pattern == j
-                queries, keys = (
-                    _outer(a[y], b[x], size[1]) for a, b in ((rows.queries, cols.queries), (rows.keys, cols.keys))
-                )
-                seen = rows.seen[i][:, None, :, None] & cols.seen[j][None, :, None, :]
-                parts = (queries, keys, seen.reshape(queries.shape[1], keys.shape[1]))
-                axes = (rows.offset[i], cols.offset[j], rows.place[i], cols.place[j])
-                found.append(Tiles(*(part.to(device) for part in (*parts, *axes))))
+        rows, columns = (_patterns(_axis_of(*axis, "cpu")) for axis in zip(size, localities, strict=True))
+        for y in rows:
+            for x in columns:
+                whole = bool(y.seen.all() and x.seen.all())
+                moved = (Axis(*(part.to(device) for part in axis)) for axis in (y, x))
+                found.append(_tiles(*moved, size[1], whole))
     return tuple(found)
+
+
+def _patterns(axis: Axis) -> list[Axis]:
+    """The tiles of each pattern, whose masks have a first dimension of 1."""
+    members = {}
+    for number, masks in enumerate(zip(axis.seen, axis.offset, axis.place, strict=True)):
+        members.setdefault(tuple(mask.numpy().tobytes() for mask in masks), []).append(number)
+    return [Axis(axis.queries[own], axis.keys[own], *(part[own[:1]] for part in axis[2:])) for own in members.values()]
+
+
+def _tiles(rows: Axis, columns: Axis, width: int, whole: bool) -> Tiles:
+    queries, keys = (_outer(*pair, width) for pair in zip(rows[:2], columns[:2], strict=True))
+    return Tiles(queries, keys, rows, columns, whole)
 
 
 def _outer(y: Tensor, x: Tensor, width: int) -> Tensor:
     """(T_y, A) rows and (T_x, B) columns -> (T_y * T_x, A * B) flat tokens, -1 where either is."""
-    flat = y[:, None, :, None] * width + x[None, :, None, :]
-    flat = torch.where((y[:, None, :, None] < 0) | (x[None, :, None, :] < 0), -1, flat)
-    return flat.reshape(y.shape[0] * x.shape[0], -1)
+    y, x = y[:, None, :, None], x[None, :, None, :]
+    return torch.where((y < 0) | (x < 0), -1, y * width + x).flatten(2).flatten(0, 1)

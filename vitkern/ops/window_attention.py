@@ -15,7 +15,7 @@ from vitkern.ops.windows import padded_size
 from vitkern.register import kernel_op
 
 MAX_LOGIT_SCALE = math.log(100.0)
-MAX_TOKENS = 256  # per window: a kernel holds all scores of a row at once
+MAX_TOKENS = 1024  # per window: the bias table is expanded to (H, N, N)
 
 if HAS_TRITON:
     from vitkern.kernels import window_attention as kernels

@@ -1,0 +1,140 @@
+"""HaloNet's attention as a module (Vaswani et al., arXiv 2103.12731)."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitkern.dispatch import why_not
+from vitkern.nn.layers import unhooked
+from vitkern.ops.halo_attention import halo_attention, halo_attention_qkvpacked
+
+
+class RelativePositions(nn.Module):
+    """Holds the vectors of the row and column offsets, (2 E - 1, D) each; named as in timm's `PosEmbedRel`."""
+
+    def __init__(self, extent: int, head_dim: int):
+        super().__init__()
+        std = head_dim**-0.5
+        self.height_rel, self.width_rel = (
+            nn.Parameter(nn.init.trunc_normal_(torch.empty(2 * extent - 1, head_dim), std=std)) for _ in range(2)
+        )
+
+
+class HaloAttention(nn.Module):
+    """Attention of each block of pixels to itself and a halo around it; named as in `timm.layers.HaloAttn`.
+
+    (B, C, img_h, img_w) -> (B, dim_out, img_h / stride, img_w / stride), as a convolution, which it stands for.
+    ``block_size`` divides the height and the width.
+
+    Args:
+        dim: channels C.
+        dim_out: channels of the result; C by default.
+        stride: 1 or 2. With 2, every other query is kept, or with ``avg_down`` or an odd block the mean of 2 x 2.
+        num_heads: H, divides ``dim_out``.
+        dim_head: channels of a query; by default ``qk_ratio`` * dim_out, rounded to a multiple of 8, over H.
+        block_size, halo_size: in tokens; halo <= block.
+        qk_ratio: of the channels of queries and keys to ``dim_out``.
+        qkv_bias: the projections have a bias.
+        avg_down: take means, see ``stride``.
+        scale_pos_embed: the relative logits are scaled by dim_head ** -0.5, as q k^T is.
+
+    Raises:
+        ValueError: heads do not divide the channels or get none, or block, halo or stride do not fit one another.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int | None = None,
+        stride: int = 1,
+        num_heads: int = 8,
+        dim_head: int | None = None,
+        block_size: int = 8,
+        halo_size: int = 3,
+        qk_ratio: float = 1.0,
+        qkv_bias: bool = False,
+        avg_down: bool = False,
+        scale_pos_embed: bool = False,
+    ):
+        super().__init__()
+        dim_out = dim_out or dim
+        if dim_out % num_heads:
+            raise ValueError(
+                f"HaloAttention: channels do not split into heads: got dim_out={dim_out}, num_heads={num_heads}; "
+                "expected a divisor."
+            )
+        if not 0 <= halo_size <= block_size or block_size <= 0:
+            raise ValueError(
+                f"HaloAttention: the halo does not fit the block: got block_size={block_size}, halo_size={halo_size}; "
+                "expected 0 <= halo_size <= block_size. Take larger blocks."
+            )
+        if stride not in (1, 2):
+            raise ValueError(f"HaloAttention: stride is not usable: got {stride}; expected 1 or 2.")
+        self.num_heads, self.block_size, self.halo_size = num_heads, block_size, halo_size
+        self.dim_head_qk = dim_head or _multiple_of_8(dim_out * qk_ratio) // num_heads
+        self.dim_head_v = dim_out // num_heads
+        if self.dim_head_qk <= 0:
+            raise ValueError(
+                f"HaloAttention: queries have no channels: got dim_out={dim_out}, qk_ratio={qk_ratio}, dim_head="
+                f"{dim_head}, num_heads={num_heads}; expected at least one for each head. Pass dim_head."
+            )
+        self.scale, self.scale_pos_embed = self.dim_head_qk**-0.5, scale_pos_embed
+        pooled = stride == 2 and (avg_down or block_size % 2 == 1)
+        self.stride = 1 if pooled else stride
+        dim_qk = num_heads * self.dim_head_qk
+        self.q = nn.Conv2d(dim, dim_qk, 1, stride=self.stride, bias=qkv_bias)
+        self.kv = nn.Conv2d(dim, dim_qk + dim_out, 1, bias=qkv_bias)
+        for linear in (self.q, self.kv):
+            nn.init.trunc_normal_(linear.weight, std=dim**-0.5)
+        self.pos_embed = RelativePositions(block_size + 2 * halo_size, self.dim_head_qk)
+        self.pool = nn.AvgPool2d(2, 2) if pooled else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = dict(scale=self.scale, rel_scale=self.scale if self.scale_pos_embed else 1.0)
+        options = dict(block=self.block_size, halo=self.halo_size) | scale
+        vectors = self.pos_embed.height_rel, self.pos_embed.width_rel
+        uneven = self.dim_head_qk != self.dim_head_v
+        if self.stride > 1 or (uneven and why_not([x])):  # filling up is worth it for a kernel alone
+            q, k, v = self._split(self.q(x).permute(0, 2, 3, 1), self.kv(x).permute(0, 2, 3, 1), 3)
+            out = halo_attention(q, k, v, *vectors, **options).flatten(3)
+        else:
+            vectors = [self._filled(table, 1) for table in vectors]
+            out = halo_attention_qkvpacked(self._project(x), *vectors, num_heads=self.num_heads, **options)
+            out = out.unflatten(3, (self.num_heads, -1))[..., : self.dim_head_v].flatten(3)
+        return self.pool(out.permute(0, 3, 1, 2))
+
+    def _project(self, x: Tensor) -> Tensor:
+        """(B, C, img_h, img_w) -> packed q, k and v, (B, img_h, img_w, 3 * H * D), in one product where it can be."""
+        if not (unhooked(self.q, nn.Conv2d) and unhooked(self.kv, nn.Conv2d)):
+            return self._packed(self.q(x).permute(0, 2, 3, 1), self.kv(x).permute(0, 2, 3, 1), 3)
+        weight = self._packed(self.q.weight.flatten(1), self.kv.weight.flatten(1), 0)  # (3 * H * D, C)
+        bias = None if self.q.bias is None else self._packed(self.q.bias, self.kv.bias, 0)
+        return F.linear(x.permute(0, 2, 3, 1), weight, bias)
+
+    def _split(self, q: Tensor, kv: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """H * Dqk and H * (Dqk + Dv) channels along ``dim`` -> q, k and v, with (H, Dqk) or (H, Dv) in their place."""
+        q, kv = (part.unflatten(dim, (self.num_heads, -1)) for part in (q, kv))
+        return q, *kv.split([self.dim_head_qk, self.dim_head_v], dim + 1)
+
+    def _packed(self, q: Tensor, kv: Tensor, dim: int) -> Tensor:
+        """As `_split` takes them -> 3 * H * D along ``dim``."""
+        parts = [self._filled(part, dim + 1) for part in self._split(q, kv, dim)]
+        return torch.stack(parts, dim).flatten(dim, dim + 2)
+
+    def _filled(self, part: Tensor, dim: int) -> Tensor:
+        """Channels of a head along ``dim``, and zeros up to D, the larger of Dqk and Dv: they change neither q k^T nor
+        the channels of the result that are kept."""
+        missing = list(part.shape)
+        missing[dim] = max(self.dim_head_qk, self.dim_head_v) - part.shape[dim]
+        return torch.cat([part, part.new_zeros(missing)], dim) if missing[dim] else part
+
+    def extra_repr(self) -> str:
+        names = ("num_heads", "dim_head_qk", "dim_head_v", "block_size", "halo_size", "stride")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+
+def _multiple_of_8(channels: float) -> int:
+    """The multiple of 8 nearest to ``channels``, not below 8 and not below nine tenths of it, as timm rounds."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * channels else nearest
