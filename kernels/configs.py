@@ -202,7 +202,8 @@ def stream_forward_config(head_dim, itemsize, arch, queries, hooked, causal, dro
                 return Config(128, 32, 4, 2)
             narrow = (hooked and kind == AMPERE) or (dropout and kind == BLACKWELL)
             return Config(64, 32 if narrow else 64, 4, 3)
-        return Config(128, 32 if causal and kind == AMPERE else 64, 8 if kind == BLACKWELL else 4, 3)
+        warps = 8 if kind == BLACKWELL or (kind == AMPERE and arch >= 120) else 4
+        return Config(128, 32 if causal and kind == AMPERE else 64, warps, 3)
     if block_d <= 128:
         if hooked or queries <= 64:
             return Config(64, 32 if kind == AMPERE or dropout else 64, 4, 2)
@@ -246,9 +247,9 @@ def stream_dkdv_config(head_dim, itemsize, arch, keys, hooked):
     return Config(32, 32, 4 if kind == CDNA else 8, 1)
 
 
-def stream_bias_config(head_dim, itemsize, arch, padded):
-    """A tile of the bias that stays while the batch streams past; ``padded`` tokens leave no registers to load ahead
-    with."""
+def stream_bias_config(head_dim, itemsize, arch, windows):
+    """A tile of the bias that stays while the batch streams past; the places of tokens in ``windows`` take registers
+    too."""
     if arch == INTERPRETER:
         return Config(16, 16, 1, 1)
     block_d = head_tile(head_dim)
@@ -256,8 +257,10 @@ def stream_bias_config(head_dim, itemsize, arch, padded):
         return Config(32, 32, 8, 1) if block_d <= 64 else Config(16, 16, 8, 1)
     if block_d <= 64:
         if family(arch) == AMPERE:
-            return Config(64, 32, 4, 1 if padded else 2)
-        return Config(64, 64, 4, 1 if (padded and family(arch) == HOPPER) or family(arch) == CDNA else 2)
+            return Config(64, 32, 8 if windows else 4, 1 if windows else 2)
+        if family(arch) == CDNA:
+            return Config(64, 64, 4, 1)
+        return Config(64, 64, 8 if windows else 4, 1 if windows else 2)
     if block_d <= 128:
         return Config(64, 32, 4, 1)
     return Config(32 if family(arch) == AMPERE else 64, 32, 8, 1)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import configs
+from . import configs, tokens
 from .launch import launch
 from .problem import Problem, Rows, aligned
 from .stream import constants
@@ -99,7 +99,7 @@ def stream_bias_gradient(
     if s.ragged:
         config = configs.ragged_config(s.head_dim, itemsize, arch, True)
     else:
-        config = configs.stream_bias_config(s.head_dim, itemsize, arch, s.padding is not None)
+        config = configs.stream_bias_config(s.head_dim, itemsize, arch, s.q_tokens is not tokens.dense)
     kept = (s.groups if per_group else 1, s.heads if per_head else 1)
     planes = kept[0] * kept[1]
     tiles = triton.cdiv(s.n, config.block_m) * triton.cdiv(s.m, config.block_n) * planes
