@@ -280,12 +280,13 @@ def ragged_config(head_dim, itemsize, arch, backward):
     return Config(rows, 32, warps, 2 if block_d <= 64 else 1)
 
 
-def local_tile(block, halo, ranks, keys, arch):
-    """Ranks of a tile of local attention along one axis: a block, or 8 neighbours. ``keys``: a tile of keys; half a
-    block of them is seen from fewer blocks."""
+def local_tile(block, halo, ranks, wraps, keys, arch):
+    """Ranks of a tile of local attention along one axis: a block, or up to 8 neighbours. What wraps falls into whole
+    tiles. ``keys``: a tile of keys; half a block of them is seen from fewer blocks."""
     if block == 1:
-        return min(4 if arch == INTERPRETER else 8, ranks)
-    return block // 2 if keys and 0 < halo <= block // 2 and block % 2 == 0 else block
+        most = max(1, min(4 if arch == INTERPRETER else 8, ranks))
+        return next(tile for tile in range(most, 0, -1) if not wraps or ranks % tile == 0)
+    return block // 2 if keys and not wraps and 0 < halo <= block // 2 and block % 2 == 0 else block
 
 
 def bias_splits(tiles, members, arch):

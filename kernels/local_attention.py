@@ -63,9 +63,8 @@ def _queries(first, last, length, block, halo, border):
 def _axes(qkv, block, halo, border, dilation, kind):
     """(y_axis, x_axis)."""
     arch = arch_of(qkv)
-    halves = kind == "keys" and border != "wrap"  # which wraps whole blocks
     return tuple(
-        _axis(size, b, h, border, d, kind, local_tile(b, h, -(-size // d), halves, arch))
+        _axis(size, b, h, border, d, kind, local_tile(b, h, -(-size // d), border == "wrap", kind == "keys", arch))
         for size, b, h, d in zip(qkv.shape[1:3], block, halo, dilation, strict=True)
     )
 

@@ -130,6 +130,46 @@ def test_window_attention_v2(size, window, shift, heads, options):
     agree(Named(ours), timm_windows(theirs, size, window, shift), torch.randn(2, *size, 12))
 
 
+@pytest.mark.parametrize("window", [16, 24])
+def test_window_attention_v2_of_large_windows(window):
+    """N = 256 and 576, pre-trained with windows of 12, or of 6 in the last stage."""
+    for full, size in ((12, (window, window)), (6, (window + 4, window))):
+        theirs = timm.models.swin_transformer_v2.WindowAttention(
+            8, (window, window), 2, pretrained_window_size=(full, full)
+        )
+        shift = (window // 2, 0) if size[0] > window else (0, 0)
+        ours = vnn.WindowAttentionV2(8, 2, window, shift, pretrained_window_size=full)
+        x = torch.randn(1, *size, 8)
+        agree(Named(ours), timm_windows(theirs, size, (window, window), shift), x)
+
+
+@pytest.mark.parametrize("size", [(6, 9), (7, 8), (2, 3)], ids=str)
+def test_window_attention_without_a_table(size):
+    """Padded tokens hold the bias of the projection and are attended to: Twins after arXiv 2104.13840, and DaViT."""
+    lsa = timm.models.twins.LocallyGroupedAttn(12, num_heads=3, ws=4)
+    block = timm.models.davit.SpatialBlock(12, num_heads=3, window_size=4).double()
+    block.cpe1, block.norm1, block.cpe2, block.mlp = nn.Identity(), nn.Identity(), nn.Identity(), None
+
+    class Twins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = lsa
+
+        def forward(self, x):
+            return self.attn(x.flatten(1, 2), size).view_as(x)
+
+    class Davit(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = block.attn
+
+        def forward(self, x):
+            return block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) - x
+
+    for theirs in (Twins(), Davit()):
+        agree(Named(vnn.WindowAttention(12, 3, 4, rel_pos=False)), theirs, torch.randn(2, *size, 12))
+
+
 def test_the_logit_scale_is_clamped():
     module = randomise(vnn.WindowAttentionV2(12, 3, 4)).eval()
     x = torch.randn(1, 4, 4, 12)

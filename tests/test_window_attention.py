@@ -80,6 +80,31 @@ def test_matches_the_formula_in_float64(image, window, shift, wrap, mask_value, 
         )
 
 
+# image, window, shift: sides from 2 to 32, of one window and of several, square and not
+SIDES = [
+    ((6, 4), (2, 2), (1, 1)),
+    ((11, 9), (5, 5), (2, 2)),
+    ((12, 12), (8, 8), (4, 4)),
+    ((14, 28), (14, 14), (0, 7)),
+    ((20, 16), (16, 16), (8, 8)),
+    ((24, 24), (24, 24), (0, 0)),
+    ((24, 30), (24, 24), (12, 12)),
+    ((32, 32), (32, 32), (0, 0)),
+    ((4, 40), (2, 32), (1, 16)),
+    ((33, 7), (32, 3), (5, 0)),
+    ((12, 48), (12, 24), (6, 12)),
+]
+
+
+@pytest.mark.parametrize("image, window, shift", SIDES, ids=str)
+def test_windows_from_2_to_32(image, window, shift):
+    tensors = make(image, window, cosine=window[0] in (16, 24), batch=1)
+    for name, actual, expected in both(tensors, window=window, shift=shift):
+        torch.testing.assert_close(
+            actual, expected, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
 @pytest.mark.parametrize("cosine", [False, True], ids=["dot", "cosine"])
 def test_gradients_by_finite_differences(cosine):
     window, shift = (2, 3), (1, 1)
@@ -552,8 +577,8 @@ def test_bad_projections():
 def test_forcing_a_kernel_says_why_it_cannot_run():
     from vitkern.dispatch import use_backend
 
-    with use_backend("triton"), pytest.raises(NotImplementedError, match=r"window_attention: .*more than 256 tokens"):
-        window_attention(torch.zeros(1, 17, 17, 24), num_heads=2, window=(17, 17))
+    with use_backend("triton"), pytest.raises(NotImplementedError, match=r"window_attention: .*more than 1024 tokens"):
+        window_attention(torch.zeros(1, 33, 32, 24), num_heads=2, window=(33, 32))
     with use_backend("triton"), pytest.raises(NotImplementedError, match="reaches beyond the image"):
         window_attention(torch.zeros(1, 2, 2, 24), num_heads=2, window=(4, 4), shift=(3, 3), padding=torch.zeros(24))
-    assert op.MAX_TOKENS == 256
+    assert op.MAX_TOKENS == 1024

@@ -23,6 +23,7 @@ PROBLEMS = (
     local_problem("chunks", (5, 4), (2, 3), (2, 3), "exclude", table=True, lse=True),
     local_problem("exact chunks", (5, 4), (1, 1), (2, 3), "exclude", table=True, heads=1),
     local_problem("cyclic chunks, twice the same neighbour", (4, 5), (2, 3), (2, 3), "wrap", table=True),
+    local_problem("a ring of single tokens", (1, 7), (1, 1), (0, 1), "wrap", table=True),
     local_problem("a chunk and the one below", (4, 6), (2, 3), (2, 3), "wrap", neighbor=(1, 0), heads=1),
     local_problem("windows that stick out", (3, 5), (2, 4), padding=True, rel=True),
     local_problem("grid", (4, 6), (2, 3), dilation=(2, 2), table=True),

@@ -162,7 +162,7 @@ def _local_attention(rng: random.Random) -> LocalCase:
         halo = rng.choice(((0, 0), block, tuple(rng.randrange(b + 1) for b in block)))
     dilation = (1, 1) if border == "wrap" or _chance(rng, 0.6) else (rng.choice((1, 2, 3)), rng.choice((1, 2)))
     least = [(2 * h + 1) * d if border == "clamp" else 1 for h, d in zip(halo, dilation, strict=True)]
-    image = tuple(n + rng.choice((0, 0, 1, 3, 5, 8)) for n in least)
+    image = tuple(n + rng.choice((2, 3, 4, 5, 6, 8) if n == 1 and _chance(rng, 0.9) else (0, 1, 3, 5)) for n in least)
     table, rel = _chance(rng, 0.5), _chance(rng, 0.3)
     padding = border == "keep" and halo == (0, 0) and _chance(rng, 0.5)
     names = ("qkv",) + ("table",) * table + ("rel_h", "rel_w") * rel + ("padding",) * padding
@@ -304,7 +304,7 @@ def _local_tiles(case: LocalCase) -> int:
     groups, queries, keys = case.batch, 1, 1
     for size, block, halo, dilation in zip(case.image, case.block, case.halo, case.dilation, strict=True):
         ranks = -(-size // dilation)
-        tile = configs.local_tile(block, halo, ranks, False, case.arch)
+        tile = configs.local_tile(block, halo, ranks, case.border == "wrap", False, case.arch)
         groups, queries, keys = groups * dilation * -(-ranks // tile), queries * tile, keys * (tile + 2 * halo)
     return 2 * _attention_tiles(case, groups, queries, keys, True, True)
 

@@ -102,7 +102,7 @@ def _near(name: str) -> list[str]:
 
 
 def create_model(name: str, *, weights=None, pretrained: bool = False, **overrides) -> nn.Module:
-    """Builds a model, with random weights unless a file is given. Names and parameters are timm's.
+    """Builds a model, with random weights unless a file is given. Names and parameters are timm's; ViL's its authors'.
 
     Args:
         name: one of `list_models`, or a hub id such as "google/vit-base-patch16-224" or

@@ -21,14 +21,20 @@ def local_softmax(
     if not qkv.numel():
         return qkv.new_empty(batch, height, width, channels), qkv.new_empty(batch, num_heads, height, width).float()
     localities = tuple(Locality(*axis) for axis in zip(block, halo, (border, border), dilation, strict=True))
-    outside = qkv.new_zeros(packed) if padding is None else padding
-    rows = torch.cat([qkv.reshape(batch, tokens, packed), outside.expand(batch, 1, packed)], 1)  # -1: no token
-    rows = rows.view(batch, tokens + 1, 3, num_heads, head_dim)
+    rows = qkv.reshape(batch, tokens, packed)
+    if max(halo) > 0 or any(n % (b * d) for n, b, d in zip((height, width), block, dilation, strict=True)):
+        outside = qkv.new_zeros(packed) if padding is None else padding
+        rows = torch.cat([rows, outside.expand(batch, 1, packed)], 1)  # -1: no token
+    rows = rows.view(batch, -1, 3, num_heads, head_dim)
     wide = torch.float64 if qkv.dtype == torch.float64 else torch.float32 if not qkv.is_cuda else qkv.dtype
     rel = None if rel_h is None else tuple(t.reshape(batch, tokens, num_heads, -1).to(wide) for t in (rel_h, rel_w))
     outs, logs, places = [], [], []
     for tiles in tiles_of((height, width), localities, qkv.device):
-        q, k, v = (_chosen(rows, part, tiles.keys if part else tiles.queries) for part in range(3))  # (B, G, H, N, D)
+        if max(halo) == 0:  # the keys of a tile are its queries
+            q, k, v = _chosen(rows, tiles.keys).permute(3, 0, 1, 4, 2, 5)  # (B, G, H, N, D)
+        else:
+            q = _chosen(rows[:, :, 0], tiles.queries).transpose(2, 3)
+            k, v = _chosen(rows[:, :, 1:], tiles.keys).permute(3, 0, 1, 4, 2, 5)
         terms = [] if table is None else [_table_bias(table.to(wide), tiles)]
         terms += [] if rel is None else [_rel_bias(*rel, tiles)]
         mask = _mask(tiles, neighbor, block, terms)
@@ -56,11 +62,10 @@ def kernel_in_pytorch(
     return local_softmax(qkv, table, rel_h, rel_w, padding, num_heads, *pairs, scale, True)
 
 
-def _chosen(rows: Tensor, part: int, where: Tensor) -> Tensor:
-    """(B, tokens + 1, 3, H, D) -> q, k or v of the tokens ``where`` (G, N): (B, G, H, N, D)."""
+def _chosen(rows: Tensor, where: Tensor) -> Tensor:
+    """(B, tokens, ...) -> the tokens ``where`` (G, N), the last one for -1: (B, G, N, ...)."""
     where = torch.where(where < 0, rows.shape[1] - 1, where)
-    chosen = rows[:, :, part].index_select(1, where.reshape(-1))
-    return chosen.unflatten(1, where.shape).transpose(2, 3)
+    return rows.index_select(1, where.reshape(-1)).unflatten(1, where.shape)
 
 
 def _mask(tiles: Tiles, neighbor: tuple, block: tuple, terms: list[Tensor]) -> Tensor | None:
