@@ -99,6 +99,11 @@ def test_check_fails_on_a_wrong_gradient(run, monkeypatch):
     assert ": dbias fails" in out and ": out fails" not in out
 
 
+def test_check_takes_the_first_words_of_an_operator(run):
+    code, out, _ = run("check", "local", "--pytorch", "--dtype", "fp32")
+    assert code == 0 and "local_attention" in out and "window_attention" not in out
+
+
 def test_check_rejects_an_unknown_operator(run):
     code, _, err = run("check", "atention")
     assert code == 2

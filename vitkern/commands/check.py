@@ -22,7 +22,9 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("op", nargs="*", help=f"operators, of {', '.join(OPS)}; all unless given")
+    parser.add_argument(
+        "op", nargs="*", help=f"operators, or first words of theirs, of {', '.join(OPS)}; all unless given"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="all three unless given")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="cuda where there is a GPU unless given; cpu interprets the kernels"
@@ -32,11 +34,7 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> int:
-    unknown = [name for name in arguments.op if name not in OPS]
-    if unknown:
-        raise BadInput(
-            f"no operator is called {unknown[0]!r}.{near_matches(unknown[0], OPS)} There are {', '.join(OPS)}."
-        )
+    ops = [op for name in arguments.op for op in _named(name)] or OPS
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadInput(
@@ -48,7 +46,7 @@ def run(arguments) -> int:
     if backend != "torch" and (backend == "interpreter") != dispatch.INTERPRETED:
         return _again(arguments, interpreted=backend == "interpreter")
     dtypes = [DTYPES[arguments.dtype]] if arguments.dtype else list(DTYPES.values())
-    cases = [case for case in PROBLEMS if case.op in (arguments.op or OPS)]
+    cases = [case for case in PROBLEMS if case.op in ops]
     place = {
         "torch": f"the PyTorch path on {device}",
         "interpreter": "kernels in Triton's interpreter",
@@ -61,6 +59,14 @@ def run(arguments) -> int:
             f"{place[backend]} against float64; use is the error over what the tolerance rule allows (vitkern.testing)"
         )
         return _check(cases, dtypes, device, backend, every_tensor=arguments.all)
+
+
+def _named(name: str) -> list[str]:
+    """The operators of that name, or whose name begins with it and goes on with another word."""
+    found = [op for op in OPS if op == name] or [op for op in OPS if op.startswith(f"{name}_")]
+    if not found:
+        raise BadInput(f"no operator is called {name!r}.{near_matches(name, OPS)} There are {', '.join(OPS)}.")
+    return found
 
 
 @contextmanager

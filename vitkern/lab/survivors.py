@@ -35,6 +35,10 @@ SURVIVORS: dict[str, Survivor] = {
         "this branch loads the residual of the MLP kernel; what it gives outside the rows and channels is "
         "added and not stored",
     ),
+    "locality.near:drop-float32:1": Survivor(
+        "tl.load(y_where, mask=seen, other=0.0).to(tl.float32) -> tl.load(y_where, mask=seen, other=0.0)",
+        "what is added next is float32, and widens the half-precision number just so",
+    ),
     "matmul.load_columns:drop-float32:1": Survivor(
         "tl.load(pointer + col, mask=col < cols, other=0.0).to(tl.float32) -> tl.load(pointer + col, "
         "mask=col < cols, other=0.0)",
@@ -93,6 +97,14 @@ SURVIVORS: dict[str, Survivor] = {
         "tl.load(index + sequence.to(tl.int64) * K + qi, mask=qi < K, other=0) -> tl.load(index + "
         "sequence.to(tl.int64) * K + qi, mask=qi < K)",
         "masked lanes are queries past the last, whose rows load_rows and store_rows leave out",
+    ),
+    "stream_axes._stream_bwd_axes:wrong-constant:1": Survivor(
+        "0.0 -> 1.0",
+        "only where there is no query, whose weights are 0 and whose sums are not stored",
+    ),
+    "stream_axes.stream_axes_gradient:other-strides:3": Survivor(
+        "v -> q",
+        "q, k and v are slices of one tensor and have their strides in common",
     ),
     "stream_backward._stream_bwd_dq:wrong-axis:3": Survivor(
         "1 -> 0",

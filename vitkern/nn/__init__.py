@@ -7,6 +7,7 @@ from vitkern.nn.grid import PartitionAttention
 from vitkern.nn.halo import HaloAttention
 from vitkern.nn.layers import DropPath, LayerScale
 from vitkern.nn.mlp import LayerNorm, Mlp
+from vitkern.nn.neighborhood import NeighborhoodAttention
 from vitkern.nn.standalone import StandaloneAttention
 from vitkern.nn.vil import ViLAttention
 from vitkern.nn.vil_dense import ViLDenseAttention
@@ -20,6 +21,7 @@ __all__ = [
     "LayerNorm",
     "LayerScale",
     "Mlp",
+    "NeighborhoodAttention",
     "PartitionAttention",
     "PatchEmbed",
     "PatchMerging",
