@@ -6,6 +6,7 @@ import sys
 
 from vitkern.kernels import configs
 from vitkern.lab.compiled import caught
+from vitkern.ops.local_attention import MAX_HEAD_DIM
 
 HEAD_DIMS = (16, 20, 24, 32, 36, 40, 48, 64, 72, 80, 96, 104, 112, 128, 160, 192, 256)
 TOKENS = (1, 7, 16, 49, 50, 64, 65, 128, 144, 197, 200, 256, 257, 577, 1024)
@@ -24,6 +25,8 @@ NAMES = tuple(name for name, value in vars(configs).items() if name.endswith("_c
 def _possible(name, values, arch):
     if values.get("dropout") and not values.get("hooked"):
         return False  # dropout is one of the hooks
+    if name == "ragged_config":
+        return values["head_dim"] <= MAX_HEAD_DIM
     if name.startswith("sparse_"):
         return configs.sparse_takes(values["keys"], values["head_dim"], values["itemsize"], arch)
     if not name.startswith("short_"):

@@ -254,6 +254,7 @@ CASES = [
         ("local-davit-padded", _near, (60, 96, 3, 7, 0, "keep"), {"padded": True}),
         ("local-fp32", _near, (56, 64, 2, 1, 3, "clamp", torch.float32), {"table": True}),
         ("local-halonet-fp32", _near, (64, 64, 8, 8, 3, "keep", torch.float32), {"rel": True}),
+        ("local-fp32-d80", _near, (28, 160, 2, 1, 1, "keep", torch.float32), {"rel": True}),
         ("local-fp16", _near, (56, 64, 2, 1, 3, "clamp", torch.float16), {"table": True}),
         ("local-batch-1", _near, (56, 64, 2, 1, 3, "clamp"), {"table": True, "batch": 1}),
         ("local-odd-strides", _near, (56, 64, 2, 1, 3, "clamp"), {"table": True, "spare": 3}),

@@ -12,7 +12,7 @@ from vitkern.ops.local_softmax import kernel_in_pytorch, local_softmax
 from vitkern.ops.windows import padded_size
 from vitkern.register import kernel_op
 
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 128
 
 if HAS_TRITON:
     from vitkern.kernels import local_attention as kernels
@@ -71,7 +71,7 @@ def local_attention(
 
     Args:
         qkv: (B, img_h, img_w, 3 * C) in natural token order, the channels split as (3, H, D); float16, bfloat16,
-            float32; float64 in PyTorch.
+            float32; float64 and D > 128 in PyTorch.
         num_heads: H, divides C.
         block, halo, dilation: (height, width) in tokens.
         border: what ranks beyond the image are. "clamp": the interval is moved inside it. "exclude": not seen. "keep":
