@@ -106,6 +106,10 @@ SURVIVORS: dict[str, Survivor] = {
         "v -> q",
         "q, k and v are slices of one tensor and have their strides in common",
     ),
+    "stream_backward._stream_bwd_dq:drop-float32:1": Survivor(
+        "grads.to(tl.float32) -> grads",
+        "the other factor is float32, and widens it just so",
+    ),
     "stream_backward._stream_bwd_dq:wrong-axis:3": Survivor(
         "1 -> 0",
         "the two sums add up the whole tile, in either order of its axes",
