@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from vitkern import dispatch
 from vitkern.ops.attention import attention
 from vitkern.ops.sparse_attention import sparse_attention
 from vitkern.reference.sparse_attention import sparse_attention as reference
@@ -114,6 +115,28 @@ def test_low_precision_reference_rounds():
     assert 1e-4 < (exact - low).abs().max() < 5e-2
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_dropout_follows_the_seed_and_keeps_the_mean(gated):
+    q, k, _ = operands(queries=60, keys=40)
+    v = torch.ones(2, 2, 40, 8, dtype=q.dtype)
+    g, h = gates(2, 60, 40) if gated else (None, None)
+
+    def run():
+        torch.manual_seed(3)
+        return sparse_attention(q, k, v, query_gate=g, key_gate=h, strength=1.0, dropout_p=0.25)
+
+    out = run()
+    assert torch.equal(out, run()) and out.dtype == q.dtype
+    assert abs(out.mean().item() - 1) < 0.03 and out.std() > 0.05
+    torch.testing.assert_close(out, out[..., :1].expand_as(out))  # weights are dropped, not channels
+
+
+def test_dropout_needs_pytorch():
+    q, k, v = operands(dtype=torch.float32)
+    with dispatch.use_backend("triton"), pytest.raises(NotImplementedError, match="does not drop attention weights"):
+        sparse_attention(q, k, v, dropout_p=0.1)
+
+
 BAD = {
     "k's shape": (dict(k=torch.zeros(2, 2, 12, 9)), "k has the wrong shape"),
     "v's shape": (dict(v=torch.zeros(2, 2, 11, 8)), "v has the wrong shape"),
@@ -128,6 +151,7 @@ BAD = {
     "gate shape": (dict(query_gate=torch.ones(2, 8), key_gate=torch.ones(2, 12)), "query_gate has the wrong shape"),
     "strength": (dict(strength=-1.0), "strength is not usable"),
     "infinite strength": (dict(strength=math.inf), "strength is not usable"),
+    "dropout": (dict(dropout_p=1.0), "dropout_p is no probability"),
     "scale": (dict(scale=0.0), "scale is not usable"),
     "no tensor": (dict(q=[1.0]), "q is no tensor"),
 }

@@ -66,6 +66,8 @@ def test_unseen_items_at_evaluation(folder, capsys):
         ("train log.csv --out new --ks 9 1 --layers 2 --max-len 8", "max_len = 8"),
         ("train log.csv --out new --dim 15 --layers 2", "do not split into heads"),
         ("train log.csv --out new --dropout 1.0", "dropout"),
+        ("train log.csv --out new --attention-dropout -1", "attention_dropout is -1"),
+        ("train log.csv --out new --decay 2", "decay is 2.0"),
         ("train log.csv --out new --batch 0", "batch is 0"),
         ("train log.csv --out new --split ratio --ratio 0.8 0.2", "three parts"),
         ("train log.csv --out new --item-column thing", "no item column"),
@@ -86,12 +88,22 @@ def test_bad_input_is_one_line(folder, capsys, monkeypatch, arguments, message):
     assert not (folder / "new").exists()
 
 
-def test_speed(capsys, tmp_path):
-    arguments = "--max-len 12 --layers 2 --dim 16 --heads 2 --batch 8 --items 50 --budget 0.1 --train --padded"
-    assert command("speed", *arguments.split(), "--save", tmp_path / "speed.json") == 0
+SMALL = "--max-len 12 --layers 2 --dim 16 --heads 2 --batch 8 --items 50 --budget 0.1"
+
+
+@pytest.mark.parametrize("mode", ["", "--train", "--graph", "--padded", "--train --padded"])
+def test_speed(capsys, tmp_path, mode):
+    assert command("speed", *SMALL.split(), *mode.split(), "--save", tmp_path / "speed.json") == 0
     found = json.loads((tmp_path / "speed.json").read_text())["models"]
-    assert list(found) == ["strec", "dense", "dense, last row"] and "dense" in capsys.readouterr().out
+    published = [] if "padded" in mode else ["strec, as published", "dense, as published"]
+    assert list(found) == ["strec", "dense", "dense, last row", *published]
     assert found["strec"]["ks"] == [12, 1] and found["dense"]["ks"] == [12, 12]
+    assert found["dense"]["against"]["dense"]["memory"] == 1.0
+    against = found["strec"]["against"]
+    assert list(against) == ["dense", *published[1:]]
+    assert against["dense"]["memory"] == found["strec"]["peak_bytes"] / found["dense"]["peak_bytes"]
+    shown = capsys.readouterr().out
+    assert "dense, last row" in shown and all(name in shown for name in published)
 
 
 def test_demo(capsys):

@@ -4,8 +4,11 @@ import pytest
 import torch
 import torch.nn as nn
 
+from vitkern.commands.timing import peak_memory
+from vitkern.models import strec_slices
 from vitkern.models.strec import STRec
 from vitkern.models.strec_form import FORMS, default_alphas, default_ks
+from vitkern.models.strec_sampling import sampled_order
 
 N, ITEMS = 10, 40
 
@@ -81,7 +84,7 @@ def test_padding_changes_nothing(form, stage):
 
 def test_padding_is_sampled_after_every_real_item():
     model, (seq, times) = build(ks=(N, 5, 1)), sequences(padding=7)
-    order = model._order(seq, model.score(seq, times) - 50)
+    order = sampled_order(seq, model.score(seq, times) - 50)
     assert (seq.gather(1, order)[:, :3] != 0).all() and (order[:, 0] == N - 1).all()
     assert [x.shape[1] for x in model.hidden_states(seq, times)] == [N, 5, 1]
 
@@ -181,6 +184,47 @@ def test_noise_is_drawn_in_training_and_on_request_alone():
     assert not torch.equal(noisy.score(seq, times), noisy.score(seq, times))
     uniform = build(noise="uniform").draw_noise((200, N), "cpu")
     assert uniform.min() >= 0 and uniform.max() <= 1 and build(noise=None).draw_noise((2, N), "cpu") is None
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize("ks", [(N, 4, 1), (N, N, N)])
+def test_inference_a_few_sequences_at_a_time(monkeypatch, stage, ks):
+    """Equal to all at once, the noise that is drawn too."""
+    monkeypatch.setattr(strec_slices, "_CPU_BYTES", 3 * N * 64 * 8)  # three sequences of float64
+    model, (seq, times) = build(ks=ks, eval_noise=True, noise="normal").set_stage(stage), sequences(batch=8, padding=3)
+    taken, whole = [], model._state
+    model._state = lambda seq, *rest: taken.append(len(seq)) or whole(seq, *rest)
+    torch.manual_seed(5)
+    together = model(seq, times)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        torch.testing.assert_close(model(seq, times), together, rtol=1e-12, atol=1e-12)
+    assert taken == [8, 3, 3, 2]
+    with torch.no_grad():
+        assert model(seq[:0], times[:0]).shape == (0, 16)
+        model.train()(seq, times)
+    assert taken[4:] == [0, 8]
+
+
+def test_memory_of_inference_does_not_grow_with_the_batch(monkeypatch):
+    monkeypatch.setattr(strec_slices, "_CPU_BYTES", 4 * N * 64 * 8)
+    model = build()
+
+    def peak(batch):
+        seq, times = sequences(batch)
+        with torch.no_grad():
+            return peak_memory(lambda: model(seq, times), torch.device("cpu"))
+
+    assert peak(400) - peak(4) < 2 * 400 * 16 * 8  # the result, as parts and as one
+
+
+def test_attention_weights_are_dropped_in_training_alone():
+    model, (seq, times) = build(ks=(N, N, N), attention_dropout=0.5), sequences(padding=2)
+    plain = build(ks=(N, N, N))(seq, times)
+    assert torch.equal(model(seq, times), plain)
+    assert not torch.allclose(model.train()(seq, times), plain)
+    with pytest.raises(ValueError, match="dropout_p is no probability"):
+        build(attention_dropout=1.0).train()(seq, times)
 
 
 def test_topk():

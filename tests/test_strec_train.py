@@ -92,7 +92,7 @@ def test_kill_and_resume_gives_the_same_metrics(path, log, tmp_path):
 
 def test_a_checkpoint_within_an_epoch_holds_all_that_the_next_step_needs(log, tmp_path):
     """Resumed from the middle of an epoch: optimiser, generators, position, the loss so far."""
-    settings = replace(TINY, stage="pretrain", epochs=1)
+    settings = replace(TINY, stage="pretrain", epochs=1, decay=0.7, attention_dropout=0.1)
     whole = Run(settings, log, tmp_path / "whole", ALONE).train(every=3)
     middle = tmp_path / "middle"
     run, saved = Run(settings, log, middle, ALONE), []
@@ -202,6 +202,16 @@ def test_an_epoch_takes_every_sample_once_in_an_order_of_its_own(log, tmp_path):
     epochs = [torch.cat(steps[:half]), torch.cat(steps[half:])]
     assert all(torch.equal(order.sort().values, torch.arange(samples)) for order in epochs)
     assert not torch.equal(*epochs)
+
+
+def test_the_learning_rate_falls_in_the_last_part_of_all_updates(log, tmp_path):
+    run, rates = Run(replace(TINY, epochs=2, decay=0.5), log, tmp_path, ALONE), []
+    step = run._step
+    run._step = lambda which, trained: rates.append(run.optimizer.param_groups[0]["lr"]) or step(which, trained)
+    run.train()
+    half = len(rates) // 2
+    assert rates[: half + 1] == [TINY.lr] * (half + 1)
+    assert rates[half:] == pytest.approx([TINY.lr * (1 - i / half) for i in range(half)])
 
 
 def test_early_stopping(log, tmp_path):

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import torch
 
-from vitkern.commands.timing import ratio, side_by_side
+from vitkern.commands.timing import Timing, ratio, side_by_side
 from vitkern.report import BadInput, memory, progress, seconds, table
+
+BASELINES = ("dense", "dense, as published")
 
 
 def add_arguments(parser) -> None:
@@ -16,71 +18,120 @@ def add_arguments(parser) -> None:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--items", type=int, default=1683, help="rows of the item table")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--train", action="store_true", help="forward, loss and backward of fine-tuning")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--train", action="store_true", help="forward, loss and backward of fine-tuning")
+    what.add_argument(
+        "--graph", action="store_true",
+        help="a forward in eval mode that keeps what a gradient would need, as the authors' own test of speed does",
+    )  # fmt: skip
     parser.add_argument("--padded", action="store_true", help="sequences of all lengths, not full ones")
     parser.add_argument("--budget", type=float, default=20.0, help="seconds to spend")
     parser.add_argument("--save", type=Path, help="write the figures there as JSON")
 
 
 def run(arguments) -> int:
-    """Contenders: STRec, the dense backbone, and the backbone with its last layer for the last row alone, which is all
-    that a prediction needs of it."""
-    from vitkern.models.strec import STRec
-    from vitkern.models.strec_form import density
-    from vitkern.strec.losses import full_softmax
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    n, layers, batch = arguments.max_len, arguments.layers, arguments.batch
-    if min(n, layers, batch, arguments.items) < 1 or arguments.budget <= 0:
+    n, batch = arguments.max_len, arguments.batch
+    if min(n, arguments.layers, batch, arguments.items) < 1 or arguments.budget <= 0:
         raise BadInput("sizes and the budget have to be above 0.")
-    full = {"strec": arguments.ks, "dense": (n,) * layers, "dense, last row": (*(n,) * (layers - 1), 1)}
     torch.manual_seed(0)
-    try:
-        sizes = dict(d=arguments.d, n_layers=layers, n_heads=arguments.heads, dropout=0.0)
-        models = {name: STRec(arguments.items + 1, n, ks=ks, **sizes).to(device) for name, ks in full.items()}
-    except ValueError as error:
-        raise BadInput(str(error)) from None
-    seq = torch.randint(1, arguments.items + 1, (batch, n), device=device)
-    if arguments.padded:
-        length = torch.randint(1, n + 1, (batch, 1), device=device)
-        seq = seq * (torch.arange(n, device=device) >= n - length)
-    times = torch.randint(0, 10**6, (batch, n), device=device).sort(dim=1).values
-    target = torch.randint(1, arguments.items + 1, (batch,), device=device)
+    models, ks = contenders(arguments, device)
+    steps = {name: step(model, *inputs(arguments, device), arguments) for name, model in models.items()}
+    timings = side_by_side(steps, device, budget=arguments.budget, progress=progress)
+    record = {name: figures(name, timings) | dict(ks=list(ks[name])) for name in timings}
 
-    def step(model):
-        def train():
-            model.zero_grad(set_to_none=True)
-            full_softmax(model(seq, times), model.item_table(), target).backward()
-
-        def infer():
-            with torch.inference_mode():
-                return model(seq, times) @ model.item_table().T
-
-        model.train(arguments.train)
-        return train if arguments.train else infer
-
-    timings = side_by_side(
-        {name: step(model) for name, model in models.items()}, device, budget=arguments.budget, progress=progress
+    what = "a training step" if arguments.train else "a forward with its graph" if arguments.graph else "inference"
+    threads = torch.get_num_threads()
+    print(
+        f"{what}, batch {batch}, length {n}, d {arguments.d}, {arguments.layers} layers, on {device}, {threads} threads"
     )
-    dense, rows, record = timings["dense"], [], {}
-    for name, timing in timings.items():
-        speed, low, high = ratio(dense, timing)
-        part = timing.peak / dense.peak if timing.peak is not None and dense.peak else None
-        text = f"{speed:.2f}x ({low:.2f} to {high:.2f})"
-        saved = "n/a" if part is None else f"{part - 1:+.0%}"
-        kept = f"{density(models[name].ks, n):.0%}"
-        rows.append((name, kept, seconds(timing.median), text, f"{1 / speed - 1:+.0%}", memory(timing.peak), saved))
-        quartiles = [low, high]
-        record[name] = dict(
-            ks=list(models[name].ks), seconds=timing.median, speed=speed, quartiles=quartiles, peak_bytes=timing.peak
-        )
-    what, threads = "a training step" if arguments.train else "inference", torch.get_num_threads()
-    print(f"{what}, batch {batch}, length {n}, d {arguments.d}, {layers} layers, on {device}, {threads} threads")
-    print(table(("model", "rows", "time", "speed (quartiles)", "time", "peak memory", "memory"), rows))
+    baselines = [name for name in BASELINES if name in timings]
+    header = ("model", "rows", "time", "peak memory", *(f"time and memory to {name}" for name in baselines))
+    print(table(header, [_row(name, found, baselines, n) for name, found in record.items()]))
     if arguments.save:
+        from vitkern.commands.info import processor, versions
         from vitkern.strec.checkpoint import write_json
 
         plain = {name: value for name, value in vars(arguments).items() if isinstance(value, int | float | list)}
-        found = dict(what=what, device=str(device), threads=threads, torch=torch.__version__)
+        found = dict(what=what, device=str(device), processor=processor(), threads=threads, versions=versions())
         write_json(arguments.save, found | dict(options=plain, models=record))
     return 0
+
+
+def contenders(arguments, device: torch.device) -> tuple[dict, dict]:
+    """Models and their k_l by name: STRec, the dense backbone, the backbone with its last layer for the last row alone,
+    which is all that a prediction needs of it, and the first two as the authors compute them, who take no padding."""
+    from vitkern.models.strec import STRec
+    from vitkern.strec.published import AsPublished
+
+    n, layers = arguments.max_len, arguments.layers
+    kept = {"strec": arguments.ks, "dense": (n,) * layers, "dense, last row": (*(n,) * (layers - 1), 1)}
+    try:
+        sizes = dict(d=arguments.d, n_layers=layers, n_heads=arguments.heads, dropout=0.0)
+        models = {name: STRec(arguments.items + 1, n, ks=ks, **sizes).to(device) for name, ks in kept.items()}
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    ks = {name: model.ks for name, model in models.items()}
+    for name in () if arguments.padded else ("strec", "dense"):
+        models[f"{name}, as published"], ks[f"{name}, as published"] = AsPublished(models[name]), ks[name]
+    return models, ks
+
+
+def inputs(arguments, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Items and times (B, N) and targets (B,), the same at each call."""
+    draw = torch.Generator().manual_seed(1)
+    n, batch = arguments.max_len, arguments.batch
+    seq = torch.randint(1, arguments.items + 1, (batch, n), generator=draw)
+    if arguments.padded:
+        seq = seq * (torch.arange(n) >= n - torch.randint(1, n + 1, (batch, 1), generator=draw))
+    times = torch.randint(0, 10**6, (batch, n), generator=draw).sort(dim=1).values
+    target = torch.randint(1, arguments.items + 1, (batch,), generator=draw)
+    return seq.to(device), times.to(device), target.to(device)
+
+
+def step(model, seq, times, target, arguments):
+    """What is timed: a function without arguments."""
+    from vitkern.strec.losses import full_softmax
+
+    def train():
+        model.zero_grad(set_to_none=True)
+        full_softmax(model(seq, times), model.item_table(), target).backward()
+
+    def graph():
+        return model(seq, times)
+
+    def infer():
+        with torch.inference_mode():
+            return model(seq, times) @ model.item_table().T
+
+    model.train(arguments.train)
+    return train if arguments.train else graph if arguments.graph else infer
+
+
+def figures(name: str, timings: dict[str, Timing]) -> dict:
+    """Of one contender: seconds, peak bytes, and for each baseline how many times as fast, with quartiles, and what
+    part of its memory."""
+    own, against = timings[name], {}
+    for baseline in BASELINES:
+        if other := timings.get(baseline):
+            speed, *quartiles = ratio(other, own)
+            part = own.peak / other.peak if own.peak is not None and other.peak else None
+            against[baseline] = dict(speed=speed, quartiles=quartiles, memory=part)
+    return dict(seconds=own.median, peak_bytes=own.peak, against=against)
+
+
+def _row(name: str, found: dict, baselines: list[str], n: int) -> tuple[str, ...]:
+    from vitkern.models.strec_form import density
+
+    cells = []
+    for baseline in baselines:
+        speed, (low, high), part = (found["against"][baseline][key] for key in ("speed", "quartiles", "memory"))
+        saved = "n/a" if part is None else f"{part - 1:+.0%}"
+        cells.append(f"{1 / speed - 1:+.0%} ({1 / high - 1:+.0%} to {1 / low - 1:+.0%}), {saved}")
+    return (
+        name,
+        f"{density(tuple(found['ks']), n):.0%}",
+        seconds(found["seconds"]),
+        memory(found["peak_bytes"]),
+        *cells,
+    )

@@ -8,12 +8,21 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitkern.models.strec_form import ACTIVATION, FORMS, Form, check_ks, default_alphas, default_ks
+from vitkern.models.strec_form import (
+    ACTIVATION,
+    Form,
+    check_alphas,
+    check_form,
+    check_ks,
+    default_alphas,
+    default_ks,
+)
+from vitkern.models.strec_sampling import gates, sampled_order
+from vitkern.models.strec_slices import sequences_at_once
 from vitkern.nn.mlp import LayerNorm
 from vitkern.nn.strec import Sampler, SparseTransformerLayer, ages
 
 STAGES = ("pretrain", "finetune")
-NOISES = ("normal", "uniform", None)
 
 
 class STRec(nn.Module):
@@ -27,6 +36,9 @@ class STRec(nn.Module):
     Sequences are aligned to the right: the last item is in the last column, padding (item 0) on the left. Padding is
     never attended to and never sampled before a real item. A row shorter than some k_l is fine, and a narrower batch
     equals one padded to ``max_len``.
+
+    Without gradients, in eval mode, `forward` computes a few sequences at a time and keeps no more of them than the
+    result; where layer 1 computes every row, its memory would otherwise be the dense backbone's.
 
     Args:
         n_items: rows of the item table; item 0 is padding.
@@ -44,7 +56,9 @@ class STRec(nn.Module):
             gradient is 0 or 1e8 and is lost in float32; where the mask is sharp both drop the same keys.
         hidden: width of the feed-forward part, 4 d by default.
         activation: of the sampler's MLP, "tanh" or "relu".
-        dropout: of the embedding and of both branches of a layer, in training. Attention weights are not dropped.
+        dropout: of the embedding and of both branches of a layer, in training.
+        attention_dropout: of the attention weights, in training; the authors' is 0.5. Above 0 PyTorch computes the
+            attention in the kernel's place.
         eval_noise: draw noise in eval mode too, as the authors do; two calls then differ.
 
     Raises:
@@ -67,25 +81,16 @@ class STRec(nn.Module):
         hidden: int | None = None,
         activation: str | None = None,
         dropout: float = 0.5,
+        attention_dropout: float = 0.0,
         eval_noise: bool = False,
     ):
         super().__init__()
-        if isinstance(form, str) and form not in FORMS:
-            raise ValueError(f"STRec: unknown form: got {form!r}; expected one of {', '.join(FORMS)}.")
-        self.form = FORMS[form] if isinstance(form, str) else form
-        self.noise = self.form.noise if noise == "form" else noise
-        if self.noise not in NOISES:
-            raise ValueError(f"STRec: unknown noise: got {noise!r}; expected normal, uniform, None or form.")
-        if sampler == "random" and self.noise is None:
-            raise ValueError("STRec: a random sampler needs noise: got noise=None; expected normal or uniform.")
         if n_items < 2 or max_len < 1 or n_layers < 1:
             got = f"n_items={n_items}, max_len={max_len}, n_layers={n_layers}"
             raise ValueError(f"STRec: sizes are not usable: got {got}; expected n_items >= 2 and the others >= 1.")
+        self.form, self.noise = check_form(form, noise, sampler)
         self.ks = check_ks(default_ks(max_len, n_layers) if ks is None else ks, max_len, n_layers)
-        self.alphas = tuple(map(float, default_alphas(n_layers) if alphas is None else alphas))
-        if len(self.alphas) != n_layers + 1:
-            got = f"{len(self.alphas)} for {n_layers} layers"
-            raise ValueError(f"STRec: alphas does not fit n_layers: got {got}; expected alpha_0 .. alpha_L.")
+        self.alphas = check_alphas(default_alphas(n_layers) if alphas is None else alphas, n_layers)
         self.n_items, self.max_len, self.eval_noise, self.dropout = n_items, max_len, eval_noise, dropout
         self.item_embedding = nn.Embedding(n_items, d, padding_idx=0)
         self.position_embedding = nn.Embedding(max_len, d)
@@ -96,8 +101,14 @@ class STRec(nn.Module):
             clock=self.form.clock,
             normalise=self.form.normalise,
         )
-        layer = dict(projections=self.form.projections, strength=self.form.strength, drop=dropout)
-        layers = [SparseTransformerLayer(d, n_heads, hidden or 4 * d, **layer) for _ in range(n_layers)]
+        self.hidden = hidden or 4 * d
+        layer = dict(
+            projections=self.form.projections,
+            strength=self.form.strength,
+            drop=dropout,
+            attention_drop=attention_dropout,
+        )
+        layers = [SparseTransformerLayer(d, n_heads, self.hidden, **layer) for _ in range(n_layers)]
         self.trm_encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
         for part in self.children():
             # Logarithms of ages are of the size that PyTorch's own initialisation is made for; seconds are not.
@@ -134,11 +145,14 @@ class STRec(nn.Module):
         noise: (B, N); None draws it in training (and in eval mode with ``eval_noise`` or a random sampler), else 0.
         """
         real = seq != 0
-        if noise is None and (self.training or self.eval_noise or self.ffn.kind == "random"):
-            noise = self.draw_noise(tuple(seq.shape), seq.device)
+        noise = self._drawn(seq) if noise is None else noise
         with torch.autocast(seq.device.type, enabled=False):
             score = self.ffn(ages(timestamps, real, self.LayerNorm.weight.dtype), real)
         return score if noise is None else score + noise.to(score.dtype)
+
+    def _drawn(self, seq: Tensor) -> Tensor | None:
+        draws = self.training or self.eval_noise or self.ffn.kind == "random"
+        return self.draw_noise(tuple(seq.shape), seq.device) if draws else None
 
     def hidden_states(self, seq: Tensor, timestamps: Tensor, noise: Tensor | None = None) -> Iterator[Tensor]:
         """The output of each layer in turn: (B, N, C) in pre-training, (B, k_l, C) in sampled order, last item first,
@@ -150,35 +164,18 @@ class STRec(nn.Module):
             yield from self._soft(seq, positions, self.score(seq, timestamps, noise))
             return
         if not self.dense:
-            order = self._order(seq, self.score(seq, timestamps, noise))
+            order = sampled_order(seq, self.score(seq, timestamps, noise))
             seq, positions = seq.gather(1, order), positions.gather(1, order)
         x, real = self.embed(seq, positions), _mask(seq)
         for layer, k in zip(self.trm_encoder["layer"], self.ks, strict=True):
             x = layer(x[:, :k], x, real if real is None else real[:, : x.shape[1]])
             yield x
 
-    def _order(self, seq: Tensor, score: Tensor) -> Tensor:
-        """I_1 (equation 7) over all of the sequence: the last item, the others by score, padding at the end."""
-        wanted = score.detach().masked_fill(seq == 0, -torch.inf)
-        last = torch.ones_like(wanted[:, :1], dtype=torch.bool)
-        wanted = wanted.masked_fill(F.pad(last, (seq.shape[1] - 1, 0)), torch.inf)
-        return wanted.argsort(dim=1, descending=True, stable=True)
-
-    def gates(self, score: Tensor, *, log: bool = False) -> list[Tensor]:
-        """S_0 .. S_L of pre-training, or their logarithms: (B, N) scores -> L + 1 times (B, N)."""
-        if self.form.force_last:
-            score = torch.cat([score[:, :-1], torch.full_like(score[:, -1:], 10.0)], dim=1)
-        sigmoid = F.logsigmoid if log else torch.sigmoid
-        gates = [sigmoid(self.form.temperature * (score + alpha)) for alpha in self.alphas]
-        if self.form.open_first:
-            gates[0] = torch.full_like(score, 0.0 if log else 1.0)
-        return gates
-
     def _soft(self, seq: Tensor, positions: Tensor, score: Tensor) -> Iterator[Tensor]:
         log = self.form.relaxation == "log"
-        gates = self.gates(score, log=log)
+        soft = gates(self.form, self.alphas, score, log=log)
         x, real = self.embed(seq, positions), _mask(seq)
-        for layer, keys, queries in zip(self.trm_encoder["layer"], gates, gates[1:], strict=False):
+        for layer, keys, queries in zip(self.trm_encoder["layer"], soft, soft[1:], strict=False):
             x = layer(x, x, real, torch.ones_like(queries) if log else queries, keys)
             yield x
 
@@ -196,6 +193,15 @@ class STRec(nn.Module):
         Raises:
             ValueError: shapes do not fit, or the last column holds padding.
         """
+        self._check(seq, timestamps, noise)
+        step = len(seq) if self.training else sequences_at_once(seq, self.hidden, self.LayerNorm.weight.dtype)
+        if len(seq) <= step:
+            return self._state(seq, timestamps, noise)
+        noise = self._drawn(seq) if noise is None else noise
+        parts = [slice(begin, begin + step) for begin in range(0, len(seq), step)]
+        return torch.cat([self._state(seq[p], timestamps[p], None if noise is None else noise[p]) for p in parts])
+
+    def _state(self, seq: Tensor, timestamps: Tensor, noise: Tensor | None) -> Tensor:
         for x in self.hidden_states(seq, timestamps, noise):
             last = x
         return last[:, -1] if self.stage == "pretrain" or self.dense else last[:, 0]

@@ -44,6 +44,8 @@ FORMS = {
     "log": Form("uniform", 5.0, True, True, True, True, "log", "log", strength=1.0),
 }
 
+NOISES = ("normal", "uniform", None)
+
 KS = {50: (50, 20, 20, 5, 5, 5, 5, 1), 8: (8, 3, 3, 3, 3, 3, 3, 1)}
 ALPHAS = (2.0, -0.2, -0.2, -0.3, -0.3, -0.5, -0.5, -0.7, -0.7)
 ACTIVATION = {50: "tanh", 8: "relu"}
@@ -60,6 +62,35 @@ def default_ks(max_len: int, n_layers: int) -> tuple[int, ...]:
 def default_alphas(n_layers: int) -> tuple[float, ...]:
     """alpha_0 .. alpha_L: the authors' for 8 layers, else theirs read at the same depth."""
     return (ALPHAS[0], *(ALPHAS[1 + round(i * 7 / max(1, n_layers - 1))] for i in range(n_layers)))
+
+
+def check_form(form: str | Form, noise: str | None, sampler: str) -> tuple[Form, str | None]:
+    """The form and its noise, or the one that is asked for.
+
+    Raises:
+        ValueError: an unknown form or noise, or a random sampler without noise.
+    """
+    if isinstance(form, str) and form not in FORMS:
+        raise ValueError(f"STRec: unknown form: got {form!r}; expected one of {', '.join(FORMS)}.")
+    form = FORMS[form] if isinstance(form, str) else form
+    chosen = form.noise if noise == "form" else noise
+    if chosen not in NOISES:
+        raise ValueError(f"STRec: unknown noise: got {noise!r}; expected normal, uniform, None or form.")
+    if sampler == "random" and chosen is None:
+        raise ValueError("STRec: a random sampler needs noise: got noise=None; expected normal or uniform.")
+    return form, chosen
+
+
+def check_alphas(alphas, n_layers: int) -> tuple[float, ...]:
+    """
+    Raises:
+        ValueError: another count than layers and one.
+    """
+    alphas = tuple(map(float, alphas))
+    if len(alphas) != n_layers + 1:
+        got = f"{len(alphas)} for {n_layers} layers"
+        raise ValueError(f"STRec: alphas does not fit n_layers: got {got}; expected alpha_0 .. alpha_L.")
+    return alphas
 
 
 def check_ks(ks, max_len: int, n_layers: int) -> tuple[int, ...]:

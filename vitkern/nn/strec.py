@@ -92,14 +92,25 @@ class SampledAttention(nn.Module):
         projections: False for the bare softmax(q k^T) v of the paper's equation: no weights, no 1 / sqrt(D).
         strength: of the gates, see `vitkern.ops.sparse_attention.sparse_attention`.
         drop: dropout of the branch, in training.
+        attention_drop: dropout of the attention weights, in training; above 0 PyTorch runs in the kernel's place.
     """
 
-    def __init__(self, dim: int, heads: int, *, projections: bool, strength: float, drop: float, eps: float):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        projections: bool,
+        strength: float,
+        drop: float,
+        attention_drop: float,
+        eps: float,
+    ):
         super().__init__()
         for name in ("query", "key", "value", "dense"):
             setattr(self, name, nn.Linear(dim, dim) if projections else nn.Identity())
         self.LayerNorm = LayerNorm(dim, eps)
-        self.heads, self.strength, self.drop = heads, strength, drop
+        self.heads, self.strength, self.drop, self.attention_drop = heads, strength, drop, attention_drop
         self.scale = None if projections else 1.0
 
     def forward(
@@ -112,7 +123,7 @@ class SampledAttention(nn.Module):
         )
         out = sparse_attention(
             q, k, v, key_padding_mask=mask, query_gate=query_gate, key_gate=key_gate,
-            strength=self.strength, scale=self.scale,
+            strength=self.strength, scale=self.scale, dropout_p=self.attention_drop if self.training else 0.0,
         )  # fmt: skip
         branch = F.dropout(self.dense(out.transpose(1, 2).flatten(2)), self.drop, self.training)
         return layernorm(branch, self.LayerNorm.weight, self.LayerNorm.bias, self.LayerNorm.eps, residual=rows)[0]
@@ -139,7 +150,7 @@ class SparseTransformerLayer(nn.Module):
     Args:
         dim: channels C. heads: H, a divisor of it. hidden: width of the feed-forward part.
         projections, strength: see `SampledAttention`.
-        drop: dropout of both branches. eps: of both norms.
+        drop: dropout of both branches. attention_drop: of the attention weights. eps: of both norms.
 
     Raises:
         ValueError: ``heads`` does not divide ``dim``.
@@ -154,6 +165,7 @@ class SparseTransformerLayer(nn.Module):
         projections: bool = True,
         strength: float = 1e8,
         drop: float = 0.0,
+        attention_drop: float = 0.0,
         eps: float = 1e-12,
     ):
         super().__init__()
@@ -163,7 +175,13 @@ class SparseTransformerLayer(nn.Module):
                 "expected a divisor."
             )
         self.multi_head_attention = SampledAttention(
-            dim, heads, projections=projections, strength=strength, drop=drop, eps=eps
+            dim,
+            heads,
+            projections=projections,
+            strength=strength,
+            drop=drop,
+            attention_drop=attention_drop,
+            eps=eps,
         )
         self.feed_forward = FeedForward(dim, hidden, drop=drop, eps=eps)
 

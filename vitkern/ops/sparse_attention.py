@@ -24,6 +24,7 @@ def sparse_attention(
     key_gate: Tensor | None = None,
     strength: float = 1e8,
     scale: float | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """Attention of sampled queries over the keys of a short sequence; with gates, a soft mask that can be learned.
 
@@ -38,6 +39,8 @@ def sparse_attention(
             softmax does not see a shift, so the logit is computed against the largest gate: strength may be 1e8.
         strength: finite, not negative.
         scale: factor of q k^T; 1 / sqrt(D) by default.
+        dropout_p: probability of dropping an attention weight, 0 <= p < 1; the others are divided by 1 - p. Above 0 the
+            PyTorch path runs, which holds the (B, H, K, M) weights.
 
     Returns:
         (B, H, K, D) in the dtype of ``q`` (the autocast dtype under autocast), laid out as contiguous (B, K, H, D). A
@@ -46,7 +49,9 @@ def sparse_attention(
 
     Raises:
         TypeError: dtypes differ or are unsupported, or an argument is not a dense tensor.
-        ValueError: shapes, devices, indices, ``scale`` or ``strength`` do not fit, or only one gate was given.
+        ValueError: shapes, devices, indices, ``scale``, ``strength`` or ``dropout_p`` do not fit, or only one gate was
+            given.
+        NotImplementedError: a kernel was forced and cannot run.
     """
     op = "sparse_attention"
     for name, tensor in (("q", q), ("k", k), ("v", v)):
@@ -54,19 +59,21 @@ def sparse_attention(
     q, k, v = autocast(q, k, v)
     checks.check_same(op, q=q, k=k, v=v)
     _check(op, q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale)
+    checks.check_probability(op, "dropout_p", dropout_p)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     tensors = (q, k, v, query_gate, key_gate)
-    if runs_kernel(op, (*tensors, index, key_padding_mask), _reasons(q, k)):
+    if runs_kernel(op, (*tensors, index, key_padding_mask), _reasons(q, k, dropout_p)):
         out = sparse_attention_op(q, k, v, index, key_padding_mask, query_gate, key_gate, scale, float(strength))
         return out.transpose(1, 2)
-    return _in_pytorch(q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale)
+    return _in_pytorch(q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale, dropout_p)
 
 
-def _reasons(q: Tensor, k: Tensor) -> list[str]:
+def _reasons(q: Tensor, k: Tensor, dropout_p: float) -> list[str]:
     """Why the kernel cannot run, beside the tensors themselves: it holds a row of scores in one tile."""
-    if not HAS_TRITON or kernels.fits(q, k):
-        return []
-    return [f"{k.shape[2]} keys of head dim {q.shape[3]} in {q.dtype} do not fit one tile"]
+    reasons = ["the kernel does not drop attention weights"] * (dropout_p > 0.0)
+    if HAS_TRITON and not kernels.fits(q, k):
+        reasons.append(f"{k.shape[2]} keys of head dim {q.shape[3]} in {q.dtype} do not fit one tile")
+    return reasons
 
 
 def _check(op, q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale) -> None:
@@ -120,16 +127,16 @@ def _kernel_in_pytorch(q, k, v, index, key_padding_mask, query_gate, key_gate, s
     return _in_pytorch(q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale).transpose(1, 2)
 
 
-def _in_pytorch(q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale) -> Tensor:
+def _in_pytorch(q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale, dropout_p=0.0) -> Tensor:
     if query_gate is not None or key_padding_mask is not None:
         out = reference.sparse_attention(
             q, k, v, index=index, key_padding_mask=key_padding_mask,
-            query_gate=query_gate, key_gate=key_gate, strength=strength, scale=scale,
+            query_gate=query_gate, key_gate=key_gate, strength=strength, scale=scale, dropout_p=dropout_p,
         )  # fmt: skip
     else:
         if index is not None:
             q = q.gather(2, index[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
-        out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale)
     return out.transpose(1, 2).contiguous().transpose(1, 2)
 
 

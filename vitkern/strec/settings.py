@@ -20,11 +20,13 @@ class Settings:
     """Of one training run; JSON holds them in checkpoints.
 
     model: of MODELS; stage: "pretrain" or "finetune", for strec and dense. d, layers, heads, hidden (0: 4 d), dropout,
-    max_len: of the model. ks, alphas, form, sampler, noise: see `vitkern.models.strec.STRec`; empty: its defaults.
-    loss: "full", "sampled", "bpr" or "bce"; negatives: how many the last three draw a step. lr, weight_decay, batch
-    (sequences a step, all processes together), epochs, epoch_samples (a fresh random part of the log for each epoch; 0:
-    all of it), patience (epochs without a better NDCG@10 in validation; 0: never stop early), clip (largest norm of the
-    gradient, 0: none), seed. split, ratio: see `vitkern.strec.data.split`.
+    max_len: of the model; attention_dropout: of the attention weights of strec and dense. ks, alphas, form, sampler,
+    noise: see `vitkern.models.strec.STRec`; empty: its defaults.
+    loss: "full", "sampled", "bpr" or "bce"; negatives: how many the last three draw a step. lr, decay (the last part of
+    all updates, in which lr falls linearly to 0), weight_decay, batch (sequences a step, all processes together),
+    epochs, epoch_samples (a fresh random part of the log for each epoch; 0: all of it), patience (epochs without a
+    better NDCG@10 in validation; 0: never stop early), clip (largest norm of the gradient, 0: none), seed. split,
+    ratio: see `vitkern.strec.data.split`.
     exclude_seen: rank no item of the history. sharding: "ddp" or "fsdp", among many processes.
     """
 
@@ -36,6 +38,7 @@ class Settings:
     heads: int = 2
     hidden: int = 0
     dropout: float = 0.2
+    attention_dropout: float = 0.0
     ks: tuple[int, ...] = ()
     alphas: tuple[float, ...] = ()
     form: str = "log"
@@ -44,6 +47,7 @@ class Settings:
     loss: str = "full"
     negatives: int = 256
     lr: float = 1e-3
+    decay: float = 0.0
     weight_decay: float = 0.0
     batch: int = 256
     epochs: int = 30
@@ -69,8 +73,13 @@ class Settings:
         for name in ("epochs", "epoch_samples", "patience", "clip", "weight_decay"):
             if getattr(self, name) < 0:
                 raise BadInput(f"{name} is {getattr(self, name)}; expected 0 or more.")
-        if not 0 <= self.dropout < 1 or not 0 < self.lr < float("inf"):
-            raise BadInput(f"dropout is {self.dropout}, lr is {self.lr}; expected 0 <= dropout < 1 and lr > 0.")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BadInput(f"{name} is {getattr(self, name)}; expected 0 <= {name} < 1.")
+        if not 0 <= self.decay <= 1:
+            raise BadInput(f"decay is {self.decay}; expected 0 <= decay <= 1.")
+        if not 0 < self.lr < float("inf"):
+            raise BadInput(f"lr is {self.lr}; expected a finite number above 0.")
 
     @classmethod
     def from_json(cls, found: dict) -> "Settings":
@@ -95,7 +104,8 @@ def build_model(settings: Settings, n_items: int) -> nn.Module:
             ks = (settings.max_len,) * settings.layers if dense else settings.ks or None
             model = STRec(
                 n_items, settings.max_len, **sizes, ks=ks, alphas=settings.alphas or None, sampler=settings.sampler,
-                noise=None if settings.noise == "none" else settings.noise, form=settings.form, **common,
+                noise=None if settings.noise == "none" else settings.noise, form=settings.form,
+                attention_dropout=settings.attention_dropout, **common,
             )  # fmt: skip
             return model.set_stage("finetune" if dense else settings.stage)
         if settings.model == "popularity":

@@ -91,6 +91,9 @@ class Run:
         begun = noted = time.monotonic()
         self.objective.train()
         while self.state["step"] < steps:
+            rate = self._rate((epoch + self.state["step"] / steps) / self.settings.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
             which = order[self.state["step"] * batch :][:batch]
             self.state["loss"] += self._step(which, trained) * len(which)
             self.state["step"] += 1
@@ -115,6 +118,11 @@ class Run:
                 f"epoch {self.state['epoch']}/{self.settings.epochs}: loss {loss:.4f}, "
                 f"valid ndcg@10 {valid['ndcg@10']:.4f} (best {self.state['best']:.4f}), {self.state['seconds']:.0f} s"
             )
+
+    def _rate(self, done: float) -> float:
+        """The learning rate after the part ``done`` of all updates."""
+        decay = self.settings.decay
+        return self.settings.lr * (min(1.0, (1 - done) / decay) if decay else 1.0)
 
     def _step(self, which: Tensor, trained: list[Tensor]) -> float:
         """One update; returns this process's part of the mean loss. What is random is drawn for all processes alike."""
