@@ -1,111 +1,32 @@
-"""The only list of shapes: each is a layer of a model that people run. Sizes are per image.
+"""The only list of shapes: each is a layer of a model that people run."""
 
-``quick`` marks one small case an operator. ``problem(batch)`` is the case as ``python -m vitkern check`` sees it:
-inputs, operator, reference. What is timed is what was verified.
-"""
+from fnmatch import fnmatchcase
 
-from dataclasses import dataclass
+from benchmarks.layers import Attention, Layer, LayerNorm, Mlp, Neighborhood, Sampled, Window
+from vitkern.report import BadInput, near_matches
 
-from vitkern.lab import problems
-
-
-@dataclass(frozen=True)
-class Attention:
-    """heads H, tokens N, head dim D; ``bias``: a learned bias (H, N, N) shared by the batch."""
-
-    layer: str
-    heads: int
-    tokens: int
-    head_dim: int
-    bias: bool = False
-    batch: int = 64
-    quick: bool = False
-    op = "attention"
-
-    def problem(self, batch: int):
-        bias = (1, self.heads, self.tokens, self.tokens) if self.bias else None
-        return problems.attention_problem(self.layer, (batch, self.heads, self.tokens, self.head_dim), bias=bias)
-
-    def __str__(self) -> str:
-        return f"{self.layer} H{self.heads} N{self.tokens} D{self.head_dim}{' learned bias' if self.bias else ''}"
-
-
-@dataclass(frozen=True)
-class Window:
-    """A square image of ``side`` tokens, C channels; head dim is C / H; ``cosine``: the scores of SwinV2."""
-
-    layer: str
-    side: int
-    channels: int
-    heads: int
-    window: int
-    shift: int = 0
-    cosine: bool = False
-    batch: int = 64
-    quick: bool = False
-    op = "window_attention"
-
-    def problem(self, batch: int):
-        sizes = dict(
-            heads=self.heads, dim=self.channels // self.heads, batch=batch, shift=(self.shift,) * 2, cosine=self.cosine
-        )
-        return problems.window_problem(self.layer, (self.side,) * 2, (self.window,) * 2, **sizes)
-
-    def __str__(self) -> str:
-        shift = f" shift {self.shift}" if self.shift else ""
-        return f"{self.layer} {self.side}x{self.side} C{self.channels} window {self.window}{shift}"
-
-
-@dataclass(frozen=True)
-class LayerNorm:
-    """``tokens`` rows of C an image; ``residual``: added first, the sum returned too."""
-
-    layer: str
-    tokens: int
-    channels: int
-    residual: bool = False
-    batch: int = 64
-    quick: bool = False
-    op = "layernorm"
-
-    def problem(self, batch: int):
-        return problems.layernorm_problem(self.layer, batch * self.tokens, self.channels, residual=self.residual)
-
-    def __str__(self) -> str:
-        return f"{self.layer} {self.tokens} x C{self.channels}{' + residual' if self.residual else ''}"
-
-
-@dataclass(frozen=True)
-class Mlp:
-    """``tokens`` rows of C an image, hidden width 4 C, exact GELU; ``post_norm``: the block of SwinV2."""
-
-    layer: str
-    tokens: int
-    channels: int
-    post_norm: bool = False
-    batch: int = 64
-    quick: bool = False
-    op = "layernorm_mlp"
-
-    def problem(self, batch: int):
-        options = dict(post_norm=True) if self.post_norm else {}
-        return problems.mlp_problem(self.layer, batch, self.tokens, self.channels, 4 * self.channels, **options)
-
-    def __str__(self) -> str:
-        return f"{self.layer} {self.tokens} x C{self.channels}{' post-norm' if self.post_norm else ''}"
-
-
-CASES = (
+CASES: tuple[Layer, ...] = (
+    Attention("ViT-Ti/16 224", 3, 197, 64),
     Attention("ViT-S/16 224", 6, 197, 64, quick=True),
     Attention("ViT-B/16 224", 12, 197, 64),
-    Attention("ViT-L/16 256", 16, 257, 64),
-    Attention("ViT-B/16 384", 12, 577, 64, batch=32),
+    Attention("ViT-L/16 224", 16, 197, 64),
+    Attention("ViT-L/14 224", 16, 257, 64),
     Attention("ViT-H/14 224", 16, 257, 80),
+    Attention("DINOv2-g/14 224", 24, 257, 64),
+    Attention("DINOv2-g/14 518", 24, 1370, 64, batch=8),
+    Attention("ViT-B/16 384", 12, 577, 64, batch=32),
+    Attention("ViT-B/16 384, no class token", 12, 576, 64, masked=True, batch=32),
     Attention("BEiT-B/16 224", 12, 197, 64, bias=True),
     Attention("BEiT-B/16 384", 12, 577, 64, bias=True, batch=32),
+    Attention("PVT-S stage 1", 1, 3136, 64, keys=49),
+    Attention("PVT-S stage 2", 2, 784, 64, keys=49),
+    Attention("PVT-S stage 3", 5, 196, 64, keys=49),
+    Attention("PVT-S stage 4", 8, 50, 64, keys=50),
     Attention("iGPT grid, without its mask", 16, 1024, 64, batch=16),
-    Attention("ViTDet-B global", 12, 4096, 64, batch=4),
     Attention("ViT-22B head width", 12, 577, 128, batch=16),
+    Attention("SAM-B global, ViTDet-B", 12, 4096, 64, batch=4),
+    Attention("SAM-H global", 16, 4096, 80, batch=2),
+    Attention("pixel ViT 224", 3, 50176, 64, batch=1),
     Window("Swin-T stage 1", 56, 96, 3, 7),
     Window("Swin-T stage 1", 56, 96, 3, 7, 3),
     Window("Swin-T stage 2", 28, 192, 6, 7),
@@ -117,21 +38,46 @@ CASES = (
     Window("Swin-B stage 2", 28, 256, 8, 7, 3),
     Window("Swin-B stage 3", 14, 512, 16, 7, 3),
     Window("Swin-B stage 4", 7, 1024, 32, 7),
+    Window("Swin-B 384 stage 1", 96, 128, 4, 12, 6, batch=32),
+    Window("Swin-B 384 stage 3", 24, 512, 16, 12, 6, batch=32),
     Window("SwinV2-T w8 stage 1", 64, 96, 3, 8, 4, cosine=True),
+    Window("SwinV2-T w8 stage 2", 32, 192, 6, 8, 4, cosine=True),
     Window("SwinV2-T w8 stage 3", 16, 384, 12, 8, 4, cosine=True),
+    Window("SwinV2-T w8 stage 4", 8, 768, 24, 8, cosine=True),
     Window("SwinV2-T w16 stage 1", 64, 96, 3, 16, 8, cosine=True),
+    Window("SwinV2-T w16 stage 2", 32, 192, 6, 16, 8, cosine=True),
     Window("SwinV2-T w16 stage 3", 16, 384, 12, 16, cosine=True),
+    Window("SwinV2-B w24 stage 1", 96, 128, 4, 24, 12, cosine=True, batch=32),
+    Window("SwinV2-B w24 stage 2", 48, 256, 8, 24, 12, cosine=True, batch=32),
+    Window("SwinV2-B w24 stage 3", 24, 512, 16, 24, cosine=True, batch=32),
+    Window("SAM-B local, with Swin's table", 64, 768, 12, 14, batch=8),
+    Neighborhood("NAT-T stage 1", 56, 64, 2, 7),
+    Neighborhood("NAT-T stage 2", 28, 128, 4, 7),
+    Neighborhood("NAT-T stage 3", 14, 256, 8, 7, quick=True),
+    Neighborhood("NAT-T stage 4", 7, 512, 16, 7),
+    Neighborhood("DiNAT-T stage 1", 56, 64, 2, 7, 8),
+    Neighborhood("DiNAT-T stage 2", 28, 128, 4, 7, 4),
+    Neighborhood("DiNAT-T stage 3", 14, 256, 8, 7, 2),
+    Sampled("STRec layer 1, pre-training", 4, 50, 32, batch=2048),
+    Sampled("STRec layer 2", 4, 50, 32, 20, batch=2048, quick=True),
+    Sampled("STRec layer 4", 4, 20, 32, 5, batch=2048),
     LayerNorm("Swin-T stage 1", 3136, 96),
     LayerNorm("Swin-T stage 2", 784, 192),
+    LayerNorm("Swin-T stage 3", 196, 384),
     LayerNorm("ViT-S", 197, 384, quick=True),
     LayerNorm("ViT-B", 197, 768),
     LayerNorm("ViT-B", 197, 768, residual=True),
+    LayerNorm("ViT-L", 197, 1024),
     LayerNorm("ViT-H", 257, 1280),
+    LayerNorm("DINOv2-g", 257, 1536),
     Mlp("Swin-T stage 1", 3136, 96),
     Mlp("Swin-B stage 1", 3136, 128),
     Mlp("Swin-T stage 2", 784, 192),
+    Mlp("ViT-Ti", 197, 192),
     Mlp("Swin-B stage 2", 784, 256),
     Mlp("SwinV2-T stage 1", 4096, 96, post_norm=True),
+    Mlp("SwinV2-T stage 2", 1024, 192, post_norm=True),
+    Mlp("SwinV2-T stage 3", 256, 384, post_norm=True),
     Mlp("ViT-S", 197, 384, quick=True),
     Mlp("Swin-B stage 3", 196, 512),
     Mlp("ViT-B", 197, 768),
@@ -140,11 +86,31 @@ CASES = (
 )
 OPS = tuple(dict.fromkeys(case.op for case in CASES))
 
+CPU_SHARE = 32  # a GPU's batch over a CPU's
+
 QUICK = tuple(case for case in CASES if case.quick)
 
 
-def batch_for(case, *, gpu: bool, quick: bool) -> int:
+def batch_for(case: Layer, *, gpu: bool, quick: bool) -> int:
     """Images in a timed call."""
     if quick:
         return 1
-    return case.batch if gpu else max(1, case.batch // 8)
+    return case.batch if gpu else max(1, case.batch // CPU_SHARE)
+
+
+def chosen(patterns: list[str], cases=CASES) -> tuple[Layer, ...]:
+    """The cases whose name holds one of ``patterns``, or matches it as a glob; all where there are none.
+
+    Raises:
+        BadInput: a pattern that is in no name.
+    """
+
+    def fits(case: Layer, pattern: str) -> bool:
+        name = str(case).lower()
+        return pattern.lower() in name or fnmatchcase(name, pattern.lower())
+
+    for pattern in patterns:
+        if not any(fits(case, pattern) for case in cases):
+            near = near_matches(pattern, [str(case) for case in cases])
+            raise BadInput(f"no case is called {pattern!r}.{near} The cases are listed by --list.")
+    return tuple(case for case in cases if not patterns or any(fits(case, pattern) for pattern in patterns))

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from benchmarks import results
-from benchmarks.measure import OURS, Row
+from benchmarks.rows import OURS, Row
 from vitkern.report import BadInput, seconds, table
 
 LEAST = 1.05  # a change below this is never called one
+SLOWER = "SLOWER"
 
 
 def add_arguments(parser) -> None:
@@ -17,35 +18,48 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> int:
     before, after = results.load(arguments.before), results.load(arguments.after)
-    devices = [recorded["environment"]["device"] for recorded in (before, after)]
-    if devices[0] != devices[1]:
-        raise BadInput(
-            f"{arguments.before} was measured on {devices[0]} and {arguments.after} on {devices[1]}: "
-            "times of two devices are not comparable"
-        )
-    pairs = matched(before["results"], after["results"], every=arguments.all)
+    results.same_device(before["environment"]["device"], {str(arguments.after): after["environment"]})
+    for line in changed_versions(before["environment"], after["environment"]):
+        print(line)
+    slower, pairs = show(before["results"], after["results"], every=arguments.all)
+    print(f"verdict: {slower} of {pairs} slower beyond noise")
+    return 1 if slower else 0
+
+
+def show(before: list[Row], after: list[Row], *, every: bool = False) -> tuple[int, int]:
+    """Print what both runs timed, before and after -> how many got slower, of how many.
+
+    Raises:
+        BadInput: they have no case in common.
+    """
+    pairs = matched(before, after, every=every)
     if not pairs:
-        raise BadInput(f"{arguments.before} and {arguments.after} hold no case in common")
+        raise BadInput("the two runs hold no case in common: they differ in operators, cases, modes, dtypes or batches")
     lines, slower = [], 0
     for old, new in pairs:
         said = verdict(old, new)
-        slower += said == "SLOWER"
+        slower += said == SLOWER
         ratio = f"{new.seconds / old.seconds:.2f}"
         name = (new.op, new.case, new.mode, new.dtype, new.contender)
         lines.append((*name, seconds(old.seconds), seconds(new.seconds), ratio, f"{noise(old, new):.1%}", said))
     header = ("operator", "case", "mode", "dtype", "", "before", "after", "ratio", "noise", "")
     print(table(header, lines))
-    print(f"verdict: {slower} of {len(pairs)} slower beyond noise")
-    return 1 if slower else 0
+    return slower, len(pairs)
+
+
+def changed_versions(before: dict, after: dict) -> list[str]:
+    """A line for each package, and for the number of threads, that the two runs do not share."""
+    old, new = (found["versions"] | {"threads": found.get("threads")} for found in (before, after))
+    return [f"{name} was {old.get(name)} and is {new.get(name)}" for name in new if old.get(name) != new.get(name)]
 
 
 def matched(before: list[Row], after: list[Row], *, every: bool = False) -> list[tuple[Row, Row]]:
     """Rows of one case and contender that both runs timed."""
-    old = {(*results.key(row), row.contender): row for row in before if row.seconds}
+    old = {(row.key, row.contender): row for row in before if row.seconds}
     return [
-        (old[key], row)
+        (old[row.key, row.contender], row)
         for row in after
-        if row.seconds and (every or row.contender == OURS) and (key := (*results.key(row), row.contender)) in old
+        if row.seconds and (every or row.contender == OURS) and (row.key, row.contender) in old
     ]
 
 
@@ -55,6 +69,6 @@ def noise(old: Row, new: Row) -> float:
 
 
 def verdict(old: Row, new: Row) -> str:
-    """ "SLOWER", "faster" or "same": a change counts from 5 % and from the noise of either run."""
+    """`SLOWER`, "faster" or "same": a change counts from 5 % and from the noise of either run."""
     ratio, least = new.seconds / old.seconds, max(LEAST, 1 + noise(old, new))
-    return "SLOWER" if ratio > least else "faster" if ratio < 1 / least else "same"
+    return SLOWER if ratio > least else "faster" if ratio < 1 / least else "same"

@@ -6,14 +6,17 @@ grey print too.
 
 from pathlib import Path
 
-from benchmarks import roofline, scale
-from benchmarks.measure import OURS, Row
-from benchmarks.results import key
+from benchmarks import scale
+from benchmarks.ceilings import Ceilings
+from benchmarks.rows import OURS, Row, peers_of_row
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#000000")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
+FILLS = dict(forward=None, backward="none", training="#DDDDDD")
+TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+NEAR_TICKS = (0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 4)
 
 
 def _figure(width: float, height: float):
@@ -23,11 +26,23 @@ def _figure(width: float, height: float):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(width, height), dpi=150, layout="constrained")
-    axes.grid(True, which="major", axis="x", color="#DDDDDD", linewidth=0.6)
+    axes.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure, axes
+
+
+def _decimal(set_scale, axis) -> None:
+    """A logarithmic axis with figures as people write them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    set_scale("log")
+    low, high = axis.get_data_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_tick_params(labelsize=8)
 
 
 def _save(figure, path: Path) -> Path:
@@ -38,48 +53,71 @@ def _save(figure, path: Path) -> Path:
     return path
 
 
-def speed_ups(groups: dict[str, dict[str, float]], path: Path, *, title: str) -> Path:
-    """Horizontal bars: case -> contender -> how many times as fast vitkern is."""
+def speed_ups(
+    groups: dict[str, dict[str, float]],
+    path: Path,
+    *,
+    title: str,
+    label: str = "over {}",
+    axis: str = "vitkern is so many times as fast (1: equal)",
+) -> Path:
+    """Horizontal bars from 1, on a logarithmic axis: case -> contender -> how many times as fast."""
     contenders = list(dict.fromkeys(name for bars in groups.values() for name in bars))
     height = 0.8 / max(1, len(contenders))
-    figure, axes = _figure(8, 1.2 + 0.28 * len(groups) * max(1.0, 0.7 * len(contenders)))
+    figure, axes = _figure(8, 1.4 + 0.24 * len(groups) * max(1.0, 0.6 * len(contenders)))
+    axes.grid(False, axis="y")
     for i, contender in enumerate(contenders):
         rows = [(y, bars[contender]) for y, bars in enumerate(groups.values()) if contender in bars]
+        places = [y + (i - (len(contenders) - 1) / 2) * height for y, _ in rows]
         axes.barh(
-            [y + (i - (len(contenders) - 1) / 2) * height for y, _ in rows], [value for _, value in rows], height,
-            label=f"over {contender}", color=COLOURS[i % 8], hatch=HATCHES[i % 8], edgecolor="white", linewidth=0.4,
+            places, [value - 1 for _, value in rows], height, left=1, label=label.format(contender),
+            color=COLOURS[i % 8], hatch=HATCHES[i % 8], edgecolor="white", linewidth=0.4,
         )  # fmt: skip
-        for y, value in rows:
-            place = y + (i - (len(contenders) - 1) / 2) * height
-            axes.text(value, place, f" {value:.2f}", va="center", fontsize=6)
+        for place, (_, value) in zip(places, rows, strict=True):
+            side = "left" if value >= 1 else "right"
+            axes.text(value, place, f" {value:.2f} ", va="center", ha=side, fontsize=6)
+    values = [value for bars in groups.values() for value in bars.values()]
+    left, right = min(0.8, min(values) / 1.3), max(1.25, max(values) * 1.3)
+    axes.set_xscale("log")
+    axes.set_xlim(left, right)
+    ticks = [tick for tick in (TICKS if right / left > 8 else NEAR_TICKS) if left <= tick <= right]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_yticks(range(len(groups)), list(groups), fontsize=7)
     axes.set_ylim(len(groups) - 0.5, -0.5)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("times as fast (1: equal)")
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel(axis)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     figure.legend(fontsize=7, loc="outside lower center", ncol=min(4, len(contenders)), frameon=False)
     return _save(figure, path)
 
 
-def rooflines(points: list[tuple[Row, float, float]], peaks: roofline.Peaks, path: Path, *, title: str) -> Path:
-    """``points``: (row, bytes, FLOPs), against the ceilings of a device."""
+def rooflines(rows: list[Row], ceilings: Ceilings, path: Path, *, title: str) -> Path:
+    """Useful FLOP/s of ``rows`` by their FLOP per byte, under what the device reached in the same run."""
     figure, axes = _figure(7, 4.5)
-    intensities = [flops / moved for _, moved, flops in points]
-    left, right = min(intensities) / 2, max(*intensities, peaks.half / peaks.memory) * 2
+    intensities = [row.flops / row.moved for row in rows]
+    ridge = ceilings.matmul / ceilings.copy
+    left, right = min(*intensities, ridge) / 2, max(*intensities, ridge) * 2
     grid = [left * (right / left) ** (i / 99) for i in range(100)]
-    axes.plot(
-        grid, [min(x * peaks.memory, peaks.half) / 1e12 for x in grid], color="black", label="ceiling, data sheet"
-    )
-    for i, op in enumerate(dict.fromkeys(row.op for row, _, _ in points)):
-        chosen = [(flops / moved, flops / row.seconds / 1e12) for row, moved, flops in points if row.op == op]
-        axes.scatter(*zip(*chosen, strict=True), s=22, marker=MARKERS[i % 8], color=COLOURS[i % 8], label=op)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("FLOP per byte that must move")
-    axes.set_ylabel("TFLOP/s")
+    unit, factor = ("TFLOP/s", 1e12) if ceilings.matmul >= 1e12 else ("GFLOP/s", 1e9)
+    most = [min(x * ceilings.copy, ceilings.matmul) / factor for x in grid]
+    axes.plot(grid, most, color="black", label="copy and matrix product, measured")
+    for i, op in enumerate(dict.fromkeys(row.op for row in rows)):
+        for mode in dict.fromkeys(row.mode for row in rows):
+            chosen = [row for row in rows if (row.op, row.mode) == (op, mode)]
+            axes.scatter(
+                [row.flops / row.moved for row in chosen], [row.flops / row.seconds / factor for row in chosen], s=24,
+                marker=MARKERS[i % 8], edgecolors=COLOURS[i % 8], facecolors=FILLS[mode] or COLOURS[i % 8],
+                linewidths=0.9, label=op if mode == rows[0].mode else None,
+            )  # fmt: skip
+    for mode in dict.fromkeys(row.mode for row in rows):
+        axes.scatter([], [], s=24, edgecolors="black", facecolors=FILLS[mode] or "black", label=mode)
+    _decimal(axes.set_xscale, axes.xaxis)
+    _decimal(axes.set_yscale, axes.yaxis)
+    axes.set_xlabel("useful FLOP per byte that must move")
+    axes.set_ylabel(f"useful {unit}")
     axes.set_title(title, loc="left", fontsize=10)
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside right upper", frameon=False)
     return _save(figure, path)
 
 
@@ -96,10 +134,11 @@ def scaling(rows: list[Row], path: Path, *, title: str, memory: bool) -> Path:
                 *zip(*points, strict=True), marker=MARKERS[i], linestyle=DASHES[i % 4], color=COLOURS[i], label=label
             )
     sizes = sorted({scale.size_of(row) for row in rows})
+    shown = sizes if len(sizes) <= 9 else sizes[::2]
     axes.set_xscale("log")
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=7)
+    axes.set_xticks(shown, [f"{size:,}" for size in shown], fontsize=7)
     axes.set_xticks([], minor=True)
-    axes.set_yscale("log")
+    _decimal(axes.set_yscale, axes.yaxis)
     axes.set_xlabel(rows[0].case.rsplit(" ", 1)[0].rsplit("-", 1)[1])
     axes.set_ylabel("peak memory, MiB" if memory else "time, ms")
     axes.set_title(title, loc="left", fontsize=10)
@@ -107,12 +146,28 @@ def scaling(rows: list[Row], path: Path, *, title: str, memory: bool) -> Path:
     return _save(figure, path)
 
 
+def _name(row: Row, rows: list[Row]) -> str:
+    """The case; its mode too where ``rows`` are of several."""
+    return row.case if len({other.mode for other in rows}) == 1 else f"{row.case}, {row.mode}"
+
+
 def best_peers(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """case -> contender -> how many times as fast vitkern is, for every contender that was timed."""
+    """case -> contender -> how many times as fast vitkern is, for every contender whose time counts."""
     found = {}
-    for ours in (row for row in rows if row.contender == OURS and row.seconds):
-        name = f"{ours.case}, {ours.mode}"
-        others = [row for row in rows if row.contender != OURS and row.seconds and key(row) == key(ours)]
+    for ours in (row for row in rows if row.contender == OURS and row.counts):
+        others = peers_of_row(ours, rows)
         if others:
-            found[name] = {row.contender: row.seconds / ours.seconds for row in others}
+            found[_name(ours, rows)] = {row.contender: row.seconds / ours.seconds for row in others}
+    order = list(dict.fromkeys(row.contender for row in rows))
+    return {case: dict(sorted(bars.items(), key=lambda bar: order.index(bar[0]))) for case, bars in found.items()}
+
+
+def gains(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """case -> contender -> how many times as fast as the first contender of the case, each whose time counts."""
+    found = {}
+    for key in dict.fromkeys(row.key for row in rows):
+        counted = [row for row in rows if row.key == key and row.counts]
+        if len(counted) > 1:
+            base, *others = counted
+            found[_name(base, rows)] = {row.contender: base.seconds / row.seconds for row in others}
     return found

@@ -1,18 +1,27 @@
 """report: recorded runs as a Markdown page with PNG pictures.
 
-python -m benchmarks report benchmarks/results/*/*.json --out FOLDER
+python -m benchmarks report benchmarks/results/amd-epyc/*.json --out FOLDER
 """
 
 import importlib.util
 import re
 from pathlib import Path
 
-import torch
-
-from benchmarks import results, roofline
-from benchmarks.cases import CASES
-from benchmarks.measure import OURS, Row
+from benchmarks import ceilings, results, scale
+from benchmarks.rows import OURS, Row
+from benchmarks.tables import figures, gpus_of
 from vitkern.report import BadInput, memory, progress, seconds
+
+PREFACE = (
+    "Each result was verified against float64 before it was timed. Times are medians, ± the interquartile range over "
+    "the median. *Of the ceiling*: the time that this device needs for the same bytes at the speed of a large copy, or "
+    "for the same useful operations at that of a large matrix product, whichever is longer, over the time taken; both "
+    "were measured in the same run. *Padded* counts what the compiled kernels multiply, padding and recomputation with "
+    "it. A column called uncalibrated holds lower bounds from compiled code, and nothing in it was timed."
+)
+
+
+DETAILS = dict(threads="threads", clock="for the operators' time")
 
 
 def add_arguments(parser) -> None:
@@ -28,32 +37,42 @@ def run(arguments) -> int:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"--out is no folder that can be written: {arguments.out}: {error.strerror}") from None
-    parts = ["# vitkern: recorded benchmarks", ""]
+    parts = ["# vitkern: recorded benchmarks", "", PREFACE, ""]
     for path, run_ in recorded.items():
         progress(f"{path}")
         parts += section(path, run_["environment"], run_["results"], arguments.out)
     page = arguments.out / "report.md"
     page.write_text("\n".join(parts).rstrip() + "\n")
-    print(f"wrote {page} and {len(list(arguments.out.glob('*.png')))} pictures")
+    pictures = {part for line in parts for part in re.findall(r"\]\((.*\.png)\)", line)}
+    print(f"wrote {page} and {len(pictures)} pictures")
     return 0
 
 
 def section(path: Path, environment: dict, rows: list[Row], out: Path) -> list[str]:
     """The part of the page about one run, with its pictures written to ``out``."""
-    name = re.sub(r"[^a-z0-9]+", "-", f"{path.parent.name}-{path.stem}".lower()).strip("-")
-    versions = environment.get("versions", {})
-    shown = ", ".join(f"{key} {versions[key]}" for key in ("torch", "triton", "timm") if versions.get(key))
-    lines = [f"## {path.parent.name}: {path.stem}", "", f"{environment['device']}; {shown}.", ""]
+    name = _slug(f"{path.parent.name}-{path.stem}")
+    lines = [f"## {path.parent.name}: {path.stem}", "", _environment(environment), ""]
     operators = [row for row in rows if row.op != "models" and not row.op.startswith("scale-")]
+    for op in dict.fromkeys(row.op for row in operators):
+        lines += _operator([row for row in operators if row.op == op], environment, f"{name}-{op}", out)
+    lines += _roofline(operators, environment, name, out)
     models = [row for row in rows if row.op == "models"]
     sweeps = [row for row in rows if row.op.startswith("scale-")]
-    if operators:
-        lines += _operators(operators, environment, name, out)
-    if models:
-        lines += _models(models, name, out)
-    if sweeps:
-        lines += _sweeps(sweeps, name, out)
-    return lines
+    return lines + (_models(models, name, out) if models else []) + (_sweeps(sweeps, name, out) if sweeps else [])
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _environment(found: dict) -> str:
+    versions = found.get("versions", {})
+    parts = [found["device"], *(f"{found[name]} {what}" for name, what in DETAILS.items() if name in found)]
+    parts += [f"{key} {versions[key]}" for key in ("torch", "triton", "timm") if versions.get(key)]
+    for dtype, best in found.get("ceilings", {}).items():
+        parts.append(f"copy {best['copy'] / 1e9:,.1f} GB/s")
+        parts.append(f"{dtype} matrix product {best['matmul'] / 1e12:,.3g} TFLOP/s")
+    return ", ".join(part for part in parts if part) + "."
 
 
 def _table(header: tuple, rows: list[tuple]) -> list[str]:
@@ -61,49 +80,57 @@ def _table(header: tuple, rows: list[tuple]) -> list[str]:
     return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows] + [""]
 
 
-def _operators(rows: list[Row], environment: dict, name: str, out: Path) -> list[str]:
+def _operator(rows: list[Row], environment: dict, name: str, out: Path) -> list[str]:
+    """What vitkern reached, what every contender took, and how they compare, of one operator."""
     from benchmarks import plots
 
-    cases = {str(case): case for case in CASES}
-    peaks = roofline.peaks_named(environment["device"])
-    table, points = [], []
-    for row in (row for row in rows if row.contender == OURS):
-        if row.seconds is None:
-            table.append((row.op, row.case, row.mode, row.dtype, row.batch, row.note, "", "", "", ""))
-            continue
-        peers = {r.contender: r.seconds for r in rows if results.key(r) == results.key(row) and r.seconds}
-        del peers[OURS]
-        best = min(peers, key=peers.get, default=None)
-        share = "n/a"
-        if row.case in cases and peaks:
-            case, dtype = cases[row.case], getattr(torch, row.dtype)
-            share = f"{roofline.bound(case, row.batch, dtype, row.mode, peaks) / row.seconds:.0%}"
-            points.append((row, *roofline.work(case, row.batch, dtype.itemsize, row.mode)))
-        gain = (best, f"{peers[best] / row.seconds:.2f}x") if best else ("-", "-")
-        figures = (f"{seconds(row.seconds)} ± {row.spread:.0%}", share, memory(row.peak), *gain)
-        table.append((row.op, row.case, row.mode, row.dtype, row.batch, *figures))
-    header = (
-        "operator",
-        "case",
-        "mode",
-        "dtype",
-        "batch",
-        "vitkern",
-        "of the roofline",
-        "peak",
-        "fastest peer",
-        "speed",
-    )
-    lines = _table(header, table)
-    bars = plots.best_peers(rows)
-    if bars:
-        picture = plots.speed_ups(bars, out / f"{name}-speed.png", title=f"Speed over peers, {environment['device']}")
-        lines += [f"![speed over peers]({picture.name})", ""]
-    if points:
-        picture = plots.rooflines(
-            points, peaks, out / f"{name}-roofline.png", title=f"Roofline, {environment['device']}"
-        )
-        lines += [f"![roofline]({picture.name})", ""]
+    ours = [row for row in rows if row.contender == OURS]
+    timed = [row for row in ours if row.seconds is not None]
+    reached = [
+        {"case": row.case, "mode": row.mode, "dtype": row.dtype, "batch": row.batch}
+        | figures(row, rows, ceilings.of_run(environment, row.dtype), gpus_of(timed))
+        for row in timed
+    ]
+    table = _table(tuple(reached[0]), [tuple(line.values()) for line in reached]) if reached else []
+    lines = [f"### {rows[0].op}", "", *table]
+    lines += [f"- {row.case}, {row.mode}, {row.dtype}: {row.note}" for row in ours if row.note]
+    lines += ["", *_contenders(rows)]
+    for mode in dict.fromkeys(row.mode for row in timed):
+        bars = plots.best_peers([row for row in rows if row.mode == mode])
+        if bars:
+            title = f"{rows[0].op}, {mode}: speed over peers, {environment['device']}"
+            picture = plots.speed_ups(bars, out / f"{_slug(f'{name}-{mode}')}-speed.png", title=title)
+            lines += [f"![{title}]({picture.name})", ""]
+    return lines
+
+
+def _contenders(rows: list[Row]) -> list[str]:
+    """A column a contender; a number in brackets refers to the note on why there is no figure, or what is wrong."""
+    names = [name for name in dict.fromkeys(row.contender for row in rows)]
+    if len(names) < 2:
+        return []
+    notes = list(dict.fromkeys(row.note for row in rows if row.note and row.contender != OURS))
+    cases = {}
+    for row in rows:
+        time = "-" if row.seconds is None else seconds(row.seconds)
+        mark = f" [{notes.index(row.note) + 1}]" if row.note in notes else ""
+        cases.setdefault(row.key, {})[row.contender] = ("**wrong** " if row.is_wrong else "") + time + mark
+    table = [(key[1], key[2], *(times.get(name, "-") for name in names)) for key, times in cases.items()]
+    lines = _table(("case", "mode", *names), table)
+    return lines + [f"{i}. {note}" for i, note in enumerate(notes, 1)] + [""]
+
+
+def _roofline(rows: list[Row], environment: dict, name: str, out: Path) -> list[str]:
+    from benchmarks import plots
+
+    lines = []
+    for dtype in dict.fromkeys(row.dtype for row in rows):
+        best = ceilings.of_run(environment, dtype)
+        points = [r for r in rows if r.contender == OURS and r.seconds is not None and r.moved and r.dtype == dtype]
+        if best and points:
+            title = f"Roofline, {dtype}, {environment['device']}"
+            picture = plots.rooflines(points, best, out / f"{name}-{dtype}-roofline.png", title=title)
+            lines += [f"![{title}]({picture.name})", ""]
     return lines
 
 
@@ -113,29 +140,31 @@ def _models(rows: list[Row], name: str, out: Path) -> list[str]:
     table = [
         (row.case, row.mode, row.dtype, row.contender, f"{seconds(row.seconds)} ± {row.spread:.0%}",
          f"{row.batch / row.seconds:.1f}", memory(row.peak), row.note or "1.00x")
-        for row in rows if row.seconds
+        if row.seconds else (row.case, row.mode, row.dtype, row.contender, "-", "-", "-", row.note)
+        for row in rows
     ]  # fmt: skip
     header = ("model", "mode", "dtype", "", "median", "images/s", "peak memory", "speed (quartiles)")
-    lines = _table(header, table)
-    bars = plots.best_peers(rows)
+    lines = ["### Whole models and blocks", "", *_table(header, table)]
+    bars = plots.gains(rows)
     if bars:
-        picture = plots.speed_ups(bars, out / f"{name}-models.png", title="Whole models")
-        lines += [f"![whole models]({picture.name})", ""]
+        named = dict(title="Whole models and blocks", label="{}", axis="times as fast as the first of the table")
+        picture = plots.speed_ups(bars, out / f"{name}-models.png", **named)
+        lines += [f"![whole models and blocks]({picture.name})", ""]
     return lines
 
 
 def _sweeps(rows: list[Row], name: str, out: Path) -> list[str]:
-    from benchmarks import plots, scale
+    from benchmarks import plots
 
     lines, table = [], []
     for sweep in dict.fromkeys(row.case.rsplit(" ", 1)[0] for row in rows):
         chosen = [row for row in rows if row.case.rsplit(" ", 1)[0] == sweep]
         for contender, (time, peak) in scale.fitted(chosen).items():
-            largest = max((scale.size_of(r) for r in chosen if r.contender == contender and r.seconds), default="-")
-            table.append((sweep, contender, f"{time:.2f}", f"{peak:.2f}", largest))
+            size, why = scale.largest(chosen, contender)
+            table.append((sweep, contender, f"{time:.2f}", f"{peak:.2f}", size or "-", why or "the sweep's end"))
         for of_memory, kind in ((False, "time"), (True, "memory")):
             path = out / f"{name}-{sweep}-{kind}.png"
             picture = plots.scaling(chosen, path, title=sweep, memory=of_memory)
             lines += [f"![{sweep}, {kind}]({picture.name})", ""]
-    header = ("sweep", "", "exponent of time", "exponent of peak memory", "largest that ran")
-    return _table(header, table) + lines
+    header = ("sweep", "", "exponent of time", "exponent of peak memory", "largest that ran", "ended by")
+    return ["### Growth", "", *_table(header, table), *lines]

@@ -1,4 +1,4 @@
-"""Recorded runs: what was measured, on what, and whether it got slower."""
+"""Recorded runs: what was measured, and on what."""
 
 import json
 import os
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import OURS, Row
+from benchmarks import timers
+from benchmarks.rows import Row
 from vitkern.commands.info import processor, versions
 from vitkern.report import BadInput
 
 FOLDER = Path(__file__).parent / "results"
-SLOWER = 1.10
-SCHEMA = 1
+SCHEMA = 2
 
 
 def device_name(device: torch.device) -> str:
@@ -22,11 +22,14 @@ def device_name(device: torch.device) -> str:
 
 
 def environment(device: torch.device) -> dict:
-    """Versions, device, and the clocks and power limit that nvidia-smi shows."""
-    found = dict(device=device_name(device), threads=torch.get_num_threads(), versions=versions())
+    """Versions, device, its last cache, and the clocks and power limit that nvidia-smi shows."""
+    found = dict(
+        device=device_name(device), threads=torch.get_num_threads(), last_cache=timers.last_cache(device),
+        clock="CUDA events" if device.type == "cuda" else timers.clock().__name__, versions=versions(),
+    )  # fmt: skip
     if device.type != "cuda":
         return found
-    found |= dict(cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(), copy_bandwidth=copy_bandwidth(device))
+    found |= dict(cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version())
     query = "clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,driver_version"
     try:
         command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", f"--id={device.index or 0}"]
@@ -37,15 +40,6 @@ def environment(device: torch.device) -> dict:
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         found["nvidia-smi"] = f"not available: {type(error).__name__}"
     return found
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes/s, read and written, of a large device-to-device copy."""
-    from triton.testing import do_bench
-
-    source = torch.empty(2**30, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.numel() / (do_bench(lambda: target.copy_(source), return_mode="median") / 1e3)
 
 
 def automatic_path(device: torch.device, name: str) -> Path:
@@ -65,14 +59,16 @@ def save(path: Path, rows: list[Row], found: dict) -> None:
 
 
 def load(path: Path) -> dict:
-    """
+    """``environment`` and ``results``, a list of `Row`.
+
     Raises:
-        BadInput: the file does not exist or is no recorded run.
+        BadInput: the file does not exist, is no recorded run, or is one of another schema.
     """
     try:
         recorded = json.loads(path.read_text())
-        if recorded.get("schema", SCHEMA) != SCHEMA:
-            raise ValueError(f"schema {recorded['schema']}, and this version reads {SCHEMA}. Measure again.")
+        schema = recorded.get("schema", 1)
+        if schema != SCHEMA:
+            raise BadInput(f"{path} has schema {schema}, and this version reads {SCHEMA}. Measure again.")
         return dict(environment=recorded["environment"], results=[Row(**row) for row in recorded["results"]])
     except FileNotFoundError:
         raise BadInput(f"the recorded run does not exist: {path}") from None
@@ -80,15 +76,14 @@ def load(path: Path) -> dict:
         raise BadInput(f"the file is no recorded run: {path}: {error}") from None
 
 
-def key(row: Row) -> tuple:
-    return row.op, row.case, row.mode, row.dtype, row.batch
-
-
-def against(rows: list[Row], recorded: list[Row]) -> list[tuple[Row, float]]:
-    """Our timings that both runs hold, each with its time now over its time then."""
-    before = {key(row): row.seconds for row in recorded if row.contender == OURS and row.seconds}
-    return [
-        (row, row.seconds / before[key(row)])
-        for row in rows
-        if row.contender == OURS and row.seconds and key(row) in before
-    ]
+def same_device(ours: str, environments: dict[str, dict]) -> None:
+    """
+    Raises:
+        BadInput: an environment, by the name of its file, is not of the device called ``ours``.
+    """
+    for name, found in environments.items():
+        if found["device"] != ours:
+            raise BadInput(
+                f"{name} was measured on {found['device']}, and the other run on {ours}: times of two devices are not "
+                "comparable. Measure both on one."
+            )

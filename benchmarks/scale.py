@@ -7,20 +7,25 @@ of a sweep, by least squares: 2 means that twice the size takes four times as lo
 import functools
 import math
 import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from benchmarks import results
-from benchmarks.cases import Attention, Window
-from benchmarks.measure import OURS, Row, tensors_of, time_run
-from vitkern import dispatch
+from benchmarks import memory, results, timers
+from benchmarks.layers import Attention, Layer, Mlp, Window
+from benchmarks.measure import reason_of, verify
+from benchmarks.peers import EAGER, peers_of
+from benchmarks.rows import OURS, WRONG, Row
+from benchmarks.runs import runner, tensors_of
 from vitkern.commands.timing import peak_memory
-from vitkern.report import BadInput, memory, near_matches, progress, seconds, table
+from vitkern.report import BadInput, near_matches, progress, seconds, table
+from vitkern.report import memory as bytes_text
 
-CONTENDERS = (OURS, "eager")
+CONTENDERS = (OURS, EAGER)
+MODES = ("forward", "training")
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,12 @@ class Sweep:
     """``case`` with ``size`` set to each of ``values``; "batch" is the images of a call, all others are fields."""
 
     name: str
-    case: object
+    case: Layer
     size: str
     values: tuple[int, ...]
     batch: int = 1
 
-    def problems(self) -> Iterator[tuple[int, object, int]]:
+    def problems(self) -> Iterator[tuple[int, Layer, int]]:
         """(value, case, batch) of each point."""
         for value in self.values:
             if self.size == "batch":
@@ -42,20 +47,23 @@ class Sweep:
                 yield value, replace(self.case, **{self.size: value}), self.batch
 
 
+TOKENS = (49, 197, 577, 1024, 4096, 16384, 50176, 200704)
 SWEEPS = (
-    Sweep("attention-tokens", Attention("tokens", 6, 197, 64), "tokens", (49, 197, 577, 1024, 4096, 16384, 50176)),
-    Sweep("attention-batch", Attention("batch", 6, 197, 64), "batch", (1, 2, 4, 8, 16, 32, 64, 128, 256)),
-    Sweep("attention-heads", Attention("heads", 1, 197, 64), "heads", (1, 2, 3, 6, 12, 24), batch=4),
-    Sweep("window-side", Window("side", 56, 96, 3, 7, 3), "side", (14, 28, 56, 112, 224, 448)),
-    Sweep("window-batch", Window("batch", 56, 96, 3, 7, 3), "batch", (1, 2, 4, 8, 16, 32, 64, 128)),
-    Sweep("window-window", Window("window", 96, 96, 3, 7, 3), "window", (4, 6, 8, 12, 16)),
+    Sweep("attention-tokens", Attention("tokens", 6, 197, 64), "tokens", TOKENS),
+    Sweep("attention-batch", Attention("batch", 6, 197, 64), "batch", tuple(2**i for i in range(15))),
+    Sweep("attention-heads", Attention("heads", 1, 197, 64), "heads", (1, 2, 3, 6, 12, 24, 48, 96), batch=4),
+    Sweep("window-side", Window("side", 56, 96, 3, 7, 3), "side", (14, 28, 56, 112, 224, 448, 896)),
+    Sweep("window-batch", Window("batch", 56, 96, 3, 7, 3), "batch", tuple(2**i for i in range(13))),
+    Sweep("window-window", Window("window", 96, 96, 3, 7, 3), "window", (4, 6, 8, 12, 16, 24)),
+    Sweep("mlp-tokens", Mlp("tokens", 196, 192), "tokens", (49, 196, 784, 3136, 12544, 50176, 200704)),
 )
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("sweep", nargs="*", help=f"of {', '.join(sweep.name for sweep in SWEEPS)}; all unless given")
     parser.add_argument("--limit", type=float, default=2.0, help="seconds of one call after which a sweep ends")
-    parser.add_argument("--backward", action="store_true", help="time forward and backward together")
+    parser.add_argument("--mode", choices=MODES, default="forward", help="training: forward and backward together")
+    parser.add_argument("--minutes", type=float, help="start no further size after so long")
     parser.add_argument("--save", metavar="FILE", help="write JSON; 'auto' chooses benchmarks/results/<device>/")
 
 
@@ -66,65 +74,71 @@ def run(arguments) -> int:
             raise BadInput(f"no sweep is called {name!r}.{near_matches(name, names)} There are {', '.join(names)}.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    mode = "training" if arguments.backward else "forward"
-    found, rows = results.environment(device), []
-    print(f"{found['device']}, {dtype}, {mode}; without a GPU the operators run in PyTorch")
-    path = results.automatic_path(device, f"scale-{mode}") if arguments.save == "auto" else arguments.save
+    deadline = time.monotonic() + 60 * (arguments.minutes or math.inf)
+    found, rows, wrong = results.environment(device), [], 0
+    print(f"{found['device']}, {dtype}, {arguments.mode}; without a GPU the operators run in PyTorch")
+    path = results.automatic_path(device, f"scale-{arguments.mode}") if arguments.save == "auto" else arguments.save
     for sweep in SWEEPS:
         if arguments.sweep and sweep.name not in arguments.sweep:
             continue
-        points = list(measure(sweep, dtype, device, mode, arguments.limit))
+        with memory.bounded(device):
+            points = list(measure(sweep, dtype, device, arguments.mode, arguments.limit, deadline))
         rows += points
+        wrong += sum(row.is_wrong for row in points)
         _print(sweep, points)
         if path:
             results.save(Path(path), rows, found)
     if path:
         print(f"saved {path}")
-    return 0
+    return 1 if wrong else 0
 
 
-def measure(sweep: Sweep, dtype, device, mode: str, limit: float) -> Iterator[Row]:
-    """A row per contender and size, until one call takes longer than ``limit`` seconds or memory ends."""
+def measure(sweep: Sweep, dtype, device, mode: str, limit: float, deadline: float = math.inf) -> Iterator[Row]:
+    """A row per contender and size, until one call takes longer than ``limit`` seconds, or memory or time ends.
+
+    The smallest size is verified against float64; where it is wrong, there are no figures.
+    """
     alive = list(CONTENDERS)
     for value, case, batch in sweep.problems():
+        fields = dict(
+            op=f"scale-{case.op}", case=f"{sweep.name} {value}", mode=mode, dtype=str(dtype).removeprefix("torch."),
+            batch=batch,
+        )  # fmt: skip
+        if value == sweep.values[0] and (faults := verify(case, dtype, device)):
+            yield Row(**fields, contender=OURS, seconds=None, note=f"{WRONG}: {faults[0]}")
+            return
         for contender in list(alive):
+            if time.monotonic() > deadline:
+                progress(f"out of time: {sweep.name} ends before {sweep.size} {value}")
+                return
             progress(f"{sweep.name}: {sweep.size} {value}, {contender}")
-            fields = dict(
-                op=f"scale-{case.op}", case=f"{sweep.name} {value}", mode=mode,
-                dtype=str(dtype).removeprefix("torch."), batch=batch, contender=contender,
-            )  # fmt: skip
             try:
                 call = _call(case, batch, dtype, device, contender, mode)
-                samples = time_run(call, device, quick=True)
+                samples = timers.samples_of(call, device, quick=True)
                 peak = peak_memory(call, device)
-            except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            except Exception as error:
+                if not memory.is_shortage(error):
                     raise
                 alive.remove(contender)
-                yield Row(**fields, seconds=None, note="out of memory")
+                yield Row(**fields, contender=contender, seconds=None, note=reason_of(error))
                 continue
             median = statistics.median(samples)
             if median > limit:
                 alive.remove(contender)
+            figures = dict(spread=timers.spread_of(samples), samples=len(samples), peak=peak)
             note = "the last that was tried" if median > limit else ""
-            yield Row(**fields, seconds=median, samples=len(samples), peak=peak, note=note)
+            yield Row(**fields, contender=contender, seconds=median, note=note, **figures)
 
 
-def _call(case, batch, dtype, device, contender, mode):
-    """One call of the operator or of its formula, forward or forward and backward."""
+def _call(case: Layer, batch: int, dtype, device, contender: str, mode: str):
+    """One call of the operator, or of its formula as models write it."""
     problem = case.problem(batch)
     tensors = tensors_of(problem, dtype, device)
+    function = functools.partial(problem.run, **problem.options)
+    if contender != OURS:
+        function = peers_of(case, problem.options, device, compiled=False)[contender]
     leaves = [tensors[name] for name in problem.gradients]
-    function = functools.partial(problem.run if contender == OURS else problem.reference, **tensors, **problem.options)
-    if mode == "forward":
-        return torch.no_grad()(function)
-
-    def step():
-        out = function()
-        out = out[0] if isinstance(out, tuple) else out
-        return torch.autograd.grad(out.sum(), leaves)
-
-    return step
+    return runner(functools.partial(function, **tensors), leaves, mode)
 
 
 def exponent(sizes: list[float], values: list[float]) -> float:
@@ -153,14 +167,21 @@ def fitted(rows: list[Row]) -> dict[str, tuple[float, float]]:
     return found
 
 
+def largest(rows: list[Row], contender: str) -> tuple[int | None, str]:
+    """The largest size at which ``contender`` ran, and what ended the sweep there; empty where nothing did."""
+    own = [row for row in rows if row.contender == contender]
+    ran = [size_of(row) for row in own if row.seconds is not None]
+    return max(ran, default=None), next((row.note for row in own if row.note), "")
+
+
 def _print(sweep: Sweep, rows: list[Row]) -> None:
     lines = []
     for row in rows:
         time = seconds(row.seconds) if row.seconds is not None else row.note
-        lines.append((size_of(row), row.contender, time, memory(row.peak)))
-    where = "PyTorch" if dispatch.why_not([torch.empty(0)]) and not torch.cuda.is_available() else "the kernel"
-    print(f"\n{sweep.name}: {sweep.case}, {sweep.size} changes; vitkern runs in {where}")
-    print(table((sweep.size, "", "median", "peak memory"), lines))
+        lines.append((size_of(row), row.contender, time, f"{row.spread:.0%}", bytes_text(row.peak)))
+    print(f"\n{sweep.name}: {sweep.case}, {sweep.size} changes")
+    print(table((sweep.size, "", "median", "spread", "peak memory"), lines))
     for contender, (time, peak) in fitted(rows).items():
-        largest = max((size_of(row) for row in rows if row.contender == contender and row.seconds), default=None)
-        print(f"{contender}: time grows as {sweep.size}^{time:.2f}, peak memory as ^{peak:.2f}; largest {largest}")
+        size, why = largest(rows, contender)
+        grows = f"time grows as {sweep.size}^{time:.2f}, peak memory as ^{peak:.2f}"
+        print(f"{contender}: {grows}; largest {size}{f', {why}' if why else ''}")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks.cases import CASES, QUICK, batch_for
-from benchmarks.measure import runner, tensors_of, verify
+from benchmarks.measure import verify
+from benchmarks.runs import runner, tensors_of
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

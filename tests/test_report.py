@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import benchmarks.__main__ as command
-from benchmarks import compare, results, scale
+from benchmarks import compare, measure, plots, results, scale, timers
 from benchmarks.cases import CASES
-from benchmarks.measure import OURS, Row
+from benchmarks.rows import OURS, Row
 
 CPU = torch.device("cpu")
 CASE = next(case for case in CASES if case.op == "attention")
@@ -31,8 +31,11 @@ def row(contender=OURS, seconds=1.0, op="attention", case=str(CASE), **fields):
     return Row(op=op, case=case, contender=contender, seconds=seconds, **(defaults | fields))
 
 
-def saved(path, rows, device="NVIDIA H200"):
-    results.save(path, rows, dict(device=device, threads=2, versions=dict(torch="2.0")))
+def saved(path, rows, device="NVIDIA H200", ceilings=None, torch="2.0"):
+    found = dict(device=device, threads=2, versions=dict(torch=torch))
+    if ceilings:
+        found["ceilings"] = dict(float16=dict(copy=ceilings[0], matmul=ceilings[1]))
+    results.save(path, rows, found)
     return path
 
 
@@ -47,25 +50,66 @@ def sweep_rows(power, contender=OURS):
 def test_report_holds_every_part_and_its_pictures(run, tmp_path):
     wrong = row(seconds=None, case=str(CASES[1]), note="WRONG: out is off")
     models = [row("original", 2.0, "models", "vit"), row(OURS, 1.6, "models", "vit", note="1.25x (1.20 .. 1.30)")]
-    rows = [row(seconds=1e-4), row("sdpa", 1.5e-4), row("eager", 4e-4), wrong, *models, *sweep_rows(2)]
-    path = saved(tmp_path / "run.json", rows)
-    code, _, err = run("report", path, "--out", tmp_path / "out")
+    models.append(row(OURS, None, "models", "huge", note="out of memory"))
+    ours = row(seconds=1e-4, moved=10**6, flops=10**8, padded=2 * 10**8, estimates={"H200 bfloat16": 2e-6})
+    cudnn = row("SDPA cuDNN", 1e-5, note="WRONG: known: NaN")
+    refused = row("SDPA flash", None, note="RuntimeError: no")
+    peers = [row("sdpa", 1.5e-4), row("eager", 4e-4), cudnn, refused]
+    path = saved(tmp_path / "run.json", [ours, *peers, wrong, *models, *sweep_rows(2)], ceilings=(2e10, 2e12))
+    code, out, err = run("report", path, "--out", tmp_path / "out")
     assert code == 0, err
     page = (tmp_path / "out" / "report.md").read_text()
-    assert "| attention | " + str(CASE) in page and "| sdpa | 1.50x |" in page
-    assert "WRONG: out is off" in page
+    assert "NVIDIA H200, 2 threads, torch 2.0, copy 20.0 GB/s, float16 matrix product 2 TFLOP/s." in page
+    line = next(line for line in page.splitlines() if line.startswith(f"| {CASE} | forward | float16 | 2 | 100 us"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")][5:]
+    assert cells == [
+        "50%",
+        "10.0",
+        "50%",
+        "1",
+        "50%",
+        "0.1",
+        "0.2",
+        "1",
+        "1.0 MiB",
+        "n/a",
+        "n/a",
+        "sdpa",
+        "1.50x",
+        "2 us",
+    ]
+    assert "| H200 bfloat16 at least, uncalibrated |" in page
+    assert f"- {CASES[1]}, forward, float16: WRONG: out is off" in page
+    assert "| 100 us | 150 us | 400 us | **wrong** 10 us [1] | - [2] |" in page
+    assert "1. WRONG: known: NaN\n2. RuntimeError: no" in page
     assert "| vit | forward | float16 | vitkern | 1.6 s \u00b1 2% | 1.2 | 1.0 MiB | 1.25x (1.20 .. 1.30) |" in page
-    assert "| attention-tokens | vitkern | 2.00 | 1.00 | 1024 |" in page
+    assert "| huge | forward | float16 | vitkern | - | - | - | out of memory |" in page
+    assert "| attention-tokens | vitkern | 2.00 | 1.00 | 1024 | the sweep's end |" in page
     pictures = {name.name for name in (tmp_path / "out").glob("*.png")}
-    assert len(pictures) == 5 and all(f"]({name})" in page for name in pictures)
+    assert len(pictures) == 5 and all(f"]({name})" in page for name in pictures) and "and 5 pictures" in out
     assert all((tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG" for name in pictures)
 
 
-def test_report_of_a_device_without_peaks_has_no_roofline(run, tmp_path):
-    path = saved(tmp_path / "run.json", [row(), row("eager", 2.0)], device="an abacus")
+def test_bars_leave_out_what_is_wrong():
+    rows = [row(), row("slow", 3.0), row("wrong", 0.1, note="WRONG: it differs"), row("refused", None), row("b", 2.0)]
+    assert plots.best_peers(rows) == {str(CASE): {"slow": 3.0, "b": 2.0}}
+    assert plots.best_peers([*rows, row(mode="backward")]) == {f"{CASE}, forward": {"slow": 3.0, "b": 2.0}}
+
+
+def test_models_are_drawn_against_their_first_contender():
+    """The original, in the order of the table; what is wrong or was not timed has no bar."""
+    cases = [row(name, time, "models", "a") for name, time in (("original", 2.0), (OURS, 1.0), ("compiled", 0.5))]
+    cases += [row("original", 3.0, "models", "b"), row("wrong", 1.0, "models", "b", note="WRONG: it differs")]
+    cases += [row("original", 3.0, "models", "c"), row(OURS, 6.0, "models", "c"), row("compiled", None, "models", "c")]
+    found = plots.gains(cases)
+    assert found == {"a": {OURS: 2.0, "compiled": 4.0}, "c": {OURS: 0.5}}
+
+
+def test_report_without_ceilings_has_no_roofline(run, tmp_path):
+    path = saved(tmp_path / "run.json", [row(moved=1, flops=1), row("eager", 2.0)], device="an abacus")
     assert run("report", path, "--out", tmp_path)[0] == 0
-    assert "n/a" in (tmp_path / "report.md").read_text()
-    assert [name.name for name in tmp_path.glob("*.png")] == [f"{tmp_path.name.replace('_', '-')}-run-speed.png"]
+    prefix = tmp_path.name.replace("_", "-")
+    assert [name.name for name in tmp_path.glob("*.png")] == [f"{prefix}-run-attention-forward-speed.png"]
 
 
 def test_report_refuses_what_it_cannot_read(run, tmp_path):
@@ -81,7 +125,10 @@ def test_another_schema_is_refused(run, tmp_path):
     path = saved(tmp_path / "run.json", [row()])
     path.write_text(json.dumps(json.loads(path.read_text()) | dict(schema=99)))
     code, _, err = run("compare", path, path)
-    assert code == 2 and "schema 99" in err
+    assert code == 2 and "has schema 99, and this version reads 2. Measure again." in err
+    del (older := json.loads(path.read_text()))["schema"]
+    path.write_text(json.dumps(older))
+    assert "has schema 1" in run("compare", path, path)[2]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +150,12 @@ def test_compare_two_runs(run, tmp_path):
     assert run("compare", before, before)[0] == 0
 
 
+def test_compare_names_what_else_changed(run, tmp_path):
+    before, after = saved(tmp_path / "a.json", [row()]), saved(tmp_path / "b.json", [row()], torch="2.1")
+    code, out, _ = run("compare", before, after)
+    assert code == 0 and "torch was 2.0 and is 2.1" in out
+
+
 def test_compare_refuses_other_devices_and_disjoint_runs(run, tmp_path):
     one = saved(tmp_path / "a.json", [row()])
     code, _, err = run("compare", one, saved(tmp_path / "b.json", [row()], device="an abacus"))
@@ -122,9 +175,12 @@ def test_the_fit_looks_at_the_upper_half():
     assert math.isclose(scale.exponent([1, 2, 4, 8, 16, 32], [1, 1, 1, 4, 16, 64]), 2.0, rel_tol=1e-6)
 
 
-def test_scale_measures_until_a_call_takes_too_long(run, tmp_path, monkeypatch):
-    sweep = scale.Sweep("attention-tokens", CASE, "tokens", (8, 16, 32, 64))
-    monkeypatch.setattr(scale, "SWEEPS", (sweep,))
+@pytest.fixture
+def sweep(monkeypatch):
+    monkeypatch.setattr(scale, "SWEEPS", (scale.Sweep("attention-tokens", CASE, "tokens", (8, 16, 32, 64)),))
+
+
+def test_scale_measures_until_a_call_takes_too_long(run, tmp_path, monkeypatch, sweep):
     times = {8: 0.1, 16: 0.2, 32: 0.9, 64: 5.0}
     asked = []
 
@@ -133,10 +189,10 @@ def test_scale_measures_until_a_call_takes_too_long(run, tmp_path, monkeypatch):
         asked.append(next(n for n in times if asked.count(n) < 2))
         return [times[asked[-1]]]
 
-    monkeypatch.setattr(scale, "time_run", timed)
+    monkeypatch.setattr(timers, "samples_of", timed)
     path = tmp_path / "scale.json"
     code, out, _ = run("scale", "--limit", "0.5", "--save", path)
-    assert code == 0 and "largest 32" in out
+    assert code == 0 and "largest 32, the last that was tried" in out
     rows = results.load(path)["results"]
     assert [scale.size_of(row) for row in rows] == [8, 8, 16, 16, 32, 32]
     assert all(row.peak is not None for row in rows)
@@ -147,13 +203,46 @@ def test_scale_names_sweeps_that_are_like_it(run):
     assert code == 2 and "attention-tokens" in err
 
 
-def test_scale_says_where_memory_ended(run, monkeypatch):
-    sweep = scale.Sweep("attention-tokens", CASE, "tokens", (8, 16))
-    monkeypatch.setattr(scale, "SWEEPS", (sweep,))
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("out"), RuntimeError("can't allocate memory: 9 GB")])
+def test_scale_says_where_memory_ended(run, monkeypatch, sweep, error):
+    calls = []
 
     def timed(call, device, quick):
-        raise torch.cuda.OutOfMemoryError("out of memory")
+        calls.append(call)
+        if len(calls) > 2:
+            raise error
+        return [0.1]
 
-    monkeypatch.setattr(scale, "time_run", timed)
+    monkeypatch.setattr(timers, "samples_of", timed)
     code, out, _ = run("scale")
-    assert code == 0 and out.count("out of memory") == 2
+    assert code == 0 and out.count("largest 8, out of memory") == 2 and len(calls) == 4
+
+
+def test_scale_times_nothing_that_is_wrong(run, monkeypatch, sweep):
+    monkeypatch.setattr(timers, "samples_of", lambda *a, **k: pytest.fail("a wrong operator was timed"))
+    monkeypatch.setattr(scale, "verify", lambda case, dtype, device: [f"{case.tokens} are wrong"])
+    code, out, _ = run("scale")
+    assert code == 1 and "WRONG: 8 are wrong" in out
+
+
+def test_scale_ends_when_time_does(run, monkeypatch, sweep):
+    code, _, err = run("scale", "--minutes", "0.00001")
+    assert code == 0 and "out of time: attention-tokens ends before tokens 8" in err
+
+
+@pytest.mark.parametrize("sweep", scale.SWEEPS, ids=lambda sweep: sweep.name)
+def test_sweeps_change_one_size(sweep):
+    points = list(sweep.problems())
+    assert [value for value, _, _ in points] == sorted(sweep.values)
+    case, batch = points[-1][1:]
+    assert (batch if sweep.size == "batch" else getattr(case, sweep.size)) == sweep.values[-1]
+    assert case.work(batch, 4, "forward").flops > points[0][1].work(points[0][2], 4, "forward").flops
+
+
+def test_scale_times_what_models_write(monkeypatch):
+    """Both contenders of a sweep compute the same."""
+    for mode in scale.MODES:
+        ours, eager = (scale._call(CASE, 1, torch.float32, CPU, name, mode) for name in scale.CONTENDERS)
+        ours, eager = ours(), eager()
+        pairs = [(ours, eager)] if mode == "forward" else zip(ours, eager, strict=True)
+        assert not any(measure.difference([a], [b]) for a, b in pairs)

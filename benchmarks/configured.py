@@ -1,0 +1,150 @@
+"""Other block sizes than kernels/configs.py gives, for a block; which ones a case asks for; which ones are near."""
+
+import functools
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from vitkern.kernels.configs import Config
+
+import vitkern.kernels
+from benchmarks.layers import Layer
+from benchmarks.runs import tensors_of, training
+from vitkern.kernels import configs
+from vitkern.lab.compiled import caught
+
+# What a function may choose; the other fields follow from the shape, or from another kernel's rows.
+ALL = ("block_m", "block_n", "num_warps", "num_stages")
+FREE = {
+    "short_forward_config": ("block_m", "num_warps", "num_stages"),
+    "short_backward_config": ("block_m", "num_warps", "num_stages"),
+    "sparse_forward_config": ("block_m", "num_warps", "num_stages"),
+    "sparse_backward_config": ("block_m", "num_warps", "num_stages"),
+    "layernorm_config": ("block_m", "num_warps"),
+    "layernorm_backward_config": ("block_m", "num_warps"),
+    "stream_forward_config": ALL,
+    "stream_dq_config": ALL,
+    "stream_dkdv_config": ALL,
+    "stream_bias_config": ALL,
+    "norm_linear_config": ALL,
+    "mlp_config": ALL,
+    "matmul_config": ("block_n", "num_warps", "num_stages"),
+}
+OTHERWISE = ("num_warps", "num_stages")
+BOUNDS = dict(block_m=(16, 256), block_n=(16, 256), num_warps=(1, 16), num_stages=(1, 5))
+MOST_ROWS = {"short_forward_config": 64, "short_backward_config": 64}  # `configs.short_tile` rounds rows up to these
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of kernels/configs.py and its arguments, (name, value) each."""
+
+    function: str
+    arguments: tuple[tuple[str, object], ...]
+
+    def __str__(self) -> str:
+        return f"{self.function}({', '.join(f'{name}={value!r}' for name, value in self.arguments)})"
+
+
+def config_of(result) -> Config:
+    """The `Config` in what a function returned: itself, or a part of a tuple."""
+    return result if isinstance(result, Config) else next(part for part in result if isinstance(part, Config))
+
+
+def _with_config(result, config: Config):
+    if isinstance(result, Config):
+        return config
+    return tuple(config if isinstance(part, Config) else part for part in result)
+
+
+def _functions() -> dict[str, Callable]:
+    """The functions of kernels/configs.py that give a `Config`. Every module of kernels/ is imported: one imported
+    later would keep what it found patched."""
+    for module in pkgutil.iter_modules(vitkern.kernels.__path__):
+        importlib.import_module(f"vitkern.kernels.{module.name}")
+    return {name: found for name, found in vars(configs).items() if name.endswith("_config")}
+
+
+@contextmanager
+def _replaced(wrap: Callable[[Callable, inspect.Signature], Callable]) -> Iterator[None]:
+    """Within the block each config function is ``wrap(function, signature)``, wherever a kernel module holds it."""
+    originals = {function: wrap(function, inspect.signature(function)) for function in _functions().values()}
+    holders = [module for name, module in sys.modules.items() if name.startswith("vitkern.kernels.")]
+    before = [
+        (module, name, value)
+        for module in holders
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value in originals
+    ]
+    for module, name, value in before:
+        setattr(module, name, originals[value])
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+def _call(function: Callable, signature: inspect.Signature, args, kwargs) -> Call:
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return Call(function.__name__, tuple(bound.arguments.items()))
+
+
+@contextmanager
+def overridden(choices: Mapping[Call, Config]) -> Iterator[None]:
+    """Within the block the calls in ``choices`` give those configurations, and all others what they always give."""
+
+    def wrap(function, signature):
+        @functools.wraps(function)
+        def chosen(*args, **kwargs):
+            result, call = function(*args, **kwargs), _call(function, signature, args, kwargs)
+            return _with_config(result, choices[call]) if call in choices else result
+
+        return chosen
+
+    with _replaced(wrap):
+        yield
+
+
+def asked(case: Layer, dtype: torch.dtype, batch: int, mode: str, arch: int) -> dict[Call, object]:
+    """The calls that ``case`` makes on ``arch`` in ``mode``, and their results; "backward": those of it alone."""
+    problem, found = case.problem(batch), {}
+    tensors = tensors_of(problem, dtype, torch.device("cpu"))
+    function = functools.partial(problem.run, **tensors, **problem.options)
+    leaves = [tensors[name] for name in problem.gradients]
+
+    def wrap(original, signature):
+        @functools.wraps(original)
+        def noted(*args, **kwargs):
+            result = original(*args, **kwargs)
+            return found.setdefault(_call(original, signature, args, kwargs), result)
+
+        return noted
+
+    with _replaced(wrap), caught(lambda *launch: None, arch):
+        if mode == "forward":
+            with torch.no_grad():
+                function()
+            return found
+        function()
+        before = set(found)
+        training(function, leaves)
+    return found if mode == "training" else {call: result for call, result in found.items() if call not in before}
+
+
+def neighbours(call: Call, config: Config) -> list[Config]:
+    """The configurations one step from ``config``: a block or the warps halved or doubled, a stage more or less."""
+    found = []
+    for name in FREE.get(call.function, OTHERWISE):
+        value, (low, high) = getattr(config, name), BOUNDS[name]
+        if name == "block_m":
+            high = min(high, MOST_ROWS.get(call.function, high))
+        steps = (value - 1, value + 1) if name == "num_stages" else (value // 2, value * 2)
+        found += [config._replace(**{name: step}) for step in steps if low <= step <= high]
+    return found

@@ -1,0 +1,73 @@
+"""Peers of other packages, where they are installed: flash-attn, xFormers, NATTEN, Liger-Kernel. None is required.
+
+They are called as their documentation has it, and run in no continuous integration: a package whose interface has
+changed shows as a peer without a figure, with its error.
+"""
+
+import importlib.util
+from collections.abc import Callable
+
+from benchmarks.layers import Attention, Layer, LayerNorm, Neighborhood
+
+PACKAGES = {
+    "flash-attn": "flash_attn",
+    "xFormers": "xformers",
+    "NATTEN": "natten",
+    "Liger": "liger_kernel",
+}
+
+
+def is_installed(name: str) -> bool:
+    return importlib.util.find_spec(PACKAGES[name]) is not None
+
+
+def peers_of(case: Layer, options: dict) -> dict[str, Callable]:
+    """Name -> peer, of the installed packages that have this layer."""
+    match case:
+        case Attention(bias=False, masked=False):
+            found = {"flash-attn": _flash_attn, "xFormers": _xformers}
+        case Attention(masked=False):
+            found = {"xFormers": _xformers}
+        case Neighborhood():
+            found = {"NATTEN": _natten(options)}
+        case LayerNorm(residual=False):
+            found = {"Liger": _liger(options)}
+        case _:
+            found = {}
+    return {name: peer for name, peer in found.items() if is_installed(name)}
+
+
+def _flash_attn(q, k, v):
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
+def _xformers(q, k, v, bias=None):
+    from xformers.ops import memory_efficient_attention
+
+    if bias is not None:
+        bias = bias.expand(q.shape[0], -1, -1, -1)
+    return memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_bias=bias).transpose(1, 2)
+
+
+def _natten(options: dict) -> Callable:
+    """Without the table of biases, which NATTEN has dropped: its results differ, and it is marked for that."""
+
+    def run(qkv, table):
+        from natten import na2d
+
+        q, k, v = qkv.unflatten(-1, (3, options["num_heads"], -1)).unbind(3)  # (B, img_h, img_w, H, D)
+        out = na2d(q, k, v, kernel_size=options["kernel"], dilation=options["dilation"])
+        return out.flatten(-2) + 0 * table.sum()
+
+    return run
+
+
+def _liger(options: dict) -> Callable:
+    def run(x, weight, bias):
+        from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+
+        return LigerLayerNormFunction.apply(x, weight, bias, options["eps"])
+
+    return run
