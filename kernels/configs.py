@@ -272,7 +272,7 @@ def ragged_config(head_dim, itemsize, arch, backward):
         return Config(16, 16, 1, 1)
     block_d = head_tile(head_dim)
     if itemsize == 4:
-        return Config(32, 32, 8, 1) if block_d <= 64 else Config(16, 16, 4, 1)
+        return Config(32, 32, 8, 1) if block_d <= 64 else Config(16, 16, 8 if backward else 4, 1)
     rows, lanes, most = 32 if backward or block_d > 64 else 64, 32, 8 if block_d >= 64 else 4
     if family(arch) == CDNA:
         lanes, most = 64, 4

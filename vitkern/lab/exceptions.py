@@ -104,6 +104,7 @@ EXCEPTIONS |= {
 }
 _FEW_BYTES = "few bytes, outside the products: coordinates of a query and of a key at each score"
 for _name, _kernel, _arch in (
+    ("local-fp32", "_stream_bwd_dkdv", 942),
     ("local-halonet-d32", "_stream_bwd_axes", 942),
     ("local-sasa", "_stream_bwd_axes", 90),
     ("local-vitdet-window", "_stream_bwd_axes", 942),

@@ -124,6 +124,10 @@ SURVIVORS: dict[str, Survivor] = {
         "the counter of a row is its negative: other random numbers, as many of them, drawn alike by "
         "forward and backward",
     ),
+    "tiles.load_pivot:wrong-constant:1": Survivor(
+        "0.0 -> 1.0",
+        "only in rows without a key, where every logit is -inf: exp2(-inf - 1) is exp2(-inf - 0)",
+    ),
     "tokens.window:compare:7": Survivor(
         "SHIFT_W > 0 -> (SHIFT_W >= 0)",
         "with a shift of 0 only x >= wrap_w >= img_w would wrap, which both branches call padding and nobody reads",
