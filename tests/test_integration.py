@@ -36,14 +36,22 @@ def test_operator(name, check):
     check(CASES[name])
 
 
+# how it is built, the shape of its input, and what else it is called with
 MODULES = {
     "Attention": (lambda: vnn.Attention(32, 2, qk_norm=True), (2, 5, 32)),
+    "DecomposedAttention": (lambda: vnn.DecomposedAttention(32, 2, window_size=4), (2, 5, 6, 32)),
     "DropPath": (lambda: vnn.DropPath(0.3), (4, 5, 32)),
+    "HaloAttention": (lambda: vnn.HaloAttention(32, num_heads=2, block_size=4, halo_size=1), (2, 32, 8, 4)),
     "LayerNorm": (lambda: vnn.LayerNorm(32), (2, 5, 32)),
     "LayerScale": (lambda: vnn.LayerScale(32, 0.1), (2, 5, 32)),
     "Mlp": (lambda: vnn.Mlp(32, 64), (2, 5, 32)),
+    "NeighborhoodAttention": (lambda: vnn.NeighborhoodAttention(32, 2, 3), (2, 5, 6, 32)),
+    "PartitionAttention": (lambda: vnn.PartitionAttention(32, 2, 3, "grid"), (2, 6, 6, 32)),
     "PatchEmbed": (lambda: vnn.PatchEmbed(16, 4, 3, 32, norm_eps=1e-6), (2, 3, 16, 16)),
     "PatchMerging": (lambda: vnn.PatchMerging(32), (2, 5, 6, 32)),
+    "StandaloneAttention": (lambda: vnn.StandaloneAttention(32, num_heads=2, kernel_size=3), (2, 5, 6, 32)),
+    "ViLAttention": (lambda: vnn.ViLAttention(32, 2, 3), (2, 31, 32), (5, 6)),
+    "ViLDenseAttention": (lambda: vnn.ViLDenseAttention(32, 2, (5, 6)), (2, 31, 32)),
     "WindowAttention": (lambda: vnn.WindowAttention(32, 2, 4, 2), (2, 5, 6, 32)),
     "WindowAttentionV2": (lambda: vnn.WindowAttentionV2(32, 2, 4, 2), (2, 5, 6, 32)),
 }
@@ -57,10 +65,10 @@ def randomise(module):
     return module
 
 
-def results(module, x):
+def results(module, x, *more):
     """Output, gradient of the input and of each parameter."""
     torch.manual_seed(4)
-    return gradients(lambda x, *_: module(x), [x.detach().clone().requires_grad_(), *module.parameters()])
+    return gradients(lambda x, *_: module(x, *more), [x.detach().clone().requires_grad_(), *module.parameters()])
 
 
 def test_every_public_module_has_a_case():
@@ -69,10 +77,10 @@ def test_every_public_module_has_a_case():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_module_is_copied_pickled_and_stored(name):
-    build, shape = MODULES[name]
+    build, shape, *more = MODULES[name]
     x = torch.randn(shape)
     module = randomise(build())
-    expected = results(module, x)  # caches and lazily made tensors are there before the copy
+    expected = results(module, x, *more)  # caches and lazily made tensors are there before the copy
     buffer = io.BytesIO()
     torch.save(module.state_dict(), buffer)
     buffer.seek(0)
@@ -84,7 +92,7 @@ def test_module_is_copied_pickled_and_stored(name):
         for key, value in module.state_dict().items():
             assert torch.equal(other.state_dict()[key], value)
         assert all(p is not q for p, q in zip(other.parameters(), module.parameters(), strict=True))
-        for one, reference in zip(results(other, x), expected, strict=True):
+        for one, reference in zip(results(other, x, *more), expected, strict=True):
             assert torch.equal(one, reference)
 
 
