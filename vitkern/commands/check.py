@@ -14,7 +14,7 @@ from vitkern import dispatch
 from vitkern.lab.check_cases import PROBLEMS
 from vitkern.lab.dropout import check_dropout
 from vitkern.lab.problems import OPS, Problem
-from vitkern.lab.verify import GPU_POOLED_MARGIN, PYTORCH_MARGIN, Result, pool_of, verify
+from vitkern.lab.verify import GPU_POOLED_MARGIN, PYTORCH_MARGIN, Result, pool_of, pooled_failures, verify
 from vitkern.report import BadInput, counted, near_matches, table
 from vitkern.testing import Pool
 
@@ -137,7 +137,9 @@ def _check(
     _print_pooled(pools)
     if backend != "torch":
         pooled_margin = 1.0 if device.type == "cpu" else GPU_POOLED_MARGIN
-        failures += [f"{op}: {line}" for op, pool in pools.items() for line in pool.failures(pooled_margin)]
+        failures += [
+            f"{op}: {line}" for op, found in verified.items() for line in pooled_failures(found, pooled_margin)
+        ]
     if any(case.op == "attention" for case in cases):
         problems = _dropout(device)
         print(

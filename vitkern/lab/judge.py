@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -12,13 +12,12 @@ import torch
 from vitkern.lab.checklists import Checks
 from vitkern.lab.dropout import check_dropout
 from vitkern.lab.run_case import SCRATCH
-from vitkern.lab.verify import POOLED_CASES, Result, Trial, pool_of
+from vitkern.lab.verify import Result, Trial, pooled_failures
 
 TESTS = Path(__file__).resolve().parent.parent.parent / "tests" / "interpreter"
 # Tests of how operators are registered, not of what kernels compute.
 NOT_OF_KERNELS = "not opcheck and not contract and not compile and not export and not checkpoint"
 
-FEW_MARGIN = 2.0
 UNUSABLE = "the tests cannot run"  # nothing is found by that
 
 
@@ -39,21 +38,12 @@ def fault(checks: Checks, trials: list[Trial], file: str) -> str:
             if one.pool:
                 pools[one.pool] += results
         for results in pools.values():
-            if failures := _pooled(results):
+            if failures := pooled_failures(results):
                 return f"rule (b): {failures[0]}"
         for name in checks.special:
             if found := _special(name, file):
                 return found
     return ""
-
-
-def _pooled(results: list[Result]) -> list[str]:
-    """Rule (b), its limit wider for the float32 tensors of a few cases: the ideal's error there is that of one order of
-    summation, which differs between processors."""
-    counts = Counter((result.name, result.dtype) for result in results)
-    few = {key for key, count in counts.items() if key[1] == torch.float32 and count < POOLED_CASES}
-    failures = pool_of(r for r in results if (r.name, r.dtype) not in few).failures()
-    return failures + pool_of(r for r in results if (r.name, r.dtype) in few).failures(FEW_MARGIN)
 
 
 def _try(trial: Trial, arch: int) -> tuple[str, list[Result]]:
