@@ -5,5 +5,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["vitkern", "vitkern.*"]), "vitkern.kernels"],
     package_dir={"vitkern.kernels": "kernels"},
-    package_data={"vitkern.lab": ["golden/*.json"]},
+    package_data={"vitkern.lab.compiling": ["golden/*.json"]},
 )

@@ -16,7 +16,7 @@ import vitkern.kernels
 from benchmarks.layers import Layer
 from benchmarks.runs import tensors_of, training
 from vitkern.kernels import configs
-from vitkern.lab.compiled import caught
+from vitkern.lab.compiling.compiled import caught
 
 # What a function may choose; the other fields follow from the shape, or from another kernel's rows.
 ALL = ("block_m", "block_n", "num_warps", "num_stages")

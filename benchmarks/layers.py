@@ -7,7 +7,7 @@ scores: 10 B H N M D, as is the custom.
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from vitkern.lab import problems
+from vitkern.lab.proving import problems
 
 SCORES = 2**27  # elements of a score matrix, of all heads, that float64 has room for several times over
 

@@ -16,7 +16,7 @@ from benchmarks.rows import OURS, WRONG, Row
 from benchmarks.runs import has_kernel, results_of, runner, tensors_of
 from vitkern import dispatch, faults
 from vitkern.commands.timing import peak_memory
-from vitkern.lab import verify as checker
+from vitkern.lab.proving import verify as checker
 from vitkern.report import seconds
 
 PEER_TOLERANCE = 0.05  # of the largest value; a peer further off than this computes something else

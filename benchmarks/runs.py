@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vitkern.lab.compiled import caught
+from vitkern.lab.compiling.compiled import caught
 
 
 def tensors_of(problem, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from benchmarks.measure import reason_of, verify
 from benchmarks.rows import WRONG
 from benchmarks.runs import runner, tensors_of
 from vitkern import dispatch
-from vitkern.lab import estimate, workers
-from vitkern.lab.compiled import Compiled
+from vitkern.lab.compiling import estimate, workers
+from vitkern.lab.compiling.compiled import Compiled
 from vitkern.report import progress
 
 

@@ -11,8 +11,8 @@ import torch
 from benchmarks.rows import OURS, Row
 from benchmarks.runs import has_kernel, tensors_of, training
 from vitkern import dispatch
-from vitkern.lab import estimate
-from vitkern.lab.compiled import Compiled, compile_launches
+from vitkern.lab.compiling import estimate
+from vitkern.lab.compiling.compiled import Compiled, compile_launches
 from vitkern.report import BadInput, near_matches
 
 

@@ -19,8 +19,8 @@ from benchmarks.layers import Layer
 from benchmarks.rows import MODES
 from benchmarks.search import Task, Trial, search
 from vitkern import dispatch
-from vitkern.lab import budget, estimate
-from vitkern.lab.matrix import ARCHITECTURES
+from vitkern.lab.compiling import budget, estimate
+from vitkern.lab.compiling.matrix import ARCHITECTURES
 from vitkern.report import BadInput, near_matches, progress, seconds, table
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

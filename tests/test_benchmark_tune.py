@@ -12,7 +12,7 @@ from benchmarks.cases import CASES, chosen
 from benchmarks.configured import Call, asked, config_of, neighbours, overridden
 from benchmarks.search import Task, Trial
 from vitkern.kernels import configs
-from vitkern.lab import workers
+from vitkern.lab.compiling import workers
 
 pytest.importorskip("triton", reason="kernels/configs.py is imported with the kernels")
 
@@ -73,7 +73,7 @@ class Kernel:
 @pytest.fixture
 def bounds(monkeypatch):
     """The bound of a `Kernel` is its size in microseconds."""
-    from vitkern.lab import estimate
+    from vitkern.lab.compiling import estimate
 
     monkeypatch.setattr(estimate, "bound", lambda kernel, gpu: estimate.Bound(kernel.size * 1e-6, "issue", 0.0))
 

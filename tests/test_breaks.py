@@ -2,8 +2,8 @@
 
 import pytest
 
-from vitkern.lab.breaks import BREAKS, break_jobs
-from vitkern.lab.nursery import judged
+from vitkern.lab.breaking.breaks import BREAKS, break_jobs
+from vitkern.lab.breaking.nursery import judged
 
 FOUND_BY = {
     "a key mask is dropped": "rule (a): out",

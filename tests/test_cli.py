@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vitkern import cli
-from vitkern.lab import check_cases, problems
+from vitkern.lab.proving import check_cases, problems
 from vitkern.report import near_matches, table
 
 

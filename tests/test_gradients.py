@@ -5,9 +5,11 @@ import argparse
 import pytest
 
 from vitkern import dispatch
-from vitkern.lab import gradients, records, wide
-from vitkern.lab.gradient_cases import CASES
-from vitkern.lab.gradient_check import Outcome
+from vitkern.lab import records
+from vitkern.lab.differentiating import gradients
+from vitkern.lab.differentiating.gradient_cases import CASES
+from vitkern.lab.differentiating.gradient_check import Outcome
+from vitkern.lab.interpreting import wide
 from vitkern.report import BadInput
 
 GRADED = frozenset(

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from vitkern.lab.check_cases import PROBLEMS as CHECKS
-from vitkern.lab.problems import local_problem
-from vitkern.lab.verify import PYTORCH_MARGIN, verify
+from vitkern.lab.proving.check_cases import PROBLEMS as CHECKS
+from vitkern.lab.proving.problems import local_problem
+from vitkern.lab.proving.verify import PYTORCH_MARGIN, verify
 from vitkern.ops.local_attention import local_attention
 from vitkern.reference.attention import attention as dense_reference
 from vitkern.reference.local_attention import intervals

@@ -6,10 +6,10 @@ import json
 import pytest
 
 from vitkern.cli import main
-from vitkern.lab import mutants as part
 from vitkern.lab import records
-from vitkern.lab.breaks import BREAKS, broken_sources
-from vitkern.lab.mutations import (
+from vitkern.lab.breaking import mutants as part
+from vitkern.lab.breaking.breaks import BREAKS, broken_sources
+from vitkern.lab.breaking.mutations import (
     LAUNCHERS_PER_FILE,
     PER_FILE,
     all_mutants,
@@ -17,8 +17,8 @@ from vitkern.lab.mutations import (
     kernel_files,
     kernels_folder,
 )
-from vitkern.lab.nursery import Job, Verdict, judged
-from vitkern.lab.survivors import SURVIVORS
+from vitkern.lab.breaking.nursery import Job, Verdict, judged
+from vitkern.lab.breaking.survivors import SURVIVORS
 
 
 def test_every_file_gives_its_share_spread_over_functions_and_operators():

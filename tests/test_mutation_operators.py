@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from vitkern.lab.launcher_operators import LAUNCHER
-from vitkern.lab.mutation_operators import KERNEL
-from vitkern.lab.mutations import NoMutant, all_mutants, checked, kernel_files
+from vitkern.lab.breaking.launcher_operators import LAUNCHER
+from vitkern.lab.breaking.mutation_operators import KERNEL
+from vitkern.lab.breaking.mutations import NoMutant, all_mutants, checked, kernel_files
 
 HEAD = "import triton\nimport triton.language as tl\nfrom .tiles import LOG2E\n\n\n"
 KERNEL_SOURCE = (

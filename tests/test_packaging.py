@@ -55,7 +55,8 @@ def test_wheel_holds_the_kernels_once_and_no_top_level_kernels(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     kernels = {f"vitkern/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py")}
     assert kernels <= set(names)
-    assert {f"vitkern/lab/golden/{p.name}" for p in (ROOT / "vitkern/lab/golden").glob("*.json")} <= set(names)
+    golden = Path("vitkern/lab/compiling/golden")
+    assert {str(golden / p.name) for p in (ROOT / golden).glob("*.json")} <= set(names)
     assert not [n for n in names if n.startswith("kernels/")]
 
 

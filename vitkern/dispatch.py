@@ -39,7 +39,7 @@ HAS_TRITON = _NO_TRITON is None
 # Triton reads this when a kernel is decorated, so a later change has no effect.
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
-interpreter_is_repaired = False  # set by `vitkern.lab.interpreter`
+interpreter_is_repaired = False  # set by `vitkern.lab.interpreting.interpreter`
 
 
 def _release(name: str) -> tuple[int, ...]:
@@ -50,7 +50,8 @@ def _release(name: str) -> tuple[int, ...]:
 def _interpreter_reasons() -> tuple[str, ...]:
     if _release("triton") < (3, 7) and _release("numpy") >= (2, 4):
         return (
-            "the interpreter of Triton before 3.7 needs numpy below 2.4, or the repairs of vitkern.lab.interpreter",
+            "the interpreter of Triton before 3.7 needs numpy below 2.4, or the repairs of "
+            "vitkern.lab.interpreting.interpreter",
         )
     return ()
 

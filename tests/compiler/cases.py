@@ -1,4 +1,5 @@
-"""The cells of vitkern/lab/matrix.py that the tests compile: the main paths, each on three architectures, and variants.
+"""The cells of vitkern/lab/compiling/matrix.py that the tests compile: the main paths, each on three architectures, and
+variants.
 
 ``python -m vitkern lab compile`` compiles all of them.
 """

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from vitkern.lab import workers
+from vitkern.lab.compiling import workers
 
 
 def pytest_configure(config):

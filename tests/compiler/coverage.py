@@ -5,7 +5,7 @@ import itertools
 import sys
 
 from vitkern.kernels import configs
-from vitkern.lab.compiled import caught
+from vitkern.lab.compiling.compiled import caught
 from vitkern.ops.local_attention import MAX_HEAD_DIM
 
 HEAD_DIMS = (16, 20, 24, 32, 36, 40, 48, 64, 72, 80, 96, 104, 112, 128, 160, 192, 256)

@@ -11,11 +11,11 @@ import torch
 import vitkern
 from tests.compiler import coverage
 from vitkern.kernels import epilogues, scores, tokens
-from vitkern.lab.compile import cells
-from vitkern.lab.exceptions import EXCEPTIONS
-from vitkern.lab.launches import CASES
-from vitkern.lab.matrix import ARCHITECTURES, EVERYWHERE
-from vitkern.lab.work import TURNS
+from vitkern.lab.compiling.compile import cells
+from vitkern.lab.compiling.exceptions import EXCEPTIONS
+from vitkern.lab.compiling.launches import CASES
+from vitkern.lab.compiling.matrix import ARCHITECTURES, EVERYWHERE
+from vitkern.lab.compiling.work import TURNS
 
 pytestmark = pytest.mark.compiler
 # Between them every family, token count class, window size, head dimension and normalisation of the registry.
@@ -55,7 +55,7 @@ def test_every_entry_of_configs_is_compiled(launched, arch):
     possible = coverage.entries(arch)
     assert {entry[0] for entry in possible} == set(coverage.NAMES)
     missing = [f"{entry} for {example}" for entry, example in possible.items() if entry not in launched(arch)[0]]
-    assert not missing, "no launch of vitkern/lab/matrix.py asks for\n" + "\n".join(missing)
+    assert not missing, "no launch of vitkern/lab/compiling/matrix.py asks for\n" + "\n".join(missing)
 
 
 def test_an_entry_that_nothing_asks_for_is_found(launched, monkeypatch):
@@ -125,7 +125,7 @@ def combinations_of_model(monkeypatch):
 def test_what_models_launch_is_compiled(launched, combinations_of_model, model):
     for arch in ARCHITECTURES:
         missing = combinations_of_model(*model, arch) - launched(arch)[1]
-        assert not missing, f"{arch}: no launch of vitkern/lab/matrix.py has\n" + "\n".join(map(str, missing))
+        assert not missing, f"{arch}: no launch of vitkern/lab/compiling/matrix.py has\n" + "\n".join(map(str, missing))
 
 
 def test_the_models_stand_for_the_registry():

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from vitkern.kernels.launch import launch
 
-from vitkern.lab import amdgcn, budget, estimate, sass, work
-from vitkern.lab.compile import compile_launches
+from vitkern.lab.compiling import amdgcn, budget, estimate, sass, work
+from vitkern.lab.compiling.compile import compile_launches
 
 pytestmark = pytest.mark.compiler
 

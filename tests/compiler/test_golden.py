@@ -10,8 +10,9 @@ import triton.language as tl
 from vitkern.kernels.launch import launch
 
 from vitkern import cli
-from vitkern.lab import compile as lab
-from vitkern.lab import exceptions, golden, launches, records, workers
+from vitkern.lab import records
+from vitkern.lab.compiling import compile as lab
+from vitkern.lab.compiling import exceptions, golden, launches, workers
 
 pytestmark = pytest.mark.compiler
 NAME, ARCH = "rows", 80

@@ -12,8 +12,8 @@ from vitkern.kernels.launch import launch
 from tests.compiler.cases import CELLS
 from vitkern import dispatch
 from vitkern.kernels import configs
-from vitkern.lab import budget, exceptions, golden, sass
-from vitkern.lab import compile as lab
+from vitkern.lab.compiling import budget, exceptions, golden, sass
+from vitkern.lab.compiling import compile as lab
 
 pytestmark = pytest.mark.compiler
 

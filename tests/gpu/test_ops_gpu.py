@@ -8,10 +8,10 @@ import torch
 from benchmarks import measure
 from benchmarks.cases import CASES as LAYERS
 from vitkern import dispatch
-from vitkern.lab.check_cases import PROBLEMS
-from vitkern.lab.dropout import check_dropout
-from vitkern.lab.problems import OPS
-from vitkern.lab.verify import GPU_POOLED_MARGIN, pool_of, verify
+from vitkern.lab.proving.check_cases import PROBLEMS
+from vitkern.lab.proving.dropout import check_dropout
+from vitkern.lab.proving.problems import OPS
+from vitkern.lab.proving.verify import GPU_POOLED_MARGIN, pool_of, verify
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 

@@ -25,9 +25,9 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    from vitkern.lab.interpreter import repaired
-    from vitkern.lab.run_case import SCRATCH
-    from vitkern.lab.sanitizer import sanitized
+    from vitkern.lab.fuzzing.run_case import SCRATCH
+    from vitkern.lab.interpreting.interpreter import repaired
+    from vitkern.lab.interpreting.sanitizer import sanitized
 
     marker = item.get_closest_marker("unsanitized")
     if marker is None:

@@ -5,9 +5,9 @@ import torch
 from vitkern.kernels.launch import redirected
 
 from vitkern import dispatch
-from vitkern.lab.cases import DTYPES
-from vitkern.lab.check_cases import PROBLEMS
-from vitkern.lab.verify import Trial
+from vitkern.lab.fuzzing.cases import DTYPES
+from vitkern.lab.proving.check_cases import PROBLEMS
+from vitkern.lab.proving.verify import Trial
 
 pytestmark = pytest.mark.interpreter
 

@@ -5,9 +5,10 @@ from argparse import ArgumentParser
 import pytest
 import torch
 
-from vitkern.lab import edges, records
-from vitkern.lab.cases import LayerNormCase
-from vitkern.lab.edge_cases import EDGES, Edge, Exactly
+from vitkern.lab import records
+from vitkern.lab.fuzzing import edges
+from vitkern.lab.fuzzing.cases import LayerNormCase
+from vitkern.lab.fuzzing.edge_cases import EDGES, Edge, Exactly
 from vitkern.ops import layernorm
 from vitkern.report import BadInput
 

@@ -14,7 +14,8 @@ from triton.runtime.interpreter import InterpretedFunction
 
 import vitkern
 from vitkern import dispatch, faults, register
-from vitkern.lab.problems import (
+from vitkern.lab.interpreting.sanitizer import MemoryFault
+from vitkern.lab.proving.problems import (
     attention_problem,
     layernorm_problem,
     local_problem,
@@ -23,7 +24,6 @@ from vitkern.lab.problems import (
     sparse_problem,
     window_problem,
 )
-from vitkern.lab.sanitizer import MemoryFault
 from vitkern.reference.dropout import keep_mask, philox
 
 pytestmark = pytest.mark.interpreter

@@ -6,12 +6,13 @@ from argparse import ArgumentParser
 import pytest
 import torch
 
-from vitkern.lab import fuzz, records
-from vitkern.lab.cases import CASES, AttentionCase, LayerNormCase, read_case
-from vitkern.lab.random_cases import ARCHS, OPERAND_LAYOUTS, draw
-from vitkern.lab.run_case import Unusable, run_case
-from vitkern.lab.shrink import shrink
-from vitkern.lab.verify import Result
+from vitkern.lab import records
+from vitkern.lab.fuzzing import fuzz
+from vitkern.lab.fuzzing.cases import CASES, AttentionCase, LayerNormCase, read_case
+from vitkern.lab.fuzzing.random_cases import ARCHS, OPERAND_LAYOUTS, draw
+from vitkern.lab.fuzzing.run_case import Unusable, run_case
+from vitkern.lab.fuzzing.shrink import shrink
+from vitkern.lab.proving.verify import Result
 from vitkern.ops import layernorm
 from vitkern.report import BadInput
 from vitkern.testing import Comparison

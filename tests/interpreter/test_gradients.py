@@ -9,9 +9,9 @@ import torch
 
 from vitkern.kernels import attention as attention_launchers
 from vitkern.kernels import layernorm as layernorm_launchers
-from vitkern.lab import gradient_check
-from vitkern.lab.gradient_cases import CASES, GradientCase
-from vitkern.lab.problems import attention_problem, layernorm_problem
+from vitkern.lab.differentiating import gradient_check
+from vitkern.lab.differentiating.gradient_cases import CASES, GradientCase
+from vitkern.lab.proving.problems import attention_problem, layernorm_problem
 
 pytestmark = [
     pytest.mark.interpreter,

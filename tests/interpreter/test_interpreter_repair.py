@@ -8,8 +8,8 @@ import triton.language as tl
 from triton.runtime import interpreter as interp
 
 from vitkern import dispatch, register
-from vitkern.lab import bfloat16, interpreter
-from vitkern.lab.interpreter import InterpreterChanged, repaired
+from vitkern.lab.interpreting import bfloat16, interpreter
+from vitkern.lab.interpreting.interpreter import InterpreterChanged, repaired
 
 pytestmark = pytest.mark.interpreter
 BLOCK = tl.constexpr(16)

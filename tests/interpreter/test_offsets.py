@@ -13,10 +13,10 @@ import pytest
 import triton
 import triton.language as tl
 
-from vitkern.lab import offsets
-from vitkern.lab.offset_cases import all_cases
-from vitkern.lab.offset_coverage import BOUNDED, Coverage, hooks, launched_kernels
-from vitkern.lab.offsets import check, note_extents
+from vitkern.lab.addressing import offsets
+from vitkern.lab.addressing.offset_cases import all_cases
+from vitkern.lab.addressing.offset_coverage import BOUNDED, Coverage, hooks, launched_kernels
+from vitkern.lab.addressing.offsets import check, note_extents
 from vitkern.report import BadInput
 
 pytestmark = [

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from vitkern.kernels.launch import launch
 
-from vitkern.lab.sanitizer import MemoryFault, sanitized
+from vitkern.lab.interpreting.sanitizer import MemoryFault, sanitized
 
 pytestmark = [
     pytest.mark.interpreter,

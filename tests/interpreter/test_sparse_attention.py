@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vitkern import dispatch
-from vitkern.lab.problems import sparse_problem
-from vitkern.lab.verify import pool_of, verify
+from vitkern.lab.proving.problems import sparse_problem
+from vitkern.lab.proving.verify import pool_of, verify
 from vitkern.ops.sparse_attention import sparse_attention
 
 pytestmark = pytest.mark.interpreter

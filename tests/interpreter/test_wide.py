@@ -13,9 +13,15 @@ from vitkern.kernels.launch import redirected
 
 import vitkern.kernels
 from vitkern import dispatch
-from vitkern.lab import interpreter
-from vitkern.lab.problems import attention_problem, layernorm_problem, mlp_problem, packed_problem, window_problem
-from vitkern.lab.wide import wide
+from vitkern.lab.interpreting import interpreter
+from vitkern.lab.interpreting.wide import wide
+from vitkern.lab.proving.problems import (
+    attention_problem,
+    layernorm_problem,
+    mlp_problem,
+    packed_problem,
+    window_problem,
+)
 
 pytestmark = pytest.mark.interpreter
 

@@ -11,10 +11,10 @@ from contextlib import ExitStack, contextmanager, nullcontext
 import torch
 
 from vitkern import dispatch
-from vitkern.lab.check_cases import PROBLEMS
-from vitkern.lab.dropout import check_dropout
-from vitkern.lab.problems import OPS, Problem
-from vitkern.lab.verify import GPU_POOLED_MARGIN, PYTORCH_MARGIN, Result, pool_of, pooled_failures, verify
+from vitkern.lab.proving.check_cases import PROBLEMS
+from vitkern.lab.proving.dropout import check_dropout
+from vitkern.lab.proving.problems import OPS, Problem
+from vitkern.lab.proving.verify import GPU_POOLED_MARGIN, PYTORCH_MARGIN, Result, pool_of, pooled_failures, verify
 from vitkern.report import BadInput, counted, near_matches, table
 from vitkern.testing import Pool
 
@@ -73,7 +73,7 @@ def _named(name: str) -> list[str]:
 def _repaired():
     """Triton's interpreter as a GPU would compute: its own bfloat16 is wrong. Where this Triton's cannot be repaired,
     operators compute bfloat16 in float32 and round."""
-    from vitkern.lab.interpreter import InterpreterChanged, repaired
+    from vitkern.lab.interpreting.interpreter import InterpreterChanged, repaired
 
     with ExitStack() as stack:
         try:

@@ -8,9 +8,9 @@ import torch
 
 import vitkern
 from vitkern import dispatch, faults
-from vitkern.lab.check_cases import PROBLEMS
-from vitkern.lab.problems import OPS
-from vitkern.lab.verify import verify
+from vitkern.lab.proving.check_cases import PROBLEMS
+from vitkern.lab.proving.problems import OPS
+from vitkern.lab.proving.verify import verify
 from vitkern.report import table
 
 PACKAGES = ("triton", "numpy", "timm", "transformers", "torchvision", "safetensors")

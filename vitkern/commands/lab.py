@@ -9,26 +9,26 @@ from vitkern import dispatch
 from vitkern.lab import records
 from vitkern.report import BadInput, table
 
-# part -> what it shows
+# part -> (package of vitkern.lab, what it shows)
 PARTS = {
-    "fuzz": "random problems, forward and backward, under the memory sanitizer",
-    "edges": "named edge cases",
-    "offsets": "offsets beyond 2^31 through every pointer",
-    "gradients": "float64 gradcheck of every differentiable operator",
-    "compile": "what models launch, compiled for five architectures, against golden figures",
-    "mutants": "faults injected into kernels and launchers, and how many the laboratory finds",
+    "fuzz": ("fuzzing", "random problems, forward and backward, under the memory sanitizer"),
+    "edges": ("fuzzing", "named edge cases"),
+    "offsets": ("addressing", "offsets beyond 2^31 through every pointer"),
+    "gradients": ("differentiating", "float64 gradcheck of every differentiable operator"),
+    "compile": ("compiling", "what models launch, compiled for five architectures, against golden figures"),
+    "mutants": ("breaking", "faults injected into kernels and launchers, and how many the laboratory finds"),
 }
 INTERPRETED = ("fuzz", "edges", "offsets", "gradients", "mutants")
 
 
 def add_arguments(parser) -> None:
     parts = parser.add_subparsers(dest="part", metavar="{" + ",".join(PARTS) + "}")
-    for name, summary in PARTS.items():
+    for name, (_, summary) in PARTS.items():
         _part(name).add_arguments(parts.add_parser(name, help=summary, description=summary))
 
 
 def _part(name: str):
-    return importlib.import_module(f"vitkern.lab.{name}")
+    return importlib.import_module(f"vitkern.lab.{PARTS[name][0]}.{name}")
 
 
 def run(arguments) -> int:

@@ -1,0 +1,142 @@
+"""Which pointers the kernels have, read from the kernels themselves, and how far the cases of `offsets` took each."""
+
+import ast
+import fnmatch
+import importlib
+import inspect
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from torch import Tensor
+
+LIMIT = 2**31
+# kernel.pointer patterns -> why the pointer cannot pass 2^31 elements
+_ROWS = "one element a row, and rows are counted in 31 bits"
+_PROGRAMS = "one element a program, and programs are counted in 31 bits"
+BOUNDED = {
+    "*.seed": "one element",
+    "*.cosine": "one element a head",
+    "*.padding": "3 C elements",
+    "*.cosine_grad": _PROGRAMS,
+    "_short_bwd.dcosine": _PROGRAMS,
+    "_layernorm_*.weight": "C elements",
+    "_layernorm_*.bias": "C elements",
+    "*.norm_weight": "C elements",
+    "*.norm_bias": "C elements",
+    "*.layer_scale": "C elements",
+    "*.fc?_bias": "one element a channel",
+    "_matmul.*.bias": "one element a column, and columns are counted in 31 bits",
+    "_pointwise.*.bias": "one element a column, and columns are counted in 31 bits",
+    "_norm_linear_fwd.args[[]0]": "one element a hidden channel",
+    "_mlp_fwd.fc?": "C <= 256 here: a weight of 2^31 elements has 8 million hidden channels",
+    "_norm_linear_fwd.fc1": "C <= 256 here: a weight of 2^31 elements has 8 million hidden channels",
+    "*.mean": _ROWS,
+    "*.rstd": _ROWS,
+    "*row_scale": _ROWS,
+    "_reduce_table.dtable": "a table: one element for each head and offset within a window",
+    "*.SCORE=plain": "takes no pointer",
+    "*.SCORE=regions": "takes no pointer",
+    "*.SCORE=tile_and_regions": "is tile, then regions",
+    "_short_*.SCORE=tile": "the short kernels take a table as their bias",
+    "_short_*.SCORE=near": "local attention streams",
+    "_stream_bwd_axes.SCORE=t*": "only local attention has rows and columns",
+    "_stream_bwd_axes.near[[]1][[]0]": "a table: one element for each head and offset of a neighbour",
+    "_stream_*.near[[]1][[]0]": "a table: one element for each head and offset of a neighbour",
+}
+
+
+def launched_kernels() -> dict[str, object]:
+    """Name -> kernel of everything that a launcher in kernels/ starts."""
+    from vitkern.kernels import launch
+
+    found = {}
+    for path in sorted(Path(launch.__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "launch":
+                module = importlib.import_module(f"vitkern.kernels.{path.stem}")
+                found[node.args[0].id] = getattr(module, node.args[0].id)
+    return found
+
+
+def parameters(kernel) -> list[str]:
+    """The parameters of a kernel that are no compile-time constants."""
+    every = inspect.signature(kernel.fn).parameters.values()
+    return [one.name for one in every if "constexpr" not in str(one.annotation)]
+
+
+def hooks(kernel) -> list[str]:
+    """The functions that may read pointers out of the kernel's tuples of arguments, as "PARAMETER=function"."""
+    names = inspect.signature(kernel.fn).parameters
+    found = []
+    for parameter, first, module in (
+        ("EPILOGUE", "acc", "epilogues"), ("SCORE", "s", "scores"), ("SCORE", "s", "locality")
+    ):  # fmt: skip
+        if parameter in names:
+            for name, one in vars(importlib.import_module(f"vitkern.kernels.{module}")).items():
+                is_own = hasattr(one, "fn") and one.fn.__module__.endswith(module)
+                if is_own and {first, "args"} <= inspect.signature(one.fn).parameters.keys():
+                    found.append(f"{parameter}={name}")
+    return found
+
+
+def leaves(name: str, value):
+    if isinstance(value, tuple):
+        for i, one in enumerate(value):
+            yield from leaves(f"{name}[{i}]", one)
+    else:
+        yield name, value
+
+
+def _name_in_hook(hook, place: str) -> str:
+    """``place`` in a hook's tuple, such as "[2]", by the name that the hook unpacks it to, where it does."""
+    unpacked = re.search(r"^ +(\w+(?:, \w+)+) = args$", inspect.getsource(hook.fn), re.MULTILINE)
+    if unpacked and place.count("[") == 1:
+        return f"{hook.fn.__name__}.{unpacked[1].split(', ')[int(place[1:-1])]}"
+    return hook.fn.__name__ + place
+
+
+class Coverage:
+    """What the cases have shown of each pointer."""
+
+    def __init__(self):
+        self.farthest: dict[str, int] = {}  # "kernel.pointer" -> the largest element touched, -1 where it was None
+        self.case: dict[str, str] = {}
+        self.seen: dict[str, set[str]] = defaultdict(set)  # kernel -> parameters and hooks that a case has given
+
+    def add(self, case, kernel, args: tuple, constants: dict, touched: dict[str, int]) -> None:
+        """One launch of ``case``; ``touched``: the farthest element by the name of the tensor."""
+        bound = dict(zip(kernel.arg_names, args, strict=False))
+        hook = constants.get("EPILOGUE", constants.get("SCORE"))
+        for parameter, value in bound.items():
+            self.seen[case.kernel].add(parameter)
+            for name, leaf in leaves(parameter, value):
+                if leaf is None or isinstance(leaf, Tensor):
+                    if name.startswith(("args[", "score_args[")) and hook is not None:
+                        shown = _name_in_hook(hook, name[name.index("[") :])
+                    else:
+                        shown = name
+                    key, far = f"{case.kernel}.{shown}", touched.get(name, -1)
+                    if far >= self.farthest.get(key, -2):
+                        self.farthest[key], self.case[key] = far, case.name
+        for parameter in ("EPILOGUE", "SCORE"):
+            if parameter in constants:
+                self.seen[case.kernel].add(f"{parameter}={constants[parameter].fn.__name__}")
+
+    def gaps(self, kernels: dict) -> list[str]:
+        """One line for each parameter, hook and pointer of ``kernels`` that no case takes beyond the limit."""
+        lines = []
+        for name, kernel in kernels.items():
+            for part in parameters(kernel) + hooks(kernel):
+                if part not in self.seen[name] and reason(f"{name}.{part}") is None:
+                    lines.append(f"{name}.{part}: no case gives it")
+        for key, far in self.farthest.items():
+            if key.split(".")[0] in kernels and far < LIMIT and reason(key) is None:
+                shown = "is None in every case" if far < 0 else f"is touched up to element {far}"
+                lines.append(f"{key} {shown}; expected beyond {LIMIT}, or a reason in vitkern.lab.addressing.offsets")
+        return lines
+
+
+def reason(key: str) -> str | None:
+    """Why "kernel.pointer" cannot pass the limit."""
+    return next((why for pattern, why in BOUNDED.items() if fnmatch.fnmatchcase(key, pattern)), None)

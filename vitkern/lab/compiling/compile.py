@@ -1,0 +1,147 @@
+"""compile: what models launch, compiled for five architectures, against golden figures.
+
+Per kernel: what it needs of a multiprocessor, its instructions, problems that `exceptions` does not list,
+what is worse than the golden figures of this Triton minor, and a lower bound of its time, which is uncalibrated.
+"""
+
+import time
+
+from vitkern.lab import records
+from vitkern.lab.compiling import budget, estimate, exceptions, golden, workers
+from vitkern.lab.compiling.compiled import Compiled, compile_launches
+from vitkern.lab.compiling.matrix import ARCHITECTURES, archs_of
+from vitkern.report import BadInput, near_matches, progress, seconds
+
+__all__ = ["Compiled", "compile_launches"]
+
+HEADER = (
+    f"{'kernel':<44} {'arch':>6} {'w/s':>5} {'regs':>4} {'spills':>6} {'stack':>6} {'shared':>7} {'/SM':>3} "
+    f"{'loop':>5} {'code':>6} {'turn bound, cycles':>18}  {'tensor cores; global loads':<50} "
+    f"at least, {estimate.LABEL} (roofline)"
+)
+
+
+def row(label: str, kernel: Compiled) -> str:
+    """One line of the table."""
+    m, turn = kernel.machine, estimate.turn_bounds(kernel)
+    pipe = max(turn, key=turn.get)
+    tensor = " ".join(f"{name}*{count}" for name, count in m.tensor.items()) or "-"
+    loads = " ".join(f"{bits}b*{count}" for bits, count in sorted(m.loads.items(), reverse=True)) or "-"
+    times = ", ".join(
+        f"{gpu} {seconds(bound.seconds)} {bound.by} ({seconds(bound.roofline)})"
+        for gpu, bound in estimate.bounds(kernel).items()
+    )
+    return (
+        f"{label:<44} {budget.name_of(kernel.arch):>6} w{kernel.num_warps} s{kernel.num_stages} {m.registers:>4} "
+        f"{kernel.spills:>6} {m.stack:>6} {kernel.shared:>7} {kernel.programs:>3} {m.loop:>5} {m.instructions:>6} "
+        f"{f'{pipe} {turn[pipe]:.0f}':>18}  {f'{tensor}; {loads}':<50} {times}"
+    )
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("launch", nargs="*", help="parts of names in launches.py; all unless given")
+    parser.add_argument(
+        "--arch", nargs="+", default=[], help="of sm_80, sm_90, sm_100, sm_120, gfx942; all of a launch"
+    )
+    parser.add_argument("--jobs", type=int, default=0, help="worker processes (default: one per core)")
+    parser.add_argument("--update", action="store_true", help="make what was compiled the golden figures")
+
+
+def _architectures(given: list[str]) -> list[int]:
+    known = {budget.name_of(arch): arch for arch in ARCHITECTURES} | {str(arch): arch for arch in ARCHITECTURES}
+    for name in given:
+        if name not in known:
+            expected = ", ".join(budget.name_of(arch) for arch in ARCHITECTURES)
+            raise BadInput(f"lab compile: unknown architecture: got {name!r}; expected {expected}.")
+    return [known[name] for name in given]
+
+
+def cells(parts: list[str], archs: list[int]) -> list[workers.Cell]:
+    """What to compile: launches that one of ``parts`` is a part of, for ``archs`` or where the launch has its place.
+
+    Raises:
+        BadInput: no launch is called so.
+    """
+    from vitkern.lab.compiling.launches import CASES
+
+    names = [case.name for case in CASES]
+    for part in parts:
+        if not any(part in name for name in names):
+            raise BadInput(f"lab compile: no launch is called {part!r}.{near_matches(part, names)}")
+    chosen = [name for name in names if any(part in name for part in parts or [""])]
+    return [(name, arch) for name in chosen for arch in (archs or archs_of(name))]
+
+
+def run(arguments) -> int:
+    if arguments.jobs < 0:
+        raise BadInput(f"lab compile: --jobs is negative: got {arguments.jobs}; expected at least 1, 0 for all cores.")
+    begun, version = time.perf_counter(), golden.minor()
+    chosen = cells(arguments.launch, _architectures(arguments.arch))
+    whole = not (arguments.launch or arguments.arch)
+    known = {} if whole and arguments.update else golden.load(version)
+    found = _compile(chosen, arguments.jobs or workers.default_jobs())
+    counts = _print(found, known, arguments.update)
+    if arguments.update:
+        path = golden.store(version, golden.merged(known or {}, found))
+        print(f"golden figures of Triton {version} written: {path}")
+        counts |= dict(regressions=0, unlisted=0)
+    elif known is None:
+        print(f"no golden figures for Triton {version}: problems are checked, regressions are not; --update makes them")
+    took = time.perf_counter() - begun
+    passed = not any(counts.values())
+    kernels = [kernel for done in found for kernel in done.kernels]
+    summary = (
+        f"{len(found)} cells, {len(kernels)} kernels ({len({kernel.key for kernel in kernels})} distinct), "
+        + ", ".join(f"{count} {name}" for name, count in counts.items())
+        + ("" if known is not None else f"; no golden figures for Triton {version}")
+    )
+    if whole:
+        records.write("compile", passed=passed, summary=summary, seconds=took, cpu_seconds=_cpu(found), **counts)
+    print(f"verdict: {'passed' if passed else 'FAILED'}: {summary}; {took:.0f} s")
+    return 0 if passed else 1
+
+
+def _compile(chosen: list[workers.Cell], jobs: int) -> list[workers.Done]:
+    """The cells in the order given, announced as they finish."""
+    begun, found = time.perf_counter(), {}
+    for done in workers.compile_cells(chosen, jobs):
+        found[done.cell] = done
+        name, arch = done.cell
+        what = done.failed or f"{len(done.kernels)} kernels"
+        took = f"{done.cpu:.1f} CPU s, {time.perf_counter() - begun:.0f} s"
+        progress(f"[{len(found)}/{len(chosen)}] {name} {budget.name_of(arch)}: {what} ({took})")
+    return [found[cell] for cell in chosen]
+
+
+def _cpu(found: list[workers.Done]) -> dict[str, float]:
+    """CPU seconds of each architecture."""
+    total = {}
+    for done in found:
+        name = budget.name_of(done.cell[1])
+        total[name] = round(total.get(name, 0.0) + done.cpu, 1)
+    return total
+
+
+def _print(found: list[workers.Done], known: golden.Cells | None, update: bool) -> dict[str, int]:
+    """The table with what is wrong under each cell; how often it is, by kind."""
+    counts = dict(failures=0, problems=0, regressions=0, unlisted=0)
+    grown = []
+    print(HEADER)
+    for done in found:
+        name, arch = done.cell
+        print(name)
+        for label, kernel in golden.labelled(done.kernels).items():
+            print(row("  " + label, kernel))
+        lines = {"failures": [f"did not compile: {done.failed}"]} if done.failed else {}
+        if not done.failed:
+            lines["problems"] = exceptions.unexcused(name, arch, done.kernels)
+            if known is not None:
+                lines["regressions"], drifts, lines["unlisted"] = golden.compare(known, name, arch, done.kernels)
+                grown += [f"{name}, {budget.name_of(arch)}, {line}" for line in drifts]
+        for kind, of_kind in lines.items():
+            counts[kind] += len(of_kind)
+            for line in of_kind if kind in ("failures", "problems") or not update else ():
+                print(f"    ! {kind.removesuffix('s')}: {line}")
+    for line in grown:
+        print(f"warning: {line}")
+    return counts

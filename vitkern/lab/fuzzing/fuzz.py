@@ -1,0 +1,248 @@
+"""fuzz: random problems over every kernel, forward and backward, under the memory sanitizer.
+
+Per case the rules (a) and (c) of `vitkern.testing`, and over the run rule (b) for each operator, tensor and dtype. A
+case is an operator and a seed, and nothing else: a failure prints both, and the smaller case that it shrinks to.
+"""
+
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from vitkern.lab import records
+from vitkern.lab.fuzzing.cases import CASES, Case, read_case
+from vitkern.lab.fuzzing.random_cases import WEIGHTS, draw
+from vitkern.lab.proving.verify import POOLED_CASES, Result, pool_of, says_something
+from vitkern.report import BadInput, progress, table
+
+TOGETHER = 8  # cases that a worker takes at a time
+SHRUNK = 3  # failures that a process shrinks; each may take a minute
+SEEDS = 10**9
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one case showed. ``smaller``: the failing case it shrinks to, and its findings."""
+
+    op: str
+    seed: int
+    case: Case
+    findings: tuple[str, ...]
+    results: tuple[Result, ...]
+    seconds: float
+    smaller: tuple[Case, tuple[str, ...]] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.op}:{self.seed}"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--cases", type=int, default=2000, help="how many (default: 2000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the run: which cases are drawn (default: 0)")
+    parser.add_argument("--op", help="only this operator: " + ", ".join(CASES))
+    parser.add_argument("--jobs", type=int, default=0, help="worker processes (default: one per core)")
+    parser.add_argument("--replay", metavar="OP:SEED", help="run one case again, or OP:SEED:{case} with other fields")
+
+
+def run(arguments) -> int:
+    if arguments.replay is not None:
+        return _replay(arguments.replay)
+    if arguments.cases < 1 or arguments.jobs < 0:
+        raise BadInput(
+            f"lab fuzz: cannot run: got --cases {arguments.cases}, --jobs {arguments.jobs}; expected at least 1 case, "
+            "and 0 jobs for one per core."
+        )
+    if arguments.op is not None:
+        _known(arguments.op)
+    started = time.perf_counter()
+    chosen = choose(arguments.cases, arguments.seed, arguments.op)
+    jobs = min(arguments.jobs or os.cpu_count() or 1, -(-len(chosen) // TOGETHER))
+    print(f"{len(chosen)} cases from seed {arguments.seed}, in {jobs} processes")
+    try:
+        verdicts = list(_watched(verdicts_of(chosen, jobs), len(chosen)))
+    except BrokenProcessPool:
+        print("verdict: a worker process died; --jobs 1 shows at which case", flush=True)
+        return 1
+    return _report(verdicts, arguments, time.perf_counter() - started)
+
+
+def choose(count: int, seed: int, op: str | None = None) -> list[tuple[str, int]]:
+    """The cases of a run, as operators and seeds."""
+    rng = random.Random(seed)
+    ops = [op] * count if op else rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=count)
+    return [(name, rng.randrange(SEEDS)) for name in ops]
+
+
+def verdicts_of(chosen: list[tuple[str, int]], jobs: int) -> Iterator[Verdict]:
+    """In order of completion; in this process where ``jobs`` is 1."""
+    if jobs == 1:
+        shrunk = 0
+        for op, seed in chosen:
+            verdict = judge(op, seed, smaller=shrunk < SHRUNK)
+            shrunk += verdict.smaller is not None
+            yield verdict
+        return
+    portions = [chosen[i : i + TOGETHER] for i in range(0, len(chosen), TOGETHER)]
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_prepare) as pool:
+        for done in as_completed([pool.submit(_judge_all, portion) for portion in portions]):
+            yield from done.result()
+
+
+def judge(op: str, seed: int, case: Case | None = None, *, smaller: bool = True) -> Verdict:
+    """Draw a case (or take ``case``), run it, and where it fails look for a ``smaller`` one.
+
+    Raises:
+        Unusable: ``case`` is no problem.
+    """
+    from vitkern.lab.fuzzing.run_case import Unusable, run_case
+    from vitkern.lab.fuzzing.shrink import shrink
+
+    given, case = case, case or draw(op, seed)
+    try:
+        outcome = run_case(case, seed)
+    except Unusable as error:
+        if given is not None:
+            raise
+        return Verdict(op, seed, case, (f"drawn, but no problem: {error}",), (), 0.0)
+    findings = tuple(str(finding) for finding in outcome.findings)
+    if not findings:
+        return Verdict(op, seed, case, findings, outcome.results if case.is_plain else (), outcome.seconds)
+    if not smaller:
+        return Verdict(op, seed, case, findings, (), outcome.seconds)
+    kinds = {finding.kind for finding in outcome.findings}
+
+    def fails(candidate: Case) -> bool:
+        try:
+            found = run_case(candidate, seed).findings
+        except Unusable:
+            return False
+        return bool(kinds & {finding.kind for finding in found})
+
+    least = shrink(case, fails)
+    reasons = tuple(str(finding) for finding in run_case(least, seed).findings)
+    return Verdict(op, seed, case, findings, (), outcome.seconds, (least, reasons))
+
+
+_shrunk = 0  # by this worker
+
+
+def _prepare() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _judge_all(portion: list[tuple[str, int]]) -> list[Verdict]:
+    global _shrunk
+    verdicts = []
+    for op, seed in portion:
+        verdicts.append(judge(op, seed, smaller=_shrunk < SHRUNK))
+        _shrunk += verdicts[-1].smaller is not None
+    return verdicts
+
+
+def _watched(verdicts: Iterator[Verdict], total: int) -> Iterator[Verdict]:
+    """Yields on; a line every ten seconds, and each failure at once."""
+    started = beat = time.perf_counter()
+    failed = 0
+    for done, verdict in enumerate(verdicts, 1):
+        if verdict.findings:
+            failed += 1
+            print(_described(verdict), flush=True)
+        if time.perf_counter() - beat > 10 or done == total:
+            beat = time.perf_counter()
+            progress(f"[{done}/{total}] {failed} failed ({beat - started:.0f} s)")
+        yield verdict
+
+
+def _described(verdict: Verdict) -> str:
+    lines = [f"FAILED  {verdict.name}", *(f"  {finding}" for finding in verdict.findings), f"  case: {verdict.case}"]
+    lines.append(f"  again: python -m vitkern lab fuzz --replay {verdict.name}")
+    if verdict.smaller and verdict.smaller[0] != verdict.case:
+        case, findings = verdict.smaller
+        lines += ["  it shrinks to", *(f"    {finding}" for finding in findings), f"    case: {case}"]
+        lines.append(f"    again: python -m vitkern lab fuzz --replay '{verdict.name}:{case}'")
+    return "\n".join(lines)
+
+
+def pooled(verdicts: list[Verdict]) -> dict[str, list[tuple]]:
+    """operator -> rule (b)'s rows (dtype, tensor, ratio, "" or why it fails), the worst tensor of each dtype first."""
+    rows = {}
+    for op in CASES:
+        results = [r for v in verdicts if v.op == op for r in v.results if says_something(r)]
+        counts = Counter((r.name, r.dtype) for r in results)
+        pool = pool_of(r for r in results if counts[r.name, r.dtype] >= POOLED_CASES)
+        failures = {line.split(":")[0]: line for line in pool.failures()}
+        ordered = sorted(pool.ratios().items(), key=lambda item: (str(item[0][1]), -item[1]))
+        rows[op] = [(dtype, name, ratio, failures.get(f"{name} in {dtype}", "")) for (name, dtype), ratio in ordered]
+    return rows
+
+
+def _report(verdicts: list[Verdict], arguments, seconds: float) -> int:
+    failed = [verdict for verdict in verdicts if verdict.findings]
+    counts = Counter(verdict.op for verdict in verdicts)
+    rows = pooled(verdicts)
+    worst, failures = [], [f"{op}: {row[3]}" for op in rows for row in rows[op] if row[3]]
+    for op in rows:
+        for dtype in dict.fromkeys(row[0] for row in rows[op]):
+            _, name, ratio, _ = next(row for row in rows[op] if row[0] == dtype)
+            worst.append((op, counts[op], str(dtype).removeprefix("torch."), name, f"{ratio:.3f}"))
+    print("mean error over that of an ideal kernel of the dtype, all cases pooled:")
+    print(table(("operator", "cases", "dtype", "worst", "ratio"), worst))
+    for line in failures:
+        print(f"FAILED  {line}")
+    count = len(failed) + len(failures)
+    spent = sum(verdict.seconds for verdict in verdicts)
+    summary = f"{len(verdicts)} cases from seed {arguments.seed}, {len(failed)} failed; {len(failures)} pooled failures"
+    records.write(
+        "fuzz",
+        passed=not count,
+        summary=summary,
+        seconds=seconds,
+        cases=dict(counts),
+        failed=[verdict.name for verdict in failed],
+        pooled=failures,
+        seconds_per_case=round(spent / len(verdicts), 3),
+    )
+    print(
+        f"verdict: {count} failures in {len(verdicts)} cases" if count else f"verdict: all {len(verdicts)} cases passed"
+    )
+    return 1 if count else 0
+
+
+def _known(op: str) -> str:
+    if op not in CASES:
+        raise BadInput(f"lab fuzz: unknown operator: got {op!r}; expected one of {', '.join(CASES)}.")
+    return op
+
+
+def _replay(text: str) -> int:
+    op, _, rest = text.partition(":")
+    number, _, fields = rest.partition(":")
+    _known(op)
+    if not number.isdecimal():
+        raise BadInput(f"lab fuzz: --replay has no seed: got {text!r}; expected OP:SEED, as in attention:17.")
+    try:
+        case = read_case(op, fields) if fields else None
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"lab fuzz: --replay has no readable case: got {fields!r}; {error}.") from None
+    from vitkern.lab.fuzzing.run_case import Unusable
+
+    try:
+        verdict = judge(op, int(number), case)
+    except Unusable as error:
+        raise BadInput(f"lab fuzz: the formula refuses that case: {error}") from None
+    if verdict.findings:
+        print(_described(verdict))
+        print(f"verdict: {verdict.name} fails")
+        return 1
+    print(f"{verdict.name}: {verdict.case}", file=sys.stderr)
+    print(f"verdict: {verdict.name} passes")
+    return 0
