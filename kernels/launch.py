@@ -1,7 +1,9 @@
 """The one place where a Triton kernel is started."""
 
+import math
 from contextlib import contextmanager
 
+MOST_PROGRAMS = 2**31 - 1  # of a grid; the number of a program is an int32
 _redirect = None  # set by `redirected`: receives every launch instead of the device
 
 
@@ -9,9 +11,17 @@ def launch(kernel, grid, *args, num_warps, num_stages, **constants):
     """Run ``kernel`` over ``grid``; an empty grid is no launch.
 
     FP fusion is named explicitly because Triton's default for it changes between releases, and with it the last bits.
+
+    Raises:
+        ValueError: the grid has more programs than a GPU can count.
     """
     if 0 in grid:
         return
+    if math.prod(grid) > MOST_PROGRAMS:
+        raise ValueError(
+            f"{kernel.__name__}: the problem is too large for one launch: got {math.prod(grid)} programs; expected at "
+            f"most {MOST_PROGRAMS}. Split the batch."
+        )
     options = dict(num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)
     if _redirect is not None:
         _redirect(kernel, grid, args, constants, options)

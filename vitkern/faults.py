@@ -1,6 +1,7 @@
 """Faults of the environment: what keeps Triton from building or starting a kernel although the call is right.
 
-An operator that meets one runs in PyTorch, there and from then on, and warns once per cause (`vitkern.register`).
+An operator that meets one runs in PyTorch, there and from then on, and warns once per cause (`vitkern.register`). What
+a kernel needs of a GPU depends on shapes: where that is too much, calls of those shapes run in PyTorch, and no others.
 Everything else, a wrong argument, a bug in a kernel or an error that the GPU reports while it runs one, is no fault and
 is raised as it came.
 """
@@ -9,9 +10,11 @@ import json
 import re
 import subprocess
 import warnings
+from collections.abc import Iterable
 from types import TracebackType
 from typing import NamedTuple
 
+from torch import Tensor
 from torch import device as Device
 
 
@@ -119,13 +122,26 @@ def _passed(traceback: TracebackType | None, module: str, function: str) -> bool
 
 # Single operations on dicts, so that threads need no lock and a fork cannot inherit one that is held
 _reasons: dict[str, str] = {}  # by operator and device
+_too_large: dict[tuple[str, str], str] = {}  # by operator and device, and what sizes of a call decide
 _warned: dict[tuple[str, str], object] = {}
 
 
-def record(op: str, device: Device, fault: Fault) -> None:
-    """From now on `reasons` has one for ``op`` on ``device``. Warns, once per operator and cause."""
-    _reasons[f"{op} {device}"] = f"the kernel could not be started on {device}: {fault}"
+def record(op: str, device: Device, fault: Fault, arguments: Iterable = ()) -> None:
+    """From now on `reasons` has one for ``op`` on ``device``; of `RESOURCES` `reasons_of_sizes` has, for such
+    ``arguments``. Warns, once per operator and cause."""
+    reason = f"the kernel could not be started on {device}: {fault}"
+    if fault.cause == RESOURCES:
+        sizes = _sizes(arguments)
+        _too_large[f"{op} {device}", sizes] = f"{reason}, for tensors of {sizes}"
+    else:
+        _reasons[f"{op} {device}"] = reason
     warn(op, fault, device)
+
+
+def _sizes(arguments: Iterable) -> str:
+    """What of a call decides the resources of its kernels: all sizes but the first, which counts programs."""
+    tensors = (value for value in arguments if isinstance(value, Tensor))
+    return ", ".join(f"{str(t.dtype).removeprefix('torch.')} (*, {', '.join(map(str, t.shape[1:]))})" for t in tensors)
 
 
 def warn(op: str, fault: Fault, device: Device) -> None:
@@ -133,7 +149,8 @@ def warn(op: str, fault: Fault, device: Device) -> None:
     mark = object()
     if _warned.setdefault((op, fault.cause), mark) is mark:
         warnings.warn(
-            f"{op}: the kernel cannot run on {device}: {fault}. PyTorch runs instead, now and in later calls. "
+            f"{op}: the kernel cannot run on {device}: {fault}. PyTorch runs instead, now and in later calls"
+            f"{' of such sizes' if fault.cause == RESOURCES else ''}. "
             f"{fault.remedy}",
             FallbackWarning,
             stacklevel=3,
@@ -146,12 +163,20 @@ def reasons(op: str | None, device: Device) -> list[str]:
     return [] if found is None else [found]
 
 
+def reasons_of_sizes(op: str, device: Device, arguments: Iterable) -> list[str]:
+    """As `reasons`, of calls with such ``arguments`` alone."""
+    found = _too_large.get((f"{op} {device}", _sizes(arguments))) if _too_large else None
+    return [] if found is None else [found]
+
+
 def faulted(device: Device) -> list[tuple[str, str]]:
-    """(operator, reason) for each operator that does not try its kernel on ``device`` again."""
-    return [(key.split()[0], reason) for key, reason in list(_reasons.items()) if key.split()[1] == str(device)]
+    """(operator, reason) for each operator that does not try its kernel on ``device`` again, for some sizes or all."""
+    found = [*_reasons.items(), *((where, reason) for (where, _), reason in _too_large.items())]
+    return [(where.split()[0], reason) for where, reason in found if where.split()[1] == str(device)]
 
 
 def forget() -> None:
     """Try every kernel again, and warn again: for a process that outlives the cause of a fault."""
     _reasons.clear()
+    _too_large.clear()
     _warned.clear()

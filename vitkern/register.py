@@ -35,7 +35,7 @@ class KernelOp:
         self.arguments = tuple(inspect.signature(launch).parameters)
         self.slots = [self.arguments.index(name) for name in self.differentiable]
         self.fallback = fallback
-        self.overload = self._define(self.name, launch, outputs, fallback)
+        self.overload = self._define(self.name, launch, outputs, fallback, slice(None))
         operators.append(self)
 
     def __call__(self, *args):
@@ -52,7 +52,8 @@ class KernelOp:
 
         def attach(launch: Callable) -> "KernelOp":
             fallback = None if self.fallback is None else self._gradients_in_pytorch
-            backward, slots = self._define(launch.__name__, launch, gradients, fallback), self.slots
+            inputs = slice(-1 - len(self.arguments), -1)
+            backward, slots = self._define(launch.__name__, launch, gradients, fallback, inputs), self.slots
 
             def setup_context(ctx, inputs, output):
                 outputs = output if isinstance(output, tuple) else (output,)
@@ -86,10 +87,11 @@ class KernelOp:
 
         return attach
 
-    def _define(self, name: str, launch: Callable, allocate: Callable, fallback: Callable | None):
+    def _define(self, name: str, launch: Callable, allocate: Callable, fallback: Callable | None, inputs: slice):
+        """``inputs``: which of the arguments of ``launch`` are the operator's."""
         run = _on_device(launch, allocate)
         if fallback is not None:
-            run = _with_fallback(self.name, run, allocate, fallback)
+            run = _with_fallback(self.name, run, allocate, fallback, inputs)
         _library.define(name + torch.library.infer_schema(launch, mutates_args=()))
         _library.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"vitkern::{name}", allocate, lib=_library)
@@ -131,13 +133,18 @@ def kernel_op(
     return lambda launch: KernelOp(launch, outputs, differentiable, graded, fallback)
 
 
-def _with_fallback(op: str, run: Callable, allocate: Callable, fallback: Callable) -> Callable:
+def _with_fallback(op: str, run: Callable, allocate: Callable, fallback: Callable, inputs: slice) -> Callable:
     """``run``, and where that meets a fault ``fallback``: straight away where it met one before. A kernel that was
-    asked for raises instead."""
+    asked for raises instead.
+
+    A fault of certain sizes is known by the operator's ``inputs``: where the forward ran in PyTorch the backward must
+    too, for it left nothing that the kernel reads.
+    """
 
     def attempt(*args):
         device = next(value.device for value in args if isinstance(value, Tensor))
-        if dispatch.is_forced() or not faults.reasons(op, device):
+        stopped = faults.reasons(op, device) or faults.reasons_of_sizes(op, device, args[inputs])
+        if dispatch.is_forced() or not stopped:
             try:
                 return run(*args)
             except Exception as error:
@@ -146,7 +153,7 @@ def _with_fallback(op: str, run: Callable, allocate: Callable, fallback: Callabl
                     raise
                 if dispatch.is_forced():
                     raise dispatch.forced_in_vain(op, [str(fault)], fault.remedy) from error
-                faults.record(op, device, fault)
+                faults.record(op, device, fault, args[inputs])
         with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
             found = fallback(*args)
         return _as_allocated(found, allocate(*args))
