@@ -214,6 +214,10 @@ def test_exceptions_excuse_and_are_reported_when_not_needed(kernel, monkeypatch)
     assert exceptions.unexcused(NAME, ARCH, [spilling]) == []
     assert exceptions.unexcused(NAME, ARCH, [kernel]) == ["_scale: the exception 'spills:' is no longer needed"]
     assert exceptions.unexcused(NAME, 90, [kernel]) == []
+    monkeypatch.setattr(exceptions, "ELSEWHERE", {golden.minor(): {(NAME, "_scale", ARCH): None}})
+    assert exceptions.unexcused(NAME, ARCH, [kernel]) == [] != exceptions.unexcused(NAME, ARCH, [spilling])
+    monkeypatch.setattr(exceptions, "ELSEWHERE", {"3.1": {(NAME, "_scale", ARCH): None}})
+    assert exceptions.unexcused(NAME, ARCH, [spilling]) == []
     narrow = _worse(spilling, loads={16: 1})
     assert exceptions.unexcused(NAME, ARCH, [narrow]) == ["_scale w4 s1: widest global load is 16 bits"]
 

@@ -1,12 +1,18 @@
-"""What is known to be imperfect in compiled kernels, and why it stays. One that is no longer needed is a failure."""
+"""What is known to be imperfect in compiled kernels, and why it stays. One that is no longer needed is a failure.
+
+`EXCEPTIONS` holds for Triton 3.9, `ELSEWHERE` says what differs with another minor.
+"""
 
 from collections.abc import Iterable
 
+from vitkern.lab.compiling import golden
 from vitkern.lab.compiling.compiled import Compiled
 from vitkern.lab.compiling.matrix import ARCHITECTURES
 
-# (launch, kernel, arch) -> (how the problem begins, why it stays)
-EXCEPTIONS: dict[tuple[str, str, int], tuple[str, str]] = {}
+Cell = tuple[str, str, int]  # launch, kernel, architecture
+Excuse = tuple[str, str]  # how the problem begins, why it stays
+
+EXCEPTIONS: dict[Cell, Excuse] = {}
 
 for _head_dim in (20, 36):
     for _kernel in ("_stream_fwd", "_stream_bwd_dq", "_stream_bwd_dkdv"):
@@ -124,10 +130,21 @@ EXCEPTIONS["local-odd-strides", "_stream_fwd", 90] = (
 )
 
 
+# Of another Triton minor: what it needs beside `EXCEPTIONS`, and None for what it does not need.
+ELSEWHERE: dict[str, dict[Cell, Excuse | None]] = {}
+
+
+def listed_for(version: str) -> dict[Cell, Excuse]:
+    """The exceptions of a Triton minor."""
+    found = EXCEPTIONS | ELSEWHERE.get(version, {})
+    return {cell: excuse for cell, excuse in found.items() if excuse is not None}
+
+
 def unexcused(launch: str, arch: int, kernels: Iterable[Compiled]) -> list[str]:
     """The problems of a cell that nobody has listed, and the exceptions that it does not need any more."""
     found, used = [], set()
-    listed = {key: value for key, value in EXCEPTIONS.items() if key[0] == launch and key[2] == arch}
+    of_version = listed_for(golden.minor())
+    listed = {key: value for key, value in of_version.items() if key[0] == launch and key[2] == arch}
     for kernel in kernels:
         key = launch, kernel.name, arch
         for problem in kernel.problems():
