@@ -127,6 +127,35 @@ def key_range(block, N, M, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL:
 
 
 @triton.jit
+def softmax_step(s, factor, maximum, total, acc, FOLDED: tl.constexpr):
+    """One turn of the online softmax: weights [BLOCK_M, BLOCK_N] of the tile ``s``, and the running maximum [BLOCK_M],
+    total [BLOCK_M] and sum of values [BLOCK_M, BLOCK_D], relative to the new maximum.
+
+    FOLDED: ``s`` is a bare product, and ``factor`` is folded into the exponent: one multiply-add for each score.
+    """
+    if FOLDED:
+        new_maximum = tl.maximum(maximum, tl.max(s, 1) * factor)
+        pivot = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)  # no key so far: exp2(-inf - 0) = 0
+        weights = tl.math.exp2(s * factor - pivot[:, None])
+    else:
+        new_maximum = tl.maximum(maximum, tl.max(s, 1))
+        pivot = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+        weights = tl.math.exp2(s - pivot[:, None])
+    shrink = tl.math.exp2(maximum - pivot)
+    total = total * shrink + tl.sum(weights, 1)
+    acc = acc * shrink[:, None]
+    return weights, new_maximum, total, acc
+
+
+@triton.jit
+def softmax_end(maximum, total, acc):
+    """The rows of the output and the natural logarithms of their denominators."""
+    total = tl.where(total == 0.0, 1.0, total)  # a row without keys: 0 / 1, and log(1) - inf
+    acc = acc * (1.0 / total)[:, None]
+    return acc, maximum * LN2 + tl.log(total)
+
+
+@triton.jit
 def keep_mask(seed, row, qi, ki, dropout_p):
     """True with probability 1 - dropout_p. One Philox counter per (row, query, key), so that every tiling draws
     the same numbers.
