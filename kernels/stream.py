@@ -15,17 +15,7 @@ import triton.language as tl
 from . import configs, scores
 from .launch import launch
 from .problem import Problem, Rows, aligned
-from .tiles import (
-    LOG2E,
-    keep_mask,
-    key_range,
-    load_tokens,
-    normalize,
-    softmax_end,
-    softmax_step,
-    store_scalars,
-    store_tokens,
-)
+from .tiles import LOG2E, keep_mask, key_range, load_tokens, normalize, softmax_step, store_softmax
 
 
 @triton.jit
@@ -83,9 +73,10 @@ def _stream_fwd(
             )  # fmt: skip
             acc = tl.dot(weights.to(v.dtype.element_ty), values, acc, input_precision=PRECISION)
 
-    acc, logs = softmax_end(maximum, total, acc)
-    store_tokens(out, out_strides, q_args, acc, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, PADDED)
-    store_scalars(lse, lse_strides, q_args, logs, group, head, qi, N, Q_TOKENS, PADDED)
+    store_softmax(
+        out, lse, out_strides, lse_strides, q_args, maximum, total, acc, group, head, qi, N,
+        Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, PADDED,
+    )  # fmt: skip
 
 
 def hooked(s: Problem) -> bool:

@@ -13,7 +13,7 @@ from . import configs, tokens
 from .launch import launch
 from .problem import Problem, Rows, aligned
 from .stream import hooked
-from .tiles import LOG2E, softmax_end, softmax_step, store_scalars, store_tokens
+from .tiles import LOG2E, softmax_step, store_softmax
 
 ROW_BYTES = 16  # every row that a descriptor reaches starts at a multiple
 
@@ -57,10 +57,11 @@ def _stream_hopper_fwd(
         values = all_values.load([start, 0])
         acc = tl.dot(weights.to(v.dtype.element_ty), values, acc)
 
-    acc, logs = softmax_end(maximum, total, acc)
     qi = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    store_tokens(out, out_strides, (), acc, group, head, qi, N, tokens.dense, HEAD_DIM, BLOCK_D, OUT_ALIGN, False)
-    store_scalars(lse, lse_strides, (), logs, group, head, qi, N, tokens.dense, False)
+    store_softmax(
+        out, lse, out_strides, lse_strides, (), maximum, total, acc, group, head, qi, N,
+        tokens.dense, HEAD_DIM, BLOCK_D, OUT_ALIGN, False,
+    )  # fmt: skip
 
 
 def takes(s: Problem, *operands: Rows) -> bool:

@@ -148,14 +148,6 @@ def softmax_step(s, factor, maximum, total, acc, FOLDED: tl.constexpr):
 
 
 @triton.jit
-def softmax_end(maximum, total, acc):
-    """The rows of the output and the natural logarithms of their denominators."""
-    total = tl.where(total == 0.0, 1.0, total)  # a row without keys: 0 / 1, and log(1) - inf
-    acc = acc * (1.0 / total)[:, None]
-    return acc, maximum * LN2 + tl.log(total)
-
-
-@triton.jit
 def keep_mask(seed, row, qi, ki, dropout_p):
     """True with probability 1 - dropout_p. One Philox counter per (row, query, key), so that every tiling draws
     the same numbers.
@@ -203,6 +195,21 @@ def store_scalars(pointer, strides, args, values, group, head, i, count, TOKENS:
     if PADDED:
         mask = mask & inside
     tl.store(pointer + (offsets + head.to(tl.int64) * strides[0]), values, mask=mask)
+
+
+@triton.jit
+def store_softmax(
+    out, lse, out_strides, lse_strides, args, maximum, total, acc, group, head, qi, count,
+    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """What the turns of `softmax_step` come to: rows of the output, and the natural logarithms of their denominators.
+    ALIGN: that of ``out_strides``.
+    """
+    total = tl.where(total == 0.0, 1.0, total)  # a row without keys: 0 / 1, and log(1) - inf
+    acc = acc * (1.0 / total)[:, None]
+    store_tokens(out, out_strides, args, acc, group, head, qi, count, TOKENS, HEAD_DIM, BLOCK_D, ALIGN, PADDED)
+    logs = maximum * LN2 + tl.log(total)
+    store_scalars(lse, lse_strides, args, logs, group, head, qi, count, TOKENS, PADDED)
 
 
 @triton.jit
