@@ -13,6 +13,8 @@ SAMPLE = {
         "window-swinv2-w8",
         "mlp-96",
         "attention-d128",
+        "attention-hopper-d64",
+        "attention-hopper-d128",
         "window-swin-padded",
     ),
     100: ("attention-d64-vit-s-384", "short-vit-s-224", "window-swinv2-w8", "layernorm-768", "mlp-192-inference"),
