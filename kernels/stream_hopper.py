@@ -23,8 +23,8 @@ def _described(
     pointer, strides, group, head, count,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """The rows of one (group, head), read in blocks [BLOCK, BLOCK_D]: zero from ``count`` on, and from HEAD_DIM on."""
-    start = pointer + (group.to(tl.int64) * strides[1][0] + head.to(tl.int64) * strides[0]) * ALIGN
+    """Blocks [BLOCK, BLOCK_D] of the rows of one (group, head), both int64: zero from ``count`` and HEAD_DIM on."""
+    start = pointer + (group * strides[1][0] + head * strides[0]) * ALIGN
     step = tl.cast(strides[1][1], tl.int64) * ALIGN
     return tl.make_tensor_descriptor(start, [count, HEAD_DIM], [step, 1], [BLOCK, BLOCK_D])
 
@@ -37,7 +37,7 @@ def _stream_hopper_fwd(
 ):  # fmt: skip
     pid = tl.program_id(0)
     blocks = tl.cdiv(N, BLOCK_M)
-    block, row = pid % blocks, pid // blocks  # row: (group, head)
+    block, row = pid % blocks, (pid // blocks).to(tl.int64)  # row: (group, head)
     group, head = row // heads, row % heads
     kv_head = head // KV_SHARE
     all_queries = _described(q, q_strides, group, head, N, HEAD_DIM, BLOCK_D, BLOCK_M, ALIGN)

@@ -29,7 +29,9 @@ def test_kernels_of_real_models(compiled, cell):
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("cell", [("attention-hopper-d64", 90), ("attention-hopper-d128", 90)], ids=lambda cell: cell[0])
+@pytest.mark.parametrize(
+    "cell", [("attention-hopper-d64", 90), ("attention-hopper-d128", 90)], ids=lambda cell: cell[0]
+)
 def test_hoppers_variant_has_warps_that_load_and_warps_that_compute(compiled, cell):
     (kernel,) = compiled(cell)
     assert kernel.name == "_stream_hopper_fwd" and kernel.asks_specialised

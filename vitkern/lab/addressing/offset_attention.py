@@ -10,9 +10,15 @@ from vitkern.lab.addressing.offset_case import HALF, Case, scaled
 
 def _attention(tensors, size, *, launcher, dims, strides=None, bias=None, bias_strides=None, keys=None, hook=None):
     """Dense attention by ``launcher``. ``dims(size)``: (B, H, N, M, D); ``hook``: more of `Problem`."""
-    from vitkern.kernels import attention, short_attention, short_attention_backward, stream, stream_backward
+    from vitkern.kernels import (
+        attention,
+        short_attention,
+        short_attention_backward,
+        stream,
+        stream_backward,
+        stream_hopper,
+    )
     from vitkern.kernels import stream_bias as streamed
-    from vitkern.kernels import stream_hopper
     from vitkern.kernels.problem import Problem, dense_rows, per_token
 
     batch, heads, n, m, dim = dims(size)
