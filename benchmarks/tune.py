@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from vitkern.kernels.configs import Config
 
-from benchmarks import configured, results
+from benchmarks import configured, results, variants
 from benchmarks.cases import CASES, OPS, batch_for, chosen
 from benchmarks.configured import config_of
 from benchmarks.layers import Layer
@@ -52,6 +52,7 @@ def run(arguments) -> int:
         raise BadInput("tune: --rounds and --jobs are at least 1")
     cases = chosen(arguments.case, tuple(case for case in CASES if case.op == arguments.op))
     arch, gpu, timed = _place(arguments.arch)
+    variants.show(cases if timed else (), DTYPES[arguments.dtype], arch)
     print(
         f"{gpu}, {budget.name_of(arch)}: {'verified against float64, then timed' if timed else UNTIMED}\n", flush=True
     )
