@@ -119,6 +119,11 @@ SURVIVORS: dict[str, Survivor] = {
         "zero is exact in float16 and the sum is float32 from the first addition on; compiled, the "
         "changing type is refused",
     ),
+    "stream_hopper._stream_hopper_fwd:narrow-accumulator:2": Survivor(
+        "tl.float32 -> tl.float16",
+        "zero is exact in float16 and the total is float32 from the first turn on; compiled, the changing type is "
+        "refused",
+    ),
     "tiles.keep_mask:flip-sign:4": Survivor(
         "zero + row -> (zero - row)",
         "the counter of a row is its negative: other random numbers, as many of them, drawn alike by "
