@@ -19,10 +19,11 @@ GAIN = 1.05  # less is no reason to leave the kernel that runs everywhere
 
 
 class Pair(NamedTuple):
-    """A case with both kernels; ``tokens``: the fewer of queries and keys; ``tile``: of the head."""
+    """A case with both kernels; ``kind``: its head's tile and whether it has a bias; ``tokens``: the fewer of queries
+    and keys."""
 
     case: Layer
-    tile: int
+    kind: tuple[int, bool]
     tokens: int
     pointers: Row
     descriptors: Row
@@ -51,17 +52,17 @@ def timed(case: Layer, dtype: torch.dtype) -> Pair:
             batch = batch_for(case, gpu=True, quick=False)
             rows.append(measure(case, dtype, torch.device("cuda"), batch=batch, compiled=False)[0])
     tokens = min(case.tokens, case.keys or case.tokens)
-    return Pair(case, configs.head_tile(case.head_dim), tokens, *rows)
+    return Pair(case, (configs.head_tile(case.head_dim), case.bias), tokens, *rows)
 
 
-def descriptors_from(pairs: Iterable[Pair]) -> dict[int, int]:
-    """Head tile -> fewest tokens from which descriptors were faster by `GAIN` in every case, that one and all above."""
+def descriptors_from(pairs: Iterable[Pair]) -> dict[tuple[int, bool], int]:
+    """Kind -> fewest tokens from which descriptors were faster by `GAIN` in every case, that one and all above."""
     found, pairs = {}, list(pairs)
-    for tile in {pair.tile for pair in pairs}:
-        own = [pair for pair in pairs if pair.tile == tile]
+    for kind in {pair.kind for pair in pairs}:
+        own = [pair for pair in pairs if pair.kind == kind]
         slower = max((pair.tokens for pair in own if (pair.gain or 0.0) < GAIN), default=0)
         faster = [pair.tokens for pair in own if pair.tokens > slower]
-        found |= {tile: min(faster)} if faster else {}
+        found |= {kind: min(faster)} if faster else {}
     return found
 
 

@@ -15,6 +15,8 @@ SAMPLE = {
         "attention-d128",
         "attention-hopper-d64",
         "attention-hopper-d128",
+        "attention-hopper-bias",
+        "attention-hopper-d128-bias",
         "window-swin-padded",
     ),
     100: ("attention-d64-vit-s-384", "short-vit-s-224", "window-swinv2-w8", "layernorm-768", "mlp-192-inference"),

@@ -17,7 +17,7 @@ DOMAIN = {
     "queries": TOKENS,
     "keys": TOKENS,
     "channels": (32, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 3072, 4096),
-    **dict.fromkeys(("hooked", "causal", "dropout", "windows", "heavy", "walks", "backward"), (False, True)),
+    **dict.fromkeys(("hooked", "biased", "causal", "dropout", "windows", "heavy", "walks", "backward"), (False, True)),
 }
 NAMES = tuple(name for name, value in vars(configs).items() if name.endswith("_config") and inspect.isfunction(value))
 

@@ -17,6 +17,7 @@ from vitkern.lab.compiling import compile as lab
 from vitkern.ops.attention import attention_qkvpacked
 
 pytestmark = pytest.mark.compiler
+HOPPER = ("d64", "d128", "bias", "d128-bias")
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell[0]}-{budget.name_of(cell[1])}")
@@ -37,7 +38,8 @@ def test_hoppers_variant_has_warps_that_load_and_warps_that_compute(compiled, ce
     assert kernel.name == "_stream_hopper_fwd" and kernel.asks_specialised
     assert (kernel.num_warps, kernel.all_warps, kernel.loop_warps) == (4, 12, 8)
     assert kernel.spills == kernel.machine.stack == 0 and kernel.programs == 1
-    assert kernel.machine.tensor["HGMMA"] > 0 and kernel.machine.loads == {128: 4}  # bulk copies: q in two halves, k, v
+    copies = 4 + 2 * ("bias" in cell[0])  # q in two halves, k and v; bias in two halves
+    assert kernel.machine.tensor["HGMMA"] > 0 and kernel.machine.loads == {128: copies}
 
 
 def _hopper_of_eight_warps():

@@ -34,9 +34,13 @@ def launched(monkeypatch):
         yield names
 
 
-def of_size(n, m, head_dim, dtype):
-    problem = attention_problem("", (2, 3, n, head_dim), keys=m, outputs=("out", "lse"), return_lse=True)
+def of_size(n, m, head_dim, dtype, **terms):
+    problem = attention_problem("", (2, 3, n, head_dim), keys=m, outputs=("out", "lse"), return_lse=True, **terms)
     return verify(problem, dtype, torch.device("cuda"))
+
+
+def failed(results):
+    return [f"{result.name}: {result.comparison}" for result in results if not result.comparison.passed]
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=["fp16", "bf16"])
@@ -44,14 +48,24 @@ def of_size(n, m, head_dim, dtype):
 def test_meets_float64(launched, head_dim, dtype):
     results = [result for n, m in SIZES for result in of_size(n, m, head_dim, dtype)]
     assert launched == ["_stream_hopper_fwd"] * len(SIZES)
-    assert [f"{r.name}: {r.comparison}" for r in results if not r.comparison.passed] == []
+    assert failed(results) == []
+    assert pool_of(results).failures(GPU_POOLED_MARGIN) == []
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=["fp16", "bf16"])
+@pytest.mark.parametrize("head_dim", (64, 80, 128))
+def test_bias_meets_float64(launched, head_dim, dtype):
+    sizes = [(n, m) for n, m in SIZES if min(n, m) > 1]
+    results = [result for n, m in sizes for result in of_size(n, m, head_dim, dtype, bias=(3, n, m))]
+    assert launched == ["_stream_hopper_fwd"] * len(sizes)
+    assert failed(results) == []
     assert pool_of(results).failures(GPU_POOLED_MARGIN) == []
 
 
 def test_packed_rows(launched):
     problem = packed_problem("", 4, 577, 6, 64, outputs=("out", "lse"), return_lse=True)
     results = verify(problem, torch.bfloat16, torch.device("cuda"))
-    assert launched and [f"{r.name}: {r.comparison}" for r in results if not r.comparison.passed] == []
+    assert launched and failed(results) == []
 
 
 def _large(seed):

@@ -128,6 +128,46 @@ def test_grouped_heads(launched):
     assert failed(trial.results(trial.actual())) == [] and launched == ["_stream_hopper_fwd"]
 
 
+def _additive(generator):
+    """A mask whose third row forbids everything."""
+    mask = torch.randn(20, 33, generator=generator, dtype=torch.float64)
+    mask[2], mask[5, :30] = -torch.inf, -torch.inf
+    return dict(mask=mask)
+
+
+TERMS = {
+    "bias of the heads": dict(shape=(2, 3, 35, 64), keys=50, bias=(3, 35, 50)),
+    "bias of each": dict(shape=(2, 2, 17, 72), keys=64, bias=(2, 2, 17, 64)),
+    "bias of the batch": dict(shape=(2, 2, 33, 128), keys=33, bias=(2, 1, 33, 33)),
+    "bias of all, grouped heads": dict(shape=(1, 4, 20, 64), keys=35, bias=(20, 35), kv_heads=2),
+    "additive mask": dict(shape=(2, 2, 20, 64), keys=33, extra=_additive),
+}
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=["fp16", "bf16"])
+@pytest.mark.parametrize("name", TERMS)
+def test_one_dense_term(launched, name, dtype):
+    assert failed(forward(attention_problem(name, **TERMS[name], **OUTPUTS), dtype)) == []
+    assert launched == ["_stream_hopper_fwd"]
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=["fp32", "fp16"])
+def test_a_term_of_another_dtype_with_the_tiles_of_a_gpu(launched, dtype):
+    def arranged(name, tensor):
+        return tensor.to(dtype) if name == "bias" else tensor
+
+    problem = attention_problem("", (1, 2, 130, 64), keys=150, bias=(2, 130, 150), **OUTPUTS)
+    with configs.forced_arch(90):
+        assert failed(forward(problem, torch.bfloat16, arranged)) == []
+    assert launched == ["_stream_hopper_fwd"]
+
+
+def test_gradients_of_a_bias(launched):
+    problem = attention_problem("", (2, 2, 20, 64), keys=33, bias=(2, 20, 33), **OUTPUTS)
+    trial = Trial(problem, torch.float16, CPU)
+    assert failed(trial.results(trial.actual())) == [] and launched == ["_stream_hopper_fwd"]
+
+
 def _half(*shape):
     return torch.randn(shape, dtype=torch.float16)
 
@@ -143,13 +183,26 @@ def _half(*shape):
         (_half(2 * 20 * 64 + 4)[4:].view(1, 2, 20, 64), {}),
         (_half(1, 2, 1, 64).expand(1, 2, 20, 64), {}),
         (_half(1, 2, 20, 64), dict(causal=True)),
-        (_half(1, 2, 20, 64), dict(bias=_half(2, 20, 20))),
+        (_half(1, 2, 20, 64), dict(bias=_half(2, 20, 20).double())),
+        (_half(1, 2, 20, 64), dict(bias=_half(2, 20, 20), mask=_half(20, 20))),
+        (_half(1, 2, 20, 64), dict(bias=_half(2, 1, 20))),
+        (_half(1, 2, 20, 64), dict(bias=_half(2, 20, 1))),
+        (_half(1, 2, 20, 64), dict(mask=torch.ones(20, 20, dtype=torch.bool))),
         (_half(1, 2, 20, 64), dict(key_padding_mask=torch.ones(1, 20, dtype=torch.bool))),
         (_half(1, 2, 20, 64), dict(dropout_p=0.5)),
     ],
     ids=[
         *("float32", "head 36", "head 32", "head 136", "rows of 136 bytes", "8 bytes into a row", "repeated tokens"),
-        *("causal", "bias", "padding", "dropout"),
+        *(
+            "causal",
+            "bias in float64",
+            "two terms",
+            "bias of keys",
+            "bias of queries",
+            "bool mask",
+            "padding",
+            "dropout",
+        ),
     ],
 )
 def test_what_descriptors_do_not_reach_stays_with_pointers(launched, q, options):
@@ -175,7 +228,7 @@ def test_it_is_chosen_by_name_or_by_measurement_and_on_hopper_alone(monkeypatch)
         assert not _takes(512, 90)
     with configs.descriptors(None):
         assert configs.DESCRIPTORS_FROM == {} and not _takes(1 << 20, 90)  # until a GPU has timed it
-        monkeypatch.setitem(configs.DESCRIPTORS_FROM, 64, 512)
+        monkeypatch.setitem(configs.DESCRIPTORS_FROM, (64, False), 512)
         assert _takes(512, 90) and not _takes(511, 90) and not _takes(512, 100)
         assert not _takes(512, 90, causal=True)
 

@@ -154,10 +154,11 @@ def hopper_cases() -> list[Case]:
     """As `attention_cases`, of what descriptors reach: rows that start at multiples of 16 bytes."""
     case = partial(scaled, "_stream_hopper_fwd", function=_attention, launcher="stream_hopper_forward")
     few, strides = (lambda s: (1, 1, 2, 2, 16)), {axis: _stride(axis, 256) for axis in range(3)}
+    batch, heads = (lambda s: (s, 1, 16, 16, 16)), (lambda s: (1, s, 16, 16, 16))
     return [
-        case("batch", small=3, offset=2**23, dims=lambda s: (s, 1, 16, 16, 16)),
-        case("heads", small=3, offset=2**23, dims=lambda s: (1, s, 16, 16, 16)),
-        case("batch stride", small=1024, offset=2**30, dims=lambda s: (3, 1, 16, 16, 16), strides=strides[0]),
-        case("head stride", small=1024, offset=2**30, dims=lambda s: (1, 3, 16, 16, 16), strides=strides[1]),
+        case("batch", small=3, offset=2**23, dims=batch, bias=lambda s: batch(s)[:4]),
+        case("heads", small=3, offset=2**23, dims=heads, bias=lambda s: heads(s)[:4]),
+        case("batch stride", small=1024, offset=2**30, dims=lambda s: batch(3), strides=strides[0]),
+        case("head stride", small=1024, offset=2**30, dims=lambda s: heads(3), strides=strides[1]),
         case("token stride", small=1024, offset=2**31, dims=few, strides=strides[2]),
     ]

@@ -122,8 +122,12 @@ STREAMED: Trials = (
 )
 
 _ROWS = _forward_only(attention_problem("rows", (2, 4, 35, 72), keys=50, kv_heads=2, scale=0.3, **_LSE))
+_ROWS_BIASED = _forward_only(
+    attention_problem("rows, bias", (2, 2, 35, 72), keys=50, bias=(2, 2, 35, 50), scale=0.3, **_LSE)
+)
 HOPPER: Trials = (
     *_in(HALF, _ROWS, apart=8, descriptors=True),
+    *_in(HALF, _ROWS_BIASED, apart=8, descriptors=True),
     *_in(BRAIN, _forward_only(packed_problem("packed rows", 2, 37, 3, 80, **_LSE)), descriptors=True),
     *_in(HALF, _forward_only(attention_problem("whole blocks", (1, 2, 32, 128), **_LSE)), descriptors=True),
     *_in(HALF, _forward_only(attention_problem("one token", (3, 2, 1, 72), **_LSE)), descriptors=True, pool=None),

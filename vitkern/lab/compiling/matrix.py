@@ -100,7 +100,7 @@ IN_PYTORCH = {
     **dict.fromkeys(("sparse-200", "sparse-20-of-200", "sparse-7-by-200"), (120, 942)),
 }
 # Launches of kernels that one architecture alone has, beside those that serve all.
-ALONE = dict.fromkeys(("attention-hopper-d64", "attention-hopper-d64-even", "attention-hopper-d128"), 90)
+ALONE = {f"attention-hopper-{name}": 90 for name in ("d64", "d64-even", "d128", "bias", "d128-bias")}
 
 
 def archs_of(name: str) -> tuple[int, ...]:
