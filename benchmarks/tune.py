@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from vitkern.kernels.configs import Config
 
-from benchmarks import configured, results, variants
+from benchmarks import configured, results
 from benchmarks.cases import CASES, OPS, batch_for, chosen
 from benchmarks.configured import config_of
 from benchmarks.layers import Layer
 from benchmarks.rows import MODES
 from benchmarks.search import Task, Trial, search
+from benchmarks.variants import show_variants
 from vitkern import dispatch
 from vitkern.lab.compiling import budget, estimate
 from vitkern.lab.compiling.matrix import ARCHITECTURES
@@ -52,7 +53,7 @@ def run(arguments) -> int:
         raise BadInput("tune: --rounds and --jobs are at least 1")
     cases = chosen(arguments.case, tuple(case for case in CASES if case.op == arguments.op))
     arch, gpu, timed = _place(arguments.arch)
-    variants.show(cases if timed else (), DTYPES[arguments.dtype], arch)
+    show_variants(cases if timed else (), DTYPES[arguments.dtype], arch)
     print(
         f"{gpu}, {budget.name_of(arch)}: {'verified against float64, then timed' if timed else UNTIMED}\n", flush=True
     )

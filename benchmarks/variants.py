@@ -66,7 +66,7 @@ def descriptors_from(pairs: Iterable[Pair]) -> dict[tuple[int, bool], int]:
     return found
 
 
-def show(cases: Iterable[Layer], dtype: torch.dtype, arch: int) -> None:
+def show_variants(cases: Iterable[Layer], dtype: torch.dtype, arch: int) -> None:
     """Time what has both kernels, print the table and the row; nothing where nothing has."""
     pairs = []
     for case in cases:

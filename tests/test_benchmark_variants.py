@@ -46,10 +46,10 @@ def test_both_are_measured_and_shown(monkeypatch, capsys):
 
     monkeypatch.setattr(variants, "measure", measured)
     cases = [case for case in CASES if str(case).startswith(("ViT-B/16 384 H", "PVT-S stage 4"))]
-    variants.show(cases, HALF, 90)
+    variants.show_variants(cases, HALF, 90)
     out = capsys.readouterr().out
     assert asked == [False, True] and "2.00" in out and "DESCRIPTORS_FROM = {(64, False): 577}" in out
-    variants.show(cases, HALF, 80)
+    variants.show_variants(cases, HALF, 80)
     assert capsys.readouterr().out == "" and len(asked) == 2
 
 
