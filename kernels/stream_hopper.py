@@ -23,7 +23,8 @@ def _described(
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Blocks [BLOCK, COLUMNS] of the rows of one (group, head), both int64: zero from ``rows`` and ``columns`` on.
-    strides (head, (group, row)) in units of ALIGN.
+    strides (head, (group, row)) in units of ALIGN. Made in the kernel: tiles of descriptors that come from the host are
+    not divided among groups of warps (triton-lang/triton issue 11587).
     """
     start = pointer + (group * strides[1][0] + head * strides[0]) * ALIGN
     step = tl.cast(strides[1][1], tl.int64) * ALIGN

@@ -119,6 +119,11 @@ SURVIVORS: dict[str, Survivor] = {
         "zero is exact in float16 and the sum is float32 from the first addition on; compiled, the "
         "changing type is refused",
     ),
+    "stream._stream_fwd:narrow-accumulator:1": Survivor(
+        "tl.float32 -> tl.float16",
+        "minus infinity is exact in float16 and the maximum is float32 from the first turn on; compiled, the changing "
+        "type is refused",
+    ),
     "stream_hopper._stream_hopper_fwd:narrow-accumulator:2": Survivor(
         "tl.float32 -> tl.float16",
         "zero is exact in float16 and the total is float32 from the first turn on; compiled, the changing type is "
@@ -128,6 +133,10 @@ SURVIVORS: dict[str, Survivor] = {
         "zero + row -> (zero - row)",
         "the counter of a row is its negative: other random numbers, as many of them, drawn alike by "
         "forward and backward",
+    ),
+    "tiles.store_tokens:drop-int64:1": Survivor(
+        "head.to(tl.int64) -> head",
+        "launchers allocate what is stored with heads side by side: head * stride stays below the channels of a row",
     ),
     "tiles.load_pivot:wrong-constant:1": Survivor(
         "0.0 -> 1.0",
