@@ -34,6 +34,7 @@ def launched(monkeypatch):
     names = []
 
     def noted(kernel, *args, **options):
+        assert options["scratch"]  # on a GPU it cannot start without
         names.append(kernel.fn.__name__)
         return launch(kernel, *args, **options)
 
