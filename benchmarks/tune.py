@@ -18,6 +18,7 @@ from benchmarks.configured import config_of
 from benchmarks.layers import Layer
 from benchmarks.rows import MODES
 from benchmarks.search import Task, Trial, search
+from benchmarks.variants import show_variants
 from vitkern import dispatch
 from vitkern.lab.compiling import budget, estimate
 from vitkern.lab.compiling.matrix import ARCHITECTURES
@@ -52,6 +53,7 @@ def run(arguments) -> int:
         raise BadInput("tune: --rounds and --jobs are at least 1")
     cases = chosen(arguments.case, tuple(case for case in CASES if case.op == arguments.op))
     arch, gpu, timed = _place(arguments.arch)
+    show_variants(cases if timed else (), DTYPES[arguments.dtype], arch)
     print(
         f"{gpu}, {budget.name_of(arch)}: {'verified against float64, then timed' if timed else UNTIMED}\n", flush=True
     )

@@ -15,6 +15,7 @@ from .short_attention_backward import short_backward
 from .stream import stream_forward
 from .stream_backward import stream_dkdv, stream_dq
 from .stream_bias import stream_bias_gradient
+from .stream_hopper import stream_hopper_forward, takes
 
 
 def attention_outputs(q, k, v, bias, mask, key_mask, seed, scale, causal, dropout_p):
@@ -142,7 +143,9 @@ def _forward(q, k, v, out, lse, bias, mask, key_mask, seed, scale, causal, dropo
         )
         return
     problem = _problem(q, k, _hook(bias, mask, key_mask, q, k), seed, scale, causal, dropout_p)
-    stream_forward(problem, dense_rows(q), dense_rows(k), dense_rows(v), dense_rows(out), per_token(lse))
+    operands = dense_rows(q), dense_rows(k), dense_rows(v)
+    forward = stream_hopper_forward if takes(problem, *operands) else stream_forward
+    forward(problem, *operands, dense_rows(out), per_token(lse))
 
 
 def _backward(

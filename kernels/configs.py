@@ -15,7 +15,11 @@ import torch
 INTERPRETER = 0
 AMPERE, HOPPER, BLACKWELL, CDNA = "ampere", "hopper", "blackwell", "cdna"
 SMALL_SHARED = (86, 89, 120, 121)  # 99 KiB a program, and not 163 or more
+# (head tile, whether there is a bias) -> fewest queries and keys from which stream_hopper.py was measured to be faster
+# than stream.py on sm_90. UNMEASURED: no GPU has timed it, so nothing is here and the pointer kernel runs.
+DESCRIPTORS_FROM = {}
 _forced_arch = None
+_asked_descriptors = None
 
 
 class Config(NamedTuple):
@@ -209,6 +213,33 @@ def stream_forward_config(head_dim, itemsize, arch, queries, hooked, causal, dro
             return Config(64, 32 if kind == AMPERE or dropout else 64, 4, 2)
         return Config(128, 32 if head_dim < block_d and kind == AMPERE else 64, 8, 2)
     return Config(64, 64 if kind == BLACKWELL else 32, 8, 2)
+
+
+@contextmanager
+def descriptors(asked):
+    """Within the block stream_hopper.py runs wherever it can (True) or nowhere (False), whatever was measured."""
+    global _asked_descriptors
+    before, _asked_descriptors = _asked_descriptors, asked
+    try:
+        yield
+    finally:
+        _asked_descriptors = before
+
+
+def takes_descriptors(head_dim, itemsize, arch, queries, keys, biased):
+    """Whether the streaming forward runs with descriptors and specialised warps: where `DESCRIPTORS_FROM` says that it
+    pays, which is nowhere as long as that is unmeasured, or where `descriptors` asks for it."""
+    if itemsize != 2 or head_dim % 8 or not 32 < head_dim <= 128 or arch not in (90, INTERPRETER):
+        return False
+    if _asked_descriptors is not None:
+        return _asked_descriptors
+    return min(queries, keys) >= DESCRIPTORS_FROM.get((head_tile(head_dim), biased), float("inf"))
+
+
+def stream_hopper_config(head_dim, arch, biased):
+    """Four warps, to which the compiler adds two groups of four: with other numbers it specialises none. Half the keys
+    where tiles of a bias, float32 at worst, need shared memory too."""
+    return Config(16, 16, 1, 1) if arch == INTERPRETER else Config(128, 64 if biased else 128, 4, 2)
 
 
 def stream_dq_config(head_dim, itemsize, arch, queries, hooked):

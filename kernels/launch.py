@@ -1,14 +1,20 @@
 """The one place where a Triton kernel is started."""
 
+import contextvars
+import functools
 import math
 from contextlib import contextmanager
+
+import torch
+import triton
 
 MOST_PROGRAMS = 2**31 - 1  # of a grid; the number of a program is an int32
 _redirect = None  # set by `redirected`: receives every launch instead of the device
 
 
-def launch(kernel, grid, *args, num_warps, num_stages, **constants):
-    """Run ``kernel`` over ``grid``; an empty grid is no launch.
+def launch(kernel, grid, *args, num_warps, num_stages, scratch=False, **constants):
+    """Run ``kernel`` over ``grid``; an empty grid is no launch. ``scratch``: the kernel makes descriptors, for which
+    Triton needs memory.
 
     FP fusion is named explicitly because Triton's default for it changes between releases, and with it the last bits.
 
@@ -26,11 +32,18 @@ def launch(kernel, grid, *args, num_warps, num_stages, **constants):
     if _redirect is not None:
         _redirect(kernel, grid, args, constants, options)
         return
+    start = functools.partial(kernel[grid], *args, **constants, **options)
     try:
-        kernel[grid](*args, **constants, **options)
+        contextvars.copy_context().run(_with_scratch, start) if scratch else start()
     except Exception as error:
         error.kernel_of_launch = getattr(kernel, "__name__", str(kernel))  # tells it from errors of the code around
         raise
+
+
+def _with_scratch(start):
+    """``start()`` with an allocator of ours. It is set in a copy of the context, so that the user's own stays set."""
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
+    start()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import triton.language as tl
 from . import configs, scores
 from .launch import launch
 from .problem import Problem, Rows, aligned
-from .tiles import LN2, LOG2E, keep_mask, key_range, load_tokens, normalize, store_scalars, store_tokens
+from .tiles import LOG2E, keep_mask, key_range, load_tokens, normalize, softmax_step, store_softmax
 
 
 @triton.jit
@@ -63,17 +63,7 @@ def _stream_fwd(
                 s = tl.where(ki[None, :] <= qi[:, None] + (M - N), s, float("-inf"))
             if MASKED and not EVEN_M:
                 s = tl.where(ki[None, :] < M, s, float("-inf"))
-            if PLAIN:  # the factor is folded into the exponent: one multiply-add for each score
-                new_maximum = tl.maximum(maximum, tl.max(s, 1) * factor)
-                pivot = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)  # no key so far: exp2(-inf - 0) = 0
-                weights = tl.math.exp2(s * factor - pivot[:, None])
-            else:
-                new_maximum = tl.maximum(maximum, tl.max(s, 1))
-                pivot = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-                weights = tl.math.exp2(s - pivot[:, None])
-            shrink = tl.math.exp2(maximum - pivot)
-            total = total * shrink + tl.sum(weights, 1)
-            acc = acc * shrink[:, None]
+            weights, maximum, total, acc = softmax_step(s, factor, maximum, total, acc, PLAIN)
             if seed is not None:
                 keep = keep_mask(tl.load(seed), row, qi[:, None], ki[None, :], dropout_p)
                 weights = tl.where(keep, weights * (1.0 / (1.0 - dropout_p)), 0.0)
@@ -82,13 +72,11 @@ def _stream_fwd(
                 K_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, MASKED and not EVEN_M, PADDED,
             )  # fmt: skip
             acc = tl.dot(weights.to(v.dtype.element_ty), values, acc, input_precision=PRECISION)
-            maximum = new_maximum
 
-    total = tl.where(total == 0.0, 1.0, total)  # a row without keys: 0 / 1, and log(1) - inf
-    acc = acc * (1.0 / total)[:, None]
-    store_tokens(out, out_strides, q_args, acc, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, PADDED)
-    logs = maximum * LN2 + tl.log(total)
-    store_scalars(lse, lse_strides, q_args, logs, group, head, qi, N, Q_TOKENS, PADDED)
+    store_softmax(
+        out, lse, out_strides, lse_strides, q_args, maximum, total, acc, group, head, qi, N,
+        Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, PADDED,
+    )  # fmt: skip
 
 
 def hooked(s: Problem) -> bool:

@@ -127,6 +127,27 @@ def key_range(block, N, M, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL:
 
 
 @triton.jit
+def softmax_step(s, factor, maximum, total, acc, FOLDED: tl.constexpr):
+    """One turn of the online softmax: weights [BLOCK_M, BLOCK_N] of the tile ``s``, and the running maximum [BLOCK_M],
+    total [BLOCK_M] and sum of values [BLOCK_M, BLOCK_D], relative to the new maximum.
+
+    FOLDED: ``s`` is a bare product, and ``factor`` is folded into the exponent: one multiply-add for each score.
+    """
+    if FOLDED:
+        new_maximum = tl.maximum(maximum, tl.max(s, 1) * factor)
+        pivot = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)  # no key so far: exp2(-inf - 0) = 0
+        weights = tl.math.exp2(s * factor - pivot[:, None])
+    else:
+        new_maximum = tl.maximum(maximum, tl.max(s, 1))
+        pivot = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+        weights = tl.math.exp2(s - pivot[:, None])
+    shrink = tl.math.exp2(maximum - pivot)
+    total = total * shrink + tl.sum(weights, 1)
+    acc = acc * shrink[:, None]
+    return weights, new_maximum, total, acc
+
+
+@triton.jit
 def keep_mask(seed, row, qi, ki, dropout_p):
     """True with probability 1 - dropout_p. One Philox counter per (row, query, key), so that every tiling draws
     the same numbers.
@@ -174,6 +195,21 @@ def store_scalars(pointer, strides, args, values, group, head, i, count, TOKENS:
     if PADDED:
         mask = mask & inside
     tl.store(pointer + (offsets + head.to(tl.int64) * strides[0]), values, mask=mask)
+
+
+@triton.jit
+def store_softmax(
+    out, lse, out_strides, lse_strides, args, maximum, total, acc, group, head, qi, count,
+    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """What the turns of `softmax_step` come to: rows of the output, and the natural logarithms of their denominators.
+    ALIGN: that of ``out_strides``.
+    """
+    total = tl.where(total == 0.0, 1.0, total)  # a row without keys: 0 / 1, and log(1) - inf
+    acc = acc * (1.0 / total)[:, None]
+    store_tokens(out, out_strides, args, acc, group, head, qi, count, TOKENS, HEAD_DIM, BLOCK_D, ALIGN, PADDED)
+    logs = maximum * LN2 + tl.log(total)
+    store_scalars(lse, lse_strides, args, logs, group, head, qi, count, TOKENS, PADDED)
 
 
 @triton.jit

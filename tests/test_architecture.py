@@ -60,6 +60,7 @@ def test_kernels_import_only_triton(path):
         "math",
         "functools",
         "contextlib",
+        "contextvars",
         "typing",
         "kernels",
     }

@@ -17,7 +17,7 @@ DOMAIN = {
     "queries": TOKENS,
     "keys": TOKENS,
     "channels": (32, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 3072, 4096),
-    **dict.fromkeys(("hooked", "causal", "dropout", "windows", "heavy", "walks", "backward"), (False, True)),
+    **dict.fromkeys(("hooked", "biased", "causal", "dropout", "windows", "heavy", "walks", "backward"), (False, True)),
 }
 NAMES = tuple(name for name, value in vars(configs).items() if name.endswith("_config") and inspect.isfunction(value))
 
@@ -25,6 +25,8 @@ NAMES = tuple(name for name, value in vars(configs).items() if name.endswith("_c
 def _possible(name, values, arch):
     if values.get("dropout") and not values.get("hooked"):
         return False  # dropout is one of the hooks
+    if name == "stream_hopper_config":
+        return arch == 90 and configs.head_tile(values["head_dim"]) in (64, 128)
     if name == "ragged_config":
         return values["head_dim"] <= MAX_HEAD_DIM
     if name.startswith("sparse_"):

@@ -53,7 +53,7 @@ def launched():
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_entry_of_configs_is_compiled(launched, arch):
     possible = coverage.entries(arch)
-    assert {entry[0] for entry in possible} == set(coverage.NAMES)
+    assert {entry[0] for entry in possible} == set(coverage.NAMES) - ({"stream_hopper_config"} if arch != 90 else set())
     missing = [f"{entry} for {example}" for entry, example in possible.items() if entry not in launched(arch)[0]]
     assert not missing, "no launch of vitkern/lab/compiling/matrix.py asks for\n" + "\n".join(missing)
 
@@ -88,7 +88,7 @@ def test_every_kernel_is_launched(launched):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "launch":
                 names.add(node.args[0].id)
     for arch in ARCHITECTURES:
-        assert {kernel for kernel, *_ in launched(arch)[1]} == names
+        assert {kernel for kernel, *_ in launched(arch)[1]} == names - ({"_stream_hopper_fwd"} if arch != 90 else set())
     assert set(TURNS) <= names
 
 

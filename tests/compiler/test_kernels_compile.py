@@ -14,8 +14,10 @@ from vitkern import dispatch
 from vitkern.kernels import configs
 from vitkern.lab.compiling import budget, exceptions, golden, sass
 from vitkern.lab.compiling import compile as lab
+from vitkern.ops.attention import attention_qkvpacked
 
 pytestmark = pytest.mark.compiler
+HOPPER = ("d64", "d128", "bias", "d128-bias")
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell[0]}-{budget.name_of(cell[1])}")
@@ -26,6 +28,30 @@ def test_kernels_of_real_models(compiled, cell):
         worse, _, unlisted = golden.compare(known, *cell, compiled(cell))
         found += worse + unlisted
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "cell", [("attention-hopper-d64", 90), ("attention-hopper-d128", 90)], ids=lambda cell: cell[0]
+)
+def test_hoppers_variant_has_warps_that_load_and_warps_that_compute(compiled, cell):
+    (kernel,) = compiled(cell)
+    assert kernel.name == "_stream_hopper_fwd" and kernel.asks_specialised
+    assert (kernel.num_warps, kernel.all_warps, kernel.loop_warps) == (4, 12, 8)
+    assert kernel.spills == kernel.machine.stack == 0 and kernel.programs == 1
+    copies = 4 + 2 * ("bias" in cell[0])  # q in two halves, k and v; bias in two halves
+    assert kernel.machine.tensor["HGMMA"] > 0 and kernel.machine.loads == {128: copies}
+
+
+def _hopper_of_eight_warps():
+    with configs.descriptors(True):
+        attention_qkvpacked(torch.empty(2, 300, 3, 2, 64, dtype=torch.bfloat16))
+
+
+def test_warps_that_were_not_specialised_are_flagged(monkeypatch):
+    monkeypatch.setattr(configs, "stream_hopper_config", lambda *_: configs.Config(128, 128, 8, 2))
+    (kernel,) = lab.compile_launches(_hopper_of_eight_warps, 90)
+    assert kernel.all_warps == kernel.num_warps == kernel.loop_warps == 8
+    assert kernel.problems() == ["asks for specialised warps and has none"]
 
 
 def test_the_sample_is_part_of_the_matrix():
@@ -185,6 +211,27 @@ def test_machine_code_is_read():
     assert budget.loop_bounds(80, machine, 4) == {"tensor": 8, "special": 8, "fp32": 2, "issue": 4, "memory": 0}
     with pytest.raises(ValueError, match="no instruction was understood"):
         sass.read_listing("", "something else")
+
+
+WAITING = """
+.L_x_0:
+        /*0000*/              @!P1 BRA `(.L_x_2) ;
+.L_x_1:
+        /*0010*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR20], R24 ;
+        /*0020*/                   FADD R1, R2, R3 ;
+        /*0030*/               @P0 BRA `(.L_x_0) ;
+        /*0040*/                   STG.E.64 desc[UR4][R2.64], R4 ;
+        /*0050*/                   EXIT ;
+.L_x_2:
+        /*0060*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [UR6], R4 ;
+        /*0070*/               @P1 BRA `(.L_x_1) ;
+        /*0080*/                   BRA `(.L_x_2) ;
+"""
+
+
+def test_waiting_outside_a_loop_is_no_part_of_it():
+    machine = sass.read_listing("", WAITING)
+    assert machine.loop == 4 and machine.mix == {"BRA": 2, "HGMMA": 1, "FADD": 1}
 
 
 @pytest.mark.parametrize(

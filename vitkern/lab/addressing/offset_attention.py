@@ -10,7 +10,14 @@ from vitkern.lab.addressing.offset_case import HALF, Case, scaled
 
 def _attention(tensors, size, *, launcher, dims, strides=None, bias=None, bias_strides=None, keys=None, hook=None):
     """Dense attention by ``launcher``. ``dims(size)``: (B, H, N, M, D); ``hook``: more of `Problem`."""
-    from vitkern.kernels import attention, short_attention, short_attention_backward, stream, stream_backward
+    from vitkern.kernels import (
+        attention,
+        short_attention,
+        short_attention_backward,
+        stream,
+        stream_backward,
+        stream_hopper,
+    )
     from vitkern.kernels import stream_bias as streamed
     from vitkern.kernels.problem import Problem, dense_rows, per_token
 
@@ -29,6 +36,8 @@ def _attention(tensors, size, *, launcher, dims, strides=None, bias=None, bias_s
         short_attention.run_forward(problem, *operands, dense_rows(out.transpose(1, 2)), lse=lse, bias=held)
     elif launcher == "stream_forward":
         stream.stream_forward(problem, *operands, dense_rows(out.transpose(1, 2)), per_token(lse))
+    elif launcher == "stream_hopper_forward":
+        stream_hopper.stream_hopper_forward(problem, *operands, dense_rows(out.transpose(1, 2)), per_token(lse))
     grad = dense_rows(tensors(lambda s: (*dims(s)[:2], dims(s)[2], dims(s)[4]), strides=strides))
     if launcher == "stream_bias":
         streamed.stream_bias_gradient(problem, *operands, grad, per_token(lse), delta, per_group=True, per_head=True)
@@ -139,3 +148,17 @@ def attention_cases(kernel: str, launcher: str) -> list[Case]:
         window("image column stride", small=1024, offset=2**29, dims=lambda s: (1, 5, 7, 16), strides=_stride(2, 1)),
     ]
     return cases
+
+
+def hopper_cases() -> list[Case]:
+    """As `attention_cases`, of what descriptors reach: rows that start at multiples of 16 bytes."""
+    case = partial(scaled, "_stream_hopper_fwd", function=_attention, launcher="stream_hopper_forward")
+    few, strides = (lambda s: (1, 1, 2, 2, 16)), {axis: _stride(axis, 256) for axis in range(3)}
+    batch, heads = (lambda s: (s, 1, 16, 16, 16)), (lambda s: (1, s, 16, 16, 16))
+    return [
+        case("batch", small=3, offset=2**23, dims=batch, bias=lambda s: batch(s)[:4]),
+        case("heads", small=3, offset=2**23, dims=heads, bias=lambda s: heads(s)[:4]),
+        case("batch stride", small=1024, offset=2**30, dims=lambda s: batch(3), strides=strides[0]),
+        case("head stride", small=1024, offset=2**30, dims=lambda s: heads(3), strides=strides[1]),
+        case("token stride", small=1024, offset=2**31, dims=few, strides=strides[2]),
+    ]

@@ -2,7 +2,7 @@
 
 import torch
 
-from vitkern.lab.addressing.offset_attention import attention_cases
+from vitkern.lab.addressing.offset_attention import attention_cases, hopper_cases
 from vitkern.lab.addressing.offset_case import HALF, Case, scaled
 from vitkern.lab.addressing.offset_local import local_cases
 from vitkern.lab.addressing.offset_sparse import sparse_cases
@@ -120,4 +120,4 @@ def all_cases() -> list[Case]:
         scaled("_expand_table", "head stride", _expand, 16, 2**30, heads=lambda s: 3, strides=lambda s: (1, s)),
         scaled("_reduce_table", "heads", _reduce, 3, 2**21),
     ]  # fmt: skip
-    return cases + sparse_cases()
+    return cases + hopper_cases() + sparse_cases()

@@ -35,6 +35,7 @@ BOUNDED = {
     "*.rstd": _ROWS,
     "*row_scale": _ROWS,
     "_reduce_table.dtable": "a table: one element for each head and offset within a window",
+    "_stream_hopper_fwd.lse": "one element a row, and rows have more than 32 elements: q alone takes 128 GiB",
     "*.SCORE=plain": "takes no pointer",
     "*.SCORE=regions": "takes no pointer",
     "*.SCORE=tile_and_regions": "is tile, then regions",

@@ -38,7 +38,7 @@ BREAKS = {
         "k += (heads - 1 - head).to(tl.int64) * k_strides[0] * ALIGN",
     ),
     "the running sum is not rescaled": Break(
-        "stream",
+        "tiles",
         "acc = acc * shrink[:, None]",
         "acc = acc",
     ),

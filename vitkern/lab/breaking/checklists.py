@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vitkern.lab.breaking.quick import LOCAL, MLPS, NORMS, SHORT, SPARSE, STREAMED, WINDOWS, Trials
+from vitkern.lab.breaking.quick import HOPPER, LOCAL, MLPS, NORMS, SHORT, SPARSE, STREAMED, WINDOWS, Trials
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ CHECKS: dict[str, Checks] = {
     "stream_axes": _LOCAL,
     "stream_backward": _LOOP,
     "stream_bias": Checks((STREAMED[1], *STREAMED[5:]), ("dropout",), ("test_attention.py",)),
+    "stream_hopper": Checks(HOPPER, (), ("test_stream_hopper.py",)),
     "tiles": Checks(
         STREAMED + SHORT + WINDOWS[:4] + WINDOWS[-1:], ("dropout",), ("test_attention.py", "test_short_attention.py")
     ),

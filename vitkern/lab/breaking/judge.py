@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from vitkern.lab.breaking.checklists import Checks
+from vitkern.lab.breaking.quick import Quick
 from vitkern.lab.fuzzing.run_case import SCRATCH
 from vitkern.lab.proving.dropout import check_dropout
 from vitkern.lab.proving.verify import Result, Trial, pooled_failures
@@ -32,7 +33,7 @@ def fault(checks: Checks, trials: list[Trial], file: str) -> str:
     with warnings.catch_warnings(), dispatch.use_backend("interpreter"):
         warnings.simplefilter("ignore")
         for one, trial in zip(checks.trials, trials, strict=True):
-            found, results = _try(trial, one.arch)
+            found, results = _try(trial, one)
             if found:
                 return f"{trial.problem}: {found}"
             if one.pool:
@@ -46,11 +47,11 @@ def fault(checks: Checks, trials: list[Trial], file: str) -> str:
     return ""
 
 
-def _try(trial: Trial, arch: int) -> tuple[str, list[Result]]:
+def _try(trial: Trial, one: Quick) -> tuple[str, list[Result]]:
     from vitkern.lab.interpreting.sanitizer import MemoryFault, sanitized
 
     try:
-        with _block_sizes(arch), sanitized(order="random", scratch=SCRATCH):
+        with _configured(one), sanitized(order="random", scratch=SCRATCH):
             actual = trial.actual()
         results = trial.results(actual)
     except MemoryFault as error:
@@ -65,11 +66,14 @@ def _try(trial: Trial, arch: int) -> tuple[str, list[Result]]:
     return "", results
 
 
-def _block_sizes(arch: int):
+@contextlib.contextmanager
+def _configured(one: Quick):
     """Imports the kernels, so that an error in one is found as any other."""
     from vitkern.kernels import configs
 
-    return configs.forced_arch(arch) if arch else contextlib.nullcontext()
+    forced = configs.forced_arch(one.arch) if one.arch else contextlib.nullcontext()
+    with forced, configs.descriptors(True) if one.descriptors else contextlib.nullcontext():
+        yield
 
 
 def _times(use: float) -> str:

@@ -3,6 +3,7 @@ die in the first second. Ordered from the telling to the special.
 """
 
 import dataclasses
+import functools
 import zlib
 from dataclasses import dataclass
 
@@ -29,38 +30,46 @@ SINGLE, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
 class Quick:
     """A problem in a dtype.
 
-    apart: every operand lies in a larger tensor of its own, so that no two have a stride in common.
+    apart: every operand lies in a larger tensor of its own, so that no two have a stride in common; its rows are longer
+    by a multiple of this many elements.
     pool: the problems whose mean errors rule (b) adds up; None where they say nothing, because the tensors are small
     or the ideal has no error.
     arch: whose block sizes run; 0 the interpreter's own.
+    descriptors: Hopper's variant runs where it can.
     """
 
     problem: Problem
     dtype: torch.dtype
-    apart: bool = False
+    apart: int = 0
     pool: str | None = "all"
     arch: int = 0
+    descriptors: bool = False
 
     def trial(self) -> Trial:
         """With what it should give; imports no kernel."""
-        arrange = _apart if self.apart else None
+        arrange = functools.partial(_apart, unit=self.apart) if self.apart else None
         return Trial(self.problem, self.dtype, torch.device("cpu"), arrange=arrange)
 
 
 Trials = tuple[Quick, ...]
 
 
-def _apart(name: str, tensor: torch.Tensor) -> torch.Tensor:
+def _apart(name: str, tensor: torch.Tensor, *, unit: int) -> torch.Tensor:
     if tensor.dim() < 2 or not tensor.is_floating_point():
         return tensor
     seed = zlib.crc32(name.encode())
     larger = [size + 1 + (seed >> 3 * axis) % 8 for axis, size in enumerate(tensor.shape)]
+    larger[-1] = tensor.shape[-1] + unit * (larger[-1] - tensor.shape[-1])
     place = tensor.new_zeros(larger)[tuple(slice(0, size) for size in tensor.shape)]
     return place.copy_(tensor)
 
 
 def _in(dtype: torch.dtype, *problems: Problem, **options) -> Trials:
     return tuple(Quick(problem, dtype, **options) for problem in problems)
+
+
+def _forward_only(problem: Problem) -> Problem:
+    return dataclasses.replace(problem, name=f"{problem.name}, forward alone", gradients=())
 
 
 def _both_masks(generator):
@@ -100,7 +109,7 @@ _GPU_LOOP = attention_problem("blocks of a GPU", (1, 1, 70, 40), keys=96)
 _HALF_MORE = attention_problem("grouped, bias", (1, 2, 33, 72), keys=50, kv_heads=1, bias=(1, 2, 33, 50))
 
 STREAMED: Trials = (
-    *_in(SINGLE, _FEW, _GROUPED, _CAUSAL, apart=True),
+    *_in(SINGLE, _FEW, _GROUPED, _CAUSAL, apart=1),
     *_in(SINGLE, _EVEN, _CAUSAL_QUERIES, _STREAMED_WINDOWS[0]),
     *_in(SINGLE, _CAUSAL_EVEN, _FAR_BELOW, pool=None),
     *_in(SINGLE, *_BIASES[:2], pool=None),
@@ -110,6 +119,24 @@ STREAMED: Trials = (
     *_in(HALF, _HALF_LONG, _HALF_MORE),
     *_in(HALF, _GPU_LOOP, arch=90),
     *_in(SINGLE, *_BIASES[2:], _ALONG, *_STREAMED_WINDOWS[1:], pool=None),
+)
+
+_ROWS = _forward_only(attention_problem("rows", (2, 4, 35, 72), keys=50, kv_heads=2, scale=0.3, **_LSE))
+_ROWS_BIASED = _forward_only(
+    attention_problem("rows, bias", (2, 2, 35, 72), keys=50, bias=(2, 2, 35, 50), scale=0.3, **_LSE)
+)
+HOPPER: Trials = (
+    *_in(HALF, _ROWS, apart=8, descriptors=True),
+    *_in(HALF, _ROWS_BIASED, apart=8, descriptors=True),
+    *_in(BRAIN, _forward_only(packed_problem("packed rows", 2, 37, 3, 80, **_LSE)), descriptors=True),
+    *_in(HALF, _forward_only(attention_problem("whole blocks", (1, 2, 32, 128), **_LSE)), descriptors=True),
+    *_in(HALF, _forward_only(attention_problem("one token", (3, 2, 1, 72), **_LSE)), descriptors=True, pool=None),
+    *_in(
+        HALF,
+        _forward_only(attention_problem("rows, blocks of a GPU", (1, 1, 130, 40), keys=140)),
+        descriptors=True,
+        arch=90,
+    ),
 )
 
 _SHORT_HELD = attention_problem(
@@ -126,7 +153,7 @@ _SHORT_HEADS = attention_problem("bias of the sample", (3, 2, 20, 16), keys=18, 
 _SHORT_PACKED = packed_problem("packed", 3, 19, 2, 24)
 _SHORT_ROWS = packed_problem("packed, several blocks of rows", 1, 70, 2, 64)
 SHORT: Trials = (
-    *_in(SINGLE, _SHORT_HELD, _SHORT_STRIDED, apart=True),
+    *_in(SINGLE, _SHORT_HELD, _SHORT_STRIDED, apart=1),
     *_in(SINGLE, _SHORT_PACKED, _SHORT_CHUNK, _SHORT_HEADS),
     *_in(BRAIN, _SHORT_HELD, _SHORT_PACKED),
     *_in(HALF, _SHORT_ROWS, _SHORT_STRIDED),
@@ -136,7 +163,7 @@ _PADDED = window_problem("padded, shifted", (5, 11), (4, 5), shift=(1, 2), wrap=
 _EXACT = window_problem("exact, shifted", (8, 15), (4, 5), shift=(1, 3), mask_value=None, dim=24)
 _STREAMED_TABLE = window_problem("streamed, cosine, table", (4, 7), (4, 5), shift=(1, 2), dim=36, cosine=True)
 WINDOWS: Trials = (
-    *_in(SINGLE, _EXACT, _PADDED, apart=True),
+    *_in(SINGLE, _EXACT, _PADDED, apart=1),
     *_in(
         SINGLE,
         window_problem("cosine, rolled then padded", (5, 6), (4, 5), shift=(2, 1), cosine=True, batch=2),
@@ -155,7 +182,7 @@ _AROUND = local_problem("around each, dilated", (7, 11), (1, 1), (1, 1), "clamp"
 _BLOCKS = local_problem("blocks and a halo", (4, 6), (2, 3), (1, 1), rel=True, table=True, batch=2, dim=24)
 _OUT = local_problem("windows that stick out", (5, 6), (4, 4), rel=True, padding=True)
 LOCAL: Trials = (
-    *_in(SINGLE, _AROUND, _BLOCKS, _OUT, apart=True),
+    *_in(SINGLE, _AROUND, _BLOCKS, _OUT, apart=1),
     *_in(
         SINGLE,
         local_problem("cyclic", (5, 4), (2, 3), (2, 3), "wrap", table=True, heads=1, lse=True),
@@ -197,7 +224,7 @@ def _flat_rows(generator):
 
 _FLAT = dataclasses.replace(layernorm_problem("flat rows", 20, 64, residual=True), inputs=_flat_rows)
 NORMS: Trials = (
-    *_in(SINGLE, _NORMS[0], apart=True),
+    *_in(SINGLE, _NORMS[0], apart=1),
     *_in(SINGLE, *_NORMS[1:], _bare(_NORMS[1], "weight", "bias")),
     *_in(BRAIN, *_NORMS[:2]),
     *_in(HALF, *_NORMS[:2]),
@@ -228,12 +255,8 @@ def _gelu_alone(generator):
 _GELU = dataclasses.replace(mlp_problem("activation alone", 2, 20, 64, 64), inputs=_gelu_alone)
 
 
-def _forward_only(problem: Problem) -> Problem:
-    return dataclasses.replace(problem, name=f"{problem.name}, forward alone", gradients=())
-
-
 MLPS: Trials = (
-    *_in(SINGLE, _TWO, _forward_only(_TWO), apart=True),
+    *_in(SINGLE, _TWO, _forward_only(_TWO), apart=1),
     *_in(SINGLE, _TWO_POST, _forward_only(_TWO_POST), _WIDE, _EVEN_MLP, _forward_only(_EVEN_MLP)),
     *_in(SINGLE, _EVEN_ROWS, _EVEN_HIDDEN, _forward_only(_EVEN_ROWS), _forward_only(_EVEN_HIDDEN)),
     *_in(SINGLE, _bare(_PLAIN_SCALED, "row_scale"), _bare(_PLAIN_SCALED, "fc2_bias")),
@@ -251,7 +274,7 @@ _GATED = sparse_problem("gates, padding", 2, 2, 37, 50, 20, gated=True, padded=T
 _SAMPLED = sparse_problem("sampled, gates", 2, 3, 40, 33, 32, sampled=35, gated=True)
 
 SPARSE: Trials = (
-    *_in(SINGLE, _GATED, _SAMPLED, apart=True),
+    *_in(SINGLE, _GATED, _SAMPLED, apart=1),
     *_in(SINGLE, sparse_problem("empty sequence", 2, 1, 20, 16, 16, padded=True), _SAMPLED),
     *_in(SINGLE, sparse_problem("even tiles", 1, 2, 64, 64, 16, gated=True), arch=90),
     *_in(HALF, _GATED, _SAMPLED, sparse_problem("keys that fill the tile", 1, 2, 70, 64, 64, sampled=66)),

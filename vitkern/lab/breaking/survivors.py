@@ -98,6 +98,11 @@ SURVIVORS: dict[str, Survivor] = {
         "sequence.to(tl.int64) * K + qi, mask=qi < K)",
         "masked lanes are queries past the last, whose rows load_rows and store_rows leave out",
     ),
+    "stream._stream_fwd:narrow-accumulator:1": Survivor(
+        "tl.float32 -> tl.float16",
+        "minus infinity is exact in float16 and the maximum is float32 from the first turn on; compiled, the changing "
+        "type is refused",
+    ),
     "stream_axes._stream_bwd_axes:wrong-constant:1": Survivor(
         "0.0 -> 1.0",
         "only where there is no query, whose weights are 0 and whose sums are not stored",
@@ -119,6 +124,11 @@ SURVIVORS: dict[str, Survivor] = {
         "zero is exact in float16 and the sum is float32 from the first addition on; compiled, the "
         "changing type is refused",
     ),
+    "stream_hopper._stream_hopper_fwd:narrow-accumulator:2": Survivor(
+        "tl.float32 -> tl.float16",
+        "zero is exact in float16 and the total is float32 from the first turn on; compiled, the changing type is "
+        "refused",
+    ),
     "tiles.keep_mask:flip-sign:4": Survivor(
         "zero + row -> (zero - row)",
         "the counter of a row is its negative: other random numbers, as many of them, drawn alike by "
@@ -127,6 +137,10 @@ SURVIVORS: dict[str, Survivor] = {
     "tiles.load_pivot:wrong-constant:1": Survivor(
         "0.0 -> 1.0",
         "only in rows without a key, where every logit is -inf: exp2(-inf - 1) is exp2(-inf - 0)",
+    ),
+    "tiles.store_tokens:drop-int64:1": Survivor(
+        "head.to(tl.int64) -> head",
+        "launchers allocate what is stored with heads side by side: head * stride stays below the channels of a row",
     ),
     "tokens.window:compare:7": Survivor(
         "SHIFT_W > 0 -> (SHIFT_W >= 0)",

@@ -32,7 +32,7 @@ def row(label: str, kernel: Compiled) -> str:
         for gpu, bound in estimate.bounds(kernel).items()
     )
     return (
-        f"{label:<44} {budget.name_of(kernel.arch):>6} w{kernel.num_warps} s{kernel.num_stages} {m.registers:>4} "
+        f"{label:<44} {budget.name_of(kernel.arch):>6} w{kernel.all_warps} s{kernel.num_stages} {m.registers:>4} "
         f"{kernel.spills:>6} {m.stack:>6} {kernel.shared:>7} {kernel.programs:>3} {m.loop:>5} {m.instructions:>6} "
         f"{f'{pipe} {turn[pipe]:.0f}':>18}  {f'{tensor}; {loads}':<50} {times}"
     )

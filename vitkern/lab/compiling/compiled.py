@@ -22,13 +22,15 @@ class Compiled:
     name: str
     hooks: tuple[str, ...]  # names of the functions that it was given as constants
     arch: int
-    num_warps: int
+    num_warps: int  # that it was launched with
+    all_warps: int  # with those that the compiler adds to specialise them
     num_stages: int
     machine: sass.Machine
     shared: int  # bytes per program
     tensor_memory: int  # columns of tensor memory per program, sm_100
     has_dot: bool
     half_input: bool  # some pointer argument is fp16 or bf16
+    asks_specialised: bool  # a loop asks for warps that load and warps that compute
     ieee: bool  # every product is full fp32, which tensor cores do not have
     constants: tuple[str, ...]  # "name=value"
     key: str  # Triton's hash of the source, the specialisation, the options and the target
@@ -42,7 +44,14 @@ class Compiled:
     @property
     def programs(self) -> int:
         """Programs that one multiprocessor holds."""
-        return budget.programs_per_sm(self.arch, self.machine, self.num_warps, self.shared, self.tensor_memory)
+        return budget.programs_per_sm(self.arch, self.machine, self.all_warps, self.shared, self.tensor_memory)
+
+    @property
+    def loop_warps(self) -> int:
+        """Warps that run the loop: specialised ones share its products, each group in a copy of its own."""
+        read = budget.loop_flop(self.machine, self.num_warps)
+        shared = self.all_warps > self.num_warps and read
+        return self.num_warps * max(1, round(self.work.flop / read)) if shared else self.num_warps
 
     @property
     def spills(self) -> int:
@@ -64,6 +73,8 @@ class Compiled:
             found.append(f"spills: {m.spill_loads} loads, {m.spill_stores} stores, {m.stack} bytes of stack")
         if self.has_dot and not self.ieee and not self.machine.tensor:
             found.append("has a matrix product and no tensor-core instruction")
+        if self.asks_specialised and self.all_warps == self.num_warps:
+            found.append("asks for specialised warps and has none")
         if self.half_input and self.widest_load < 128:
             found.append(f"widest global load is {self.widest_load} bits")
         return found
@@ -126,12 +137,14 @@ def _describe(kernel, arch: int, grid, args, constants, options) -> Compiled:
         hooks=tuple(dict.fromkeys(value.fn.__name__ for value in constants.values() if hasattr(value, "fn"))),
         arch=arch,
         num_warps=options["num_warps"],
+        all_warps=built.metadata.num_warps,
         num_stages=options["num_stages"],
         machine=_machine(built),
         shared=built.metadata.shared,
         tensor_memory=getattr(built.metadata, "tmem_size", None) or 0,
         has_dot=bool(dots),
         half_input=any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors(args)),
+        asks_specialised="tt.warp_specialize" in ttir,
         # a product in full fp32 is the one kind that names no input precision
         ieee=bool(dots) and all("xf32>" in line.split("*")[0] and "inputPrecision" not in line for line in dots),
         constants=tuple(f"{name}={value}" for name, value in constants.items()),

@@ -53,7 +53,7 @@ class Bound:
 
 def turn_bounds(kernel: Compiled, gpu: Gpu | None = None) -> dict[str, float]:
     """Cycles of one turn of the loop on each pipe of a multiprocessor, by `budget.loop_bounds`."""
-    cycles = dict(budget.loop_bounds(kernel.arch, kernel.machine, kernel.num_warps, kernel.work.flop))
+    cycles = dict(budget.loop_bounds(kernel.arch, kernel.machine, kernel.loop_warps, kernel.work.flop))
     if gpu is not None:
         cycles["tensor"] *= budget.LIMITS[kernel.arch].tensor_flop / gpu.tensor_flop
     return cycles
@@ -71,7 +71,7 @@ def bound(kernel: Compiled, gpu: Gpu) -> Bound:
             "Compile for it."
         )
     cycles, work = turn_bounds(kernel, gpu), kernel.work
-    read = budget.loop_flop(kernel.machine, kernel.num_warps)
+    read = budget.loop_flop(kernel.machine, kernel.loop_warps)
     turns = work.turns / max(1, round(read / work.flop) if work.flop else 1)  # a compiler may unroll the loop
     busiest = math.ceil(work.programs / gpu.multiprocessors)
     by = max(cycles, key=cycles.get)

@@ -31,7 +31,7 @@ def figures(kernel: Compiled) -> Figures:
     """What the golden file holds of a kernel: ``config`` is for the reader, the others are compared."""
     blocks = [value for value in kernel.constants if value.startswith("BLOCK_")]
     return dict(
-        config=" ".join([f"w{kernel.num_warps} s{kernel.num_stages}", *blocks]),
+        config=" ".join([f"w{kernel.all_warps} s{kernel.num_stages}", *blocks]),
         registers=kernel.machine.registers,
         spills=kernel.spills,
         stack=kernel.machine.stack,

@@ -48,6 +48,15 @@ def _packed(tokens: int, heads: int, head_dim: int, dtype=HALF, bias=None, batch
     _backward(attention_qkvpacked(rows.unflatten(-1, (3, heads, head_dim)), **options))
 
 
+def _described(tokens: int, heads: int, head_dim: int, dtype=HALF, bias=None) -> None:
+    """As `_packed`, the forward alone, through tensor descriptors. bias: dtype of one of (1, H, N, N)."""
+    from vitkern.kernels import configs
+
+    added = None if bias is None else torch.empty(1, heads, tokens, tokens, dtype=bias)
+    with torch.no_grad(), configs.descriptors(True):
+        attention_qkvpacked(torch.empty(BATCH, tokens, 3, heads, head_dim, dtype=dtype), bias=added)
+
+
 def _separate(queries: int, keys: int, heads: int, key_heads: int, head_dim: int, dtype=HALF, **options) -> None:
     """Cross-attention: projections (B, N, H, D), transposed. Options may name masks: key_padding, boolean."""
     q = _leaf(BATCH, queries, heads, head_dim, dtype=dtype)
@@ -180,6 +189,11 @@ CASES = [
         ("attention-one-head", _packed, (577, 1, 64), {}),
         ("attention-one-query", _separate, (1, 577, 8, 8, 64), {}),
         ("attention-odd-strides", _packed, (577, 6, 64), {"spare": 3}),
+        ("attention-hopper-d64", _described, (577, 6, 64), {}),
+        ("attention-hopper-d64-even", _described, (1024, 6, 64, torch.float16), {}),
+        ("attention-hopper-d128", _described, (577, 8, 128), {}),
+        ("attention-hopper-bias", _described, (577, 12, 64), {"bias": HALF}),
+        ("attention-hopper-d128-bias", _described, (577, 8, 128), {"bias": torch.float32}),
         # one tile per group
         ("short-vit-s-224", _packed, (197, 6, 64), {}),
         ("short-d32-window-49", _packed, (49, 3, 32), {}),

@@ -99,9 +99,13 @@ IN_PYTORCH = {
     "sparse-7-by-100": (942,),
     **dict.fromkeys(("sparse-200", "sparse-20-of-200", "sparse-7-by-200"), (120, 942)),
 }
+# Launches of kernels that one architecture alone has, beside those that serve all.
+ALONE = {f"attention-hopper-{name}": 90 for name in ("d64", "d64-even", "d128", "bias", "d128-bias")}
 
 
 def archs_of(name: str) -> tuple[int, ...]:
     """Architectures that a launch is compiled for."""
+    if name in ALONE:
+        return (ALONE[name],)
     fitting = tuple(arch for arch in ARCHITECTURES if arch not in IN_PYTORCH.get(name, ()))
     return fitting if name in EVERYWHERE else (fitting[zlib.crc32(name.encode()) % len(fitting)],)

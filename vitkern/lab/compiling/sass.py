@@ -75,6 +75,7 @@ def innermost(
         start = labels.get(target_of(*instruction), i)
         if i - start > 2:  # shorter ones wait on a barrier
             loops.append((start, i))
+    loops = [loop for loop in loops if not any(o[0] < loop[0] <= o[1] < loop[1] for o in loops)]  # a way back in
     loops = [loop for loop in loops if not any(o != loop and loop[0] <= o[0] and o[1] <= loop[1] for o in loops)]
 
     def weight(loop):

@@ -40,6 +40,7 @@ def _members(a: Mapping) -> float:
 # Kernel -> turns of its loop, from its arguments by name and the number of programs.
 TURNS = {
     "_stream_fwd": lambda a, programs: _keys(a),
+    "_stream_hopper_fwd": lambda a, programs: _cdiv(a["M"], a["BLOCK_N"]),
     "_stream_bwd_dq": lambda a, programs: _keys(a),
     "_stream_bwd_dkdv": lambda a, programs: _queries(a),
     "_stream_bwd_bias": lambda a, programs: _members(a),

@@ -169,10 +169,10 @@ def _hook(interp, sanitizer: Sanitizer, patches: Patches) -> None:
             result.handle.data = result.handle.data + sanitizer.number(arg)
         return result
 
-    def create_masked_load(self, ptrs, mask, other, *policy):
+    def create_masked_load(self, ptrs, mask, other, *policy, **named):  # named by loads through descriptors
         if other is None and not mask.data.all():
             other = _poison(interp, ptrs)
-        return stock["create_masked_load"](self, checked(ptrs, mask, "load"), mask, other, *policy)
+        return stock["create_masked_load"](self, checked(ptrs, mask, "load"), mask, other, *policy, **named)
 
     def create_masked_store(self, ptrs, value, mask, *policy):
         return stock["create_masked_store"](self, checked(ptrs, mask, "store"), value, mask, *policy)

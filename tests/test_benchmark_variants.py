@@ -1,0 +1,58 @@
+"""Hopper's two streaming forwards side by side: which cases have both, and what a run says of `DESCRIPTORS_FROM`."""
+
+import pytest
+import torch
+
+from benchmarks import variants
+from benchmarks.cases import CASES
+from benchmarks.rows import OURS, Row
+from benchmarks.variants import Pair, descriptors_from, has_variant
+from vitkern.kernels import configs
+
+HALF = torch.bfloat16
+
+
+def row(seconds, note=""):
+    return Row("attention", "", "forward", "bfloat16", 2, OURS, seconds, note=note)
+
+
+def pair(tile, tokens, gain, note="", bias=False):
+    return Pair(None, (tile, bias), tokens, row(1e-5), row(1e-5 / gain, note))
+
+
+def test_long_plain_attention_has_both_on_hopper_alone():
+    named = {str(case): case for case in CASES if case.op == "attention"}
+    found = {name for name, case in named.items() if case.tokens < 5000 and has_variant(case, HALF, 90)}
+    assert found and all(min(named[name].tokens, named[name].keys or 5000) > 48 for name in found)
+    assert any("bias" in name for name in found) and not any("key mask" in name for name in found)
+    assert {named[name].head_dim for name in found} == {64, 80, 128}
+    long = next(case for name, case in named.items() if name.startswith("DINOv2-g/14 518"))
+    assert not has_variant(long, HALF, 100) and not has_variant(long, torch.float32, 90)
+
+
+def test_the_row_begins_where_no_slower_case_is_above():
+    pairs = [pair(64, 4096, 1.3), pair(64, 1024, 1.2), pair(64, 577, 1.02), pair(64, 257, 1.4), pair(128, 577, 1.04)]
+    assert descriptors_from([*pairs, pair(64, 577, 1.2, bias=True)]) == {(64, False): 1024, (64, True): 577}
+    assert descriptors_from([*pairs, pair(64, 1024, 1.01)]) == {(64, False): 4096}
+    assert descriptors_from([pair(64, 577, 1.2), pair(64, 4096, 1.2, "WRONG: out")]) == {}
+
+
+def test_both_are_measured_and_shown(monkeypatch, capsys):
+    asked = []
+
+    def measured(case, dtype, device, **options):
+        asked.append(configs.takes_descriptors(64, 2, 90, 577, 577, False))
+        return [row(1e-5 if asked[-1] else 2e-5)]
+
+    monkeypatch.setattr(variants, "measure", measured)
+    cases = [case for case in CASES if str(case).startswith(("ViT-B/16 384 H", "PVT-S stage 4"))]
+    variants.show_variants(cases, HALF, 90)
+    out = capsys.readouterr().out
+    assert asked == [False, True] and "2.00" in out and "DESCRIPTORS_FROM = {(64, False): 577}" in out
+    variants.show_variants(cases, HALF, 80)
+    assert capsys.readouterr().out == "" and len(asked) == 2
+
+
+@pytest.fixture(autouse=True)
+def _compiled_kernels():
+    pytest.importorskip("triton", reason="kernels/configs.py is imported with the kernels")
