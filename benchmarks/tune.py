@@ -91,9 +91,9 @@ def _place(name: str | None) -> tuple[int, str, bool]:
     if name is None:
         if not torch.cuda.is_available():
             raise BadInput("tune: torch sees no GPU to time on. --arch sm_90 ranks by the static estimate instead.")
-        from vitkern.kernels import configs
+        from vitkern.kernels import architecture
 
-        arch = configs.arch_of(torch.empty(0, device="cuda"))
+        arch = architecture.arch_of(torch.empty(0, device="cuda"))
         if arch not in budget.LIMITS:
             raise BadInput(f"tune: there is no static budget of {budget.name_of(arch)}, so nothing tells what fits it.")
         return arch, torch.cuda.get_device_name(), True

@@ -1,24 +1,20 @@
 """Block sizes, warps and stages: plain functions of shape, dtype and architecture. Every entry is compiled in the
 tests.
 
-``arch`` is 80, 90, 100, 120, ... for NVIDIA, 942 and the like for AMD, and `INTERPRETER` where the kernel is
-interpreted; block sizes follow its `family`. The interpreter gets small tiles, so that small tests cross block
-boundaries.
+``arch``: see architecture.py; block sizes follow its `family`. The interpreter gets small tiles, so that small tests
+cross block boundaries.
 """
 
-import functools
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 
-INTERPRETER = 0
-AMPERE, HOPPER, BLACKWELL, CDNA = "ampere", "hopper", "blackwell", "cdna"
-SMALL_SHARED = (86, 89, 120, 121)  # 99 KiB a program, and not 163 or more
+from .architecture import AMPERE, BLACKWELL, CDNA, HOPPER, INTERPRETER, SMALL_SHARED, family
+
 # (head tile, whether there is a bias) -> fewest queries and keys from which stream_hopper.py was measured to be faster
 # than stream.py on sm_90. UNMEASURED: no GPU has timed it, so nothing is here and the pointer kernel runs.
 DESCRIPTORS_FROM = {}
-_forced_arch = None
 _asked_descriptors = None
 
 
@@ -29,47 +25,6 @@ class Config(NamedTuple):
     block_n: int
     num_warps: int
     num_stages: int
-
-
-@functools.cache
-def _device_arch(index):
-    if torch.version.hip:
-        name = torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
-        return max(900, int("".join(c for c in name if c.isdigit()) or 942))  # gfx90a is no Hopper
-    major, minor = torch.cuda.get_device_capability(index)
-    return major * 10 + minor
-
-
-def arch_of(tensor):
-    """Architecture that a kernel on ``tensor`` is configured for."""
-    if _forced_arch is not None:
-        return _forced_arch
-    return _device_arch(tensor.device.index or 0) if tensor.is_cuda else INTERPRETER
-
-
-@contextmanager
-def forced_arch(arch):
-    """Within the block configure for ``arch`` whatever the tensors' device: how kernels are compiled without a GPU."""
-    global _forced_arch
-    before, _forced_arch = _forced_arch, arch
-    try:
-        yield
-    finally:
-        _forced_arch = before
-
-
-def family(arch):
-    """How a multiprocessor multiplies matrices.
-
-    AMPERE: both operands and the sum in registers (80 to 89; 120 again). HOPPER: operands in shared memory, the sum in
-    registers. BLACKWELL: the sum in a memory of its own (100 to 119). CDNA: as Ampere, with warps of 64 lanes, 512
-    registers a lane and 64 KiB of shared memory.
-    """
-    if arch == INTERPRETER:
-        return None
-    if arch >= 900:
-        return CDNA
-    return HOPPER if arch == 90 else BLACKWELL if 100 <= arch < 120 else AMPERE
 
 
 def head_tile(head_dim):

@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import locality
-from .configs import arch_of, local_tile
+from .architecture import arch_of
+from .configs import local_tile
 from .problem import Problem, Rows, per_token, unit_last
 from .short_attention import LOG2_OF_E
 from .stream import stream_forward

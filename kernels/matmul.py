@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from . import configs
+from .architecture import arch_of
 from .launch import launch
 
 
@@ -83,7 +84,7 @@ def _pointwise(
 
 def row_blocks(rows, like, own):
     """Blocks of rows that `multiply` cuts ``rows`` into: the number of partial sums that a hook leaves."""
-    arch = configs.arch_of(like)
+    arch = arch_of(like)
     config = configs.matmul_config(like.element_size(), arch)[0] if own else configs.pointwise_config(arch)
     return triton.cdiv(rows, config.block_m)
 
@@ -91,7 +92,7 @@ def row_blocks(rows, like, own):
 def pointwise(product, epilogue, args, *, act="gelu", exact=False):
     """EPILOGUE(product) for a contiguous product (rows, cols)."""
     rows, cols = product.shape
-    config = configs.pointwise_config(configs.arch_of(product))
+    config = configs.pointwise_config(arch_of(product))
     launch(
         _pointwise, (triton.cdiv(rows, config.block_m) * triton.cdiv(cols, config.block_n),), product, args, rows, cols,
         EPILOGUE=epilogue, ACT=act, EXACT=exact,
@@ -111,7 +112,7 @@ def multiply(a, b, epilogue, args, *, own, act="gelu", heavy=False):
         pointwise(torch.mm(a, b), epilogue, args, act=act, exact=exact)
         return
     (rows, inner), cols = a.shape, b.shape[1]
-    config, block_k = configs.matmul_config(a.element_size(), configs.arch_of(a), heavy)
+    config, block_k = configs.matmul_config(a.element_size(), arch_of(a), heavy)
     launch(
         _matmul, (triton.cdiv(rows, config.block_m) * triton.cdiv(cols, config.block_n),),
         a, b, args, rows, cols, inner, a.stride(0), b.stride(0), b.stride(1),

@@ -17,6 +17,7 @@ import triton.language as tl
 
 from . import configs
 from .activations import activate
+from .architecture import arch_of
 from .epilogues import activate_and_store, activation_backward, add_residual, scale_gradient, store
 from .launch import launch
 from .layernorm import (
@@ -187,7 +188,7 @@ def layernorm_mlp_forward(
         PRECISION=configs.dot_precision(fc1.dtype),
         **configs.whole_row(channels),
     )
-    arch = configs.arch_of(x)
+    arch = arch_of(x)
     if plan == "one":
         config = configs.mlp_config(channels, fc1.element_size(), arch)
         launch(

@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import scores
+from .architecture import arch_of
 from .configs import (
-    arch_of,
     dot_precision,
     groups_per_program,
     head_tile,

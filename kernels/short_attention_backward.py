@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 
 from . import scores
-from .configs import arch_of, dot_precision, groups_per_program, head_tile, short_backward_config, short_tile
+from .architecture import arch_of
+from .configs import dot_precision, groups_per_program, head_tile, short_backward_config, short_tile
 from .launch import launch
 from .problem import aligned, dense_rows
 from .short_attention import bias_tile, dense_bias, dense_problem, logits, shared_offsets

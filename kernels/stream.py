@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from . import configs, scores
+from .architecture import arch_of
 from .launch import launch
 from .problem import Problem, Rows, aligned
 from .tiles import LOG2E, keep_mask, key_range, load_tokens, normalize, softmax_step, store_softmax
@@ -107,7 +108,7 @@ def constants(s: Problem, q: Rows, config: configs.Config) -> dict:
 
 def stream_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse: Rows) -> None:
     """Fill ``out`` and ``lse``, float32, natural logarithm: one for each query token and head."""
-    arch, itemsize = configs.arch_of(q.tensor), q.tensor.element_size()
+    arch, itemsize = arch_of(q.tensor), q.tensor.element_size()
     if s.ragged:
         config = configs.ragged_config(s.head_dim, itemsize, arch, False)
     else:

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
+from .architecture import arch_of
 from .launch import launch
 from .problem import Problem, Rows, aligned
 from .stream import constants
@@ -97,7 +98,7 @@ def stream_axes_gradient(
     """Fill ``dh`` and ``dw``, whose last dimension is the rows, or columns, that a query sees. ``delta`` is that of
     `stream_dq`; ``first`` and ``side`` are FIRST and SIDE of the kernel."""
     extents, rows = (dh.tensor.shape[-1], dw.tensor.shape[-1]), triton.cdiv(s.m, side)
-    config = configs.ragged_config(s.head_dim, q.tensor.element_size(), configs.arch_of(q.tensor), True)
+    config = configs.ragged_config(s.head_dim, q.tensor.element_size(), arch_of(q.tensor), True)
     align, grad_align = aligned(q, k, v), aligned(grad)
     options = constants(s, q, config)
     launch(

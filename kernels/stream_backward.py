@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
+from .architecture import arch_of
 from .launch import launch
 from .problem import Problem, Rows, aligned
 from .stream import constants, hooked
@@ -215,7 +216,7 @@ def stream_dq(
     Returns the gradient of ``s.cosine`` (H,), float32, None where the problem has none.
     """
     align, out_align = aligned(q, k, v), aligned(out, grad, dq)
-    arch, itemsize = configs.arch_of(q.tensor), q.tensor.element_size()
+    arch, itemsize = arch_of(q.tensor), q.tensor.element_size()
     if s.ragged:
         config = configs.ragged_config(s.head_dim, itemsize, arch, True)
     else:
@@ -241,7 +242,7 @@ def stream_dkdv(
     Returns the gradient of ``s.padding`` (3, H, D), float32, None where the problem has none.
     """
     align, out_align = aligned(q, k, v), aligned(grad, dk, dv)
-    arch, itemsize = configs.arch_of(q.tensor), q.tensor.element_size()
+    arch, itemsize = arch_of(q.tensor), q.tensor.element_size()
     if s.ragged:
         config = configs.ragged_config(s.head_dim, itemsize, arch, True)
     else:

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs, tokens
+from .architecture import arch_of
 from .launch import launch
 from .problem import Problem, Rows, aligned
 from .stream import constants
@@ -95,7 +96,7 @@ def stream_bias_gradient(
     """Gradient of the logits summed over what shares a bias: (groups or 1, H or 1, N, M) float32. ``delta`` is that of
     `stream_dq`.
     """
-    arch, itemsize = configs.arch_of(q.tensor), q.tensor.element_size()
+    arch, itemsize = arch_of(q.tensor), q.tensor.element_size()
     if s.ragged:
         config = configs.ragged_config(s.head_dim, itemsize, arch, True)
     else:

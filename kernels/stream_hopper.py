@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from . import configs, scores, tokens
+from .architecture import arch_of
 from .launch import launch
 from .problem import Problem, Rows, aligned
 from .tiles import LOG2E, softmax_step, store_softmax
@@ -95,7 +96,7 @@ def takes(s: Problem, *operands: Rows) -> bool:
     tensor, bias = operands[0].tensor, _bias(s)
     if s.causal or s.seed is not None or (bias is None and s.score is not scores.plain) or s.m == 0:
         return False
-    arch, itemsize = configs.arch_of(tensor), tensor.element_size()
+    arch, itemsize = arch_of(tensor), tensor.element_size()
     if not configs.takes_descriptors(s.head_dim, itemsize, arch, s.n, s.m, bias is not None):
         return False
     return all(map(_reached, operands if bias is None else (*operands, bias)))
@@ -104,7 +105,7 @@ def takes(s: Problem, *operands: Rows) -> bool:
 def stream_hopper_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse: Rows) -> None:
     """`stream.stream_forward` for what `takes` accepts."""
     bias = _bias(s)
-    config = configs.stream_hopper_config(s.head_dim, configs.arch_of(q.tensor), bias is not None)
+    config = configs.stream_hopper_config(s.head_dim, arch_of(q.tensor), bias is not None)
     align, out_align, bias_align = aligned(q, k, v), aligned(out), 1 if bias is None else aligned(bias)
 
     def placed(rows: Rows):

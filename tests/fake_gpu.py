@@ -53,14 +53,14 @@ def installed(driver):
     from triton.runtime import driver as active
 
     from vitkern import dispatch
-    from vitkern.kernels import configs
+    from vitkern.kernels import architecture
 
     before = dict(vars(active))
     vars(active).update({name: None for name in before})
     if driver is not None:
         active.set_active(driver)
     try:
-        with configs.forced_arch(ARCH), dispatch.any_device():
+        with architecture.forced_arch(ARCH), dispatch.any_device():
             yield driver
     finally:
         vars(active).clear()

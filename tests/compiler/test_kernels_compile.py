@@ -11,7 +11,7 @@ from vitkern.kernels.launch import launch
 
 from tests.compiler.cases import CELLS
 from vitkern import dispatch
-from vitkern.kernels import configs
+from vitkern.kernels import architecture, configs
 from vitkern.lab.compiling import budget, exceptions, golden, sass
 from vitkern.lab.compiling import compile as lab
 from vitkern.ops.attention import attention_qkvpacked
@@ -167,14 +167,14 @@ def test_everything_is_put_back_even_after_a_failure():
     lab.compile_launches(lambda: _sum_rows(64, 0), 80)
 
     def fail():
-        assert configs.arch_of(torch.empty(1)) == 80
+        assert architecture.arch_of(torch.empty(1)) == 80
         assert dispatch.why_not([torch.empty(1)]) == []
         raise KeyError("inside")
 
     with pytest.raises(KeyError, match="inside"):
         lab.compile_launches(fail, 80)
     assert dict(vars(driver)) == before
-    assert configs.arch_of(torch.empty(1)) == configs.INTERPRETER
+    assert architecture.arch_of(torch.empty(1)) == architecture.INTERPRETER
     assert dispatch.why_not([torch.empty(1)]) != []
 
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from vitkern.kernels.short_attention import fits, short_forward
 from vitkern.kernels.short_attention_backward import short_backward
 
-from vitkern.kernels import configs
+from vitkern.kernels import architecture, configs
 from vitkern.reference import attention as reference
 from vitkern.testing import compare
 
@@ -166,5 +166,5 @@ def test_what_fits():
 
 def test_a_program_walks_groups_without_losing_any():
     for groups, others in itertools.product((0, 1, 7, 4096, 10**6), (1, 3, 100)):
-        for arch in (80, 90, 100, configs.INTERPRETER):
+        for arch in (80, 90, 100, architecture.INTERPRETER):
             assert 1 <= configs.groups_per_program(groups, others, arch) <= 32

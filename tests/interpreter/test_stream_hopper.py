@@ -13,8 +13,8 @@ from triton.runtime import _allocation
 from vitkern.kernels.launch import launch
 from vitkern.kernels.problem import Problem, dense_rows
 
+from vitkern.kernels import architecture, configs, stream_hopper
 from vitkern.kernels import attention as launchers
-from vitkern.kernels import configs, stream_hopper
 from vitkern.lab.interpreting.sanitizer import MemoryFault
 from vitkern.lab.proving.problems import attention_problem, packed_problem
 from vitkern.lab.proving.verify import Trial, pooled_failures
@@ -82,7 +82,7 @@ def test_mean_errors_are_the_ideals(dtype):
 
 @pytest.mark.parametrize("n, m", [(129, 257), (128, 128)])
 def test_the_tiles_of_a_gpu(launched, n, m):
-    with configs.forced_arch(90):
+    with architecture.forced_arch(90):
         found = forward(attention_problem("", (1, 2, n, 72), keys=m, kv_heads=1, scale=0.3, **OUTPUTS), torch.float16)
     assert failed(found) == [] and launched == ["_stream_hopper_fwd"]
 
@@ -158,7 +158,7 @@ def test_a_term_of_another_dtype_with_the_tiles_of_a_gpu(launched, dtype):
         return tensor.to(dtype) if name == "bias" else tensor
 
     problem = attention_problem("", (1, 2, 130, 64), keys=150, bias=(2, 130, 150), **OUTPUTS)
-    with configs.forced_arch(90):
+    with architecture.forced_arch(90):
         assert failed(forward(problem, torch.bfloat16, arranged)) == []
     assert launched == ["_stream_hopper_fwd"]
 
@@ -219,7 +219,7 @@ def test_no_keys_and_no_queries(launched):
 
 def _takes(tokens, arch, **problem):
     rows = dense_rows(_half(1, 2, tokens, 64))
-    with configs.forced_arch(arch):
+    with architecture.forced_arch(arch):
         return stream_hopper.takes(Problem(1, 2, 2, tokens, tokens, 64, 0.1, **problem), rows, rows, rows)
 
 

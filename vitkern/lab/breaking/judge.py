@@ -69,9 +69,9 @@ def _try(trial: Trial, one: Quick) -> tuple[str, list[Result]]:
 @contextlib.contextmanager
 def _configured(one: Quick):
     """Imports the kernels, so that an error in one is found as any other."""
-    from vitkern.kernels import configs
+    from vitkern.kernels import architecture, configs
 
-    forced = configs.forced_arch(one.arch) if one.arch else contextlib.nullcontext()
+    forced = architecture.forced_arch(one.arch) if one.arch else contextlib.nullcontext()
     with forced, configs.descriptors(True) if one.descriptors else contextlib.nullcontext():
         yield
 

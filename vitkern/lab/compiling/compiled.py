@@ -171,9 +171,9 @@ def _no_products():
 @contextmanager
 def caught(receive: Callable, arch: int):
     """Within the block ops on CPU tensors hand their launches for ``arch`` to ``receive`` (see `launch.redirected`)."""
-    from vitkern.kernels import configs, launch
+    from vitkern.kernels import architecture, launch
 
-    with configs.forced_arch(arch), launch.redirected(receive), dispatch.any_device(), _no_products():
+    with architecture.forced_arch(arch), launch.redirected(receive), dispatch.any_device(), _no_products():
         yield
 
 

@@ -90,12 +90,12 @@ def _actual(case: Case, trial: Trial, order: str, seed: int) -> tuple[dict[str, 
 
 @contextmanager
 def _block_sizes(arch: int):
-    from vitkern.kernels import configs
+    from vitkern.kernels import architecture
 
     with ExitStack() as stack:
         stack.enter_context(dispatch.use_backend("interpreter"))
         if arch:
-            stack.enter_context(configs.forced_arch(arch))
+            stack.enter_context(architecture.forced_arch(arch))
         yield
 
 
