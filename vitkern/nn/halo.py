@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitkern.dispatch import why_not
+from vitkern.nn.heads import head_dim
 from vitkern.nn.layers import unhooked
 from vitkern.ops.halo_attention import halo_attention, halo_attention_qkvpacked
 
@@ -59,11 +60,7 @@ class HaloAttention(nn.Module):
     ):
         super().__init__()
         dim_out = dim_out or dim
-        if dim_out % num_heads:
-            raise ValueError(
-                f"HaloAttention: channels do not split into heads: got dim_out={dim_out}, num_heads={num_heads}; "
-                "expected a divisor."
-            )
+        self.dim_head_v = head_dim("HaloAttention", dim_out, num_heads, "dim_out")
         if not 0 <= halo_size <= block_size or block_size <= 0:
             raise ValueError(
                 f"HaloAttention: the halo does not fit the block: got block_size={block_size}, halo_size={halo_size}; "
@@ -73,7 +70,6 @@ class HaloAttention(nn.Module):
             raise ValueError(f"HaloAttention: stride is not usable: got {stride}; expected 1 or 2.")
         self.num_heads, self.block_size, self.halo_size = num_heads, block_size, halo_size
         self.dim_head_qk = dim_head or _multiple_of_8(dim_out * qk_ratio) // num_heads
-        self.dim_head_v = dim_out // num_heads
         if self.dim_head_qk <= 0:
             raise ValueError(
                 f"HaloAttention: queries have no channels: got dim_out={dim_out}, qk_ratio={qk_ratio}, dim_head="
