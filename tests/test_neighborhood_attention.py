@@ -117,7 +117,7 @@ def test_inputs_that_are_views_and_no_images():
 
 BAD = {
     "even kernel": (dict(kernel=(4, 3)), r"kernel has no centre: got \(4, 3\)"),
-    "no dilation": (dict(dilation=(0, 1)), "dilation is not usable"),
+    "no dilation": (dict(dilation=(0, 1)), "dilation or kernel is not usable"),
     "one number": (dict(kernel=7), "kernel is no pair of integers"),
     "heads": (dict(num_heads=5), "qkv does not split"),
     "table": (dict(table=torch.zeros(2, 13, 12)), "table has the wrong shape"),

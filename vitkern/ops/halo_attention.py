@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitkern.dispatch import autocast, runs_kernel
-from vitkern.ops.checks import check_same, check_scale, check_shape, check_tensor
+from vitkern.ops.checks import check_number, check_same, check_scale, check_shape, check_tensor
 from vitkern.ops.local_attention import head_dim_reasons, local_attention
 from vitkern.ops.local_checks import check_locality
 from vitkern.ops.relative_logits import places, queries_of, relative_logits
@@ -173,4 +173,5 @@ def _check(op, image, block, halo, head_dim, height_rel, width_rel, scale, rel_s
         check_tensor(op, name, table)
         check_shape(op, name, table, (length, head_dim), f"(2 E - 1, D) = ({length}, {head_dim})")
     check_scale(op, scale)
+    check_number(op, "rel_scale", rel_scale, "a finite number above 0")
     check_scale(op, rel_scale)
