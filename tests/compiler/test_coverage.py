@@ -31,6 +31,7 @@ MODELS = (
     ("swinv2_tiny_window8_256", 2),
     ("swinv2_tiny_window16_256", 2),
     ("swinv2_base_window12_192", 2),
+    ("swinv2_base_window12to24_192to384", 2),
     ("vil_medium_wide_window7_224", 1),
     ("nat_base", 1),
     ("dinat_mini", 2),
