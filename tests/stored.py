@@ -29,6 +29,11 @@ def load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     module.load_state_dict(weights, strict=True)
 
 
+def with_features(model: nn.Module):
+    """A call of a classifier that gives its pooled features too."""
+    return lambda x: {"features": model.forward_head(model.forward_features(x), pre_logits=True), "y": model(x)}
+
+
 def assert_stored(module: nn.Module, tensors: dict[str, Tensor], call=None) -> None:
     """``module`` with the stored weights gives the stored results, and gradients of the input and every parameter.
 

@@ -33,12 +33,7 @@ def test_model_against_the_authors_code(path):
     config, tensors = stored.read(path)
     del config["input"]
     model = NeighborhoodTransformer(**config).eval()
-
-    def call(x):
-        features = model.forward_head(model.forward_features(x), pre_logits=True)
-        return {"features": features, "y": model(x)}
-
-    stored.assert_stored(model, tensors, call)
+    stored.assert_stored(model, tensors, stored.with_features(model))
 
 
 @pytest.mark.parametrize(

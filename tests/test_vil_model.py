@@ -32,12 +32,7 @@ def test_against_the_authors_code(path):
         global_pool="avg" if config["avg_pool"] else "token", norm_embed=config.get("norm_embed", False),
         share_weights=config["sharew"], **stages(config["arch"]),
     ).eval()  # fmt: skip
-
-    def call(x):
-        features = model.forward_head(model.forward_features(x), pre_logits=True)
-        return {"features": features, "y": model(x)}
-
-    stored.assert_stored(model, tensors, call)
+    stored.assert_stored(model, tensors, stored.with_features(model))
 
 
 @pytest.mark.parametrize(
