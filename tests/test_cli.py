@@ -104,6 +104,13 @@ def test_check_takes_the_first_words_of_an_operator(run):
     assert code == 0 and "local_attention" in out and "window_attention" not in out
 
 
+@pytest.mark.parametrize("family", ["neighborhood", "halo", "standalone", "decomposed_attention", "vil", "partition"])
+def test_check_of_a_family_is_that_of_the_kernel_it_stands_on(run, family):
+    code, out, _ = run("check", family, "--pytorch", "--dtype", "fp32")
+    assert code == 0 and "verdict: all 8 checks passed" in out
+    assert f"{family} has no kernel of its own and stands on that of local_attention" in out
+
+
 def test_check_rejects_an_unknown_operator(run):
     code, _, err = run("check", "atention")
     assert code == 2

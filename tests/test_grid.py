@@ -150,7 +150,7 @@ def test_an_adapted_projection_is_called():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="channels do not split into heads: got 10 channels, num_heads=4"):
+    with pytest.raises(ValueError, match="channels do not split into heads: got attn_dim=10, num_heads=4"):
         PartitionAttention(10, 4, 7)
     for wrong in (dict(partition="block"), dict(rel_pos="mlp"), dict(size=0)):
         with pytest.raises(ValueError, match="PartitionAttention: no such attention"):

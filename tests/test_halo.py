@@ -1,13 +1,11 @@
 """HaloNet's attention: against timm's own results, against the definition, and by its properties."""
 
 import copy
-import json
 import pickle
-from pathlib import Path
 
 import pytest
+import stored
 import torch
-from safetensors import safe_open
 from timm.layers.halo_attn import HaloAttn
 from torch import nn
 
@@ -16,8 +14,6 @@ from vitkern.nn.halo import HaloAttention
 from vitkern.ops.attention import attention
 from vitkern.ops.halo_attention import halo_attention, halo_attention_qkvpacked
 from vitkern.reference.halo_attention import halo_attention as reference
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def gradients(module, x, cotangent):
@@ -29,21 +25,10 @@ def gradients(module, x, cotangent):
     return y, dict(zip(("x", *names), found, strict=True))
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("halo_attention_*.safetensors")), ids=lambda path: path.stem)
+@stored.each("halo_attention_*")
 def test_module_against_stored_results(path):
-    with safe_open(path, "pt") as file:
-        config = json.loads(file.metadata()["config"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    options = {name: value for name, value in config.items() if name != "input"}
-    module = HaloAttention(**options)
-    weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
-    module.load_state_dict(weights, strict=True)
-    y, found = gradients(module, tensors["input.x"], tensors["cotangent.y"])
-    torch.testing.assert_close(y, tensors["output.y"], rtol=1e-5, atol=3e-6 * tensors["output.y"].abs().max().item())
-    expected = {"x": tensors["grad.input.x"], **{name: tensors[f"grad.weights.{name}"] for name in weights}}
-    largest = max(gradient.abs().max().item() for gradient in expected.values())
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=3e-6 * largest, msg=name)
+    config, tensors = stored.read(path)
+    stored.assert_stored(HaloAttention(**{name: value for name, value in config.items() if name != "input"}), tensors)
 
 
 VARIANTS = {

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import stored
 import timm
 import torch
 import transformers as hf
@@ -83,6 +84,16 @@ def test_logits_and_gradients_stay(variant):
     layers = [entry for entry in report if entry.original.__name__ in ("Block", "VitDetLayer", "SamVisionLayer")]
     assert [entry.ops for entry in layers] == [("decomposed_attention", "layernorm_mlp")] * 2
     assert not report.kept
+
+
+@stored.each("vitdet_*")
+def test_stored_results_of_a_backbone(path):
+    """Its windows reach beyond the image, one layer sees all of it, and position embeddings are interpolated."""
+    config, tensors = stored.read(path)
+    del config["input"]
+    model = hf.VitDetBackbone(hf.VitDetConfig(**config)).eval()
+    assert [entry.original.__name__ for entry in vitkern.accelerate(model)] == ["VitDetLayer"] * 3
+    stored.assert_stored(model, tensors, lambda x: model(x).feature_maps[0])
 
 
 def test_attention_that_takes_its_softmax_in_float32():

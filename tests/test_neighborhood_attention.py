@@ -1,35 +1,21 @@
 """Neighbourhood attention: against NATTEN's own results, against the definition, and by its properties."""
 
-import json
-from pathlib import Path
-
 import pytest
+import stored
 import torch
-from safetensors import safe_open
 
 from vitkern.nn.neighborhood import NeighborhoodAttention
 from vitkern.ops.attention import attention
 from vitkern.ops.neighborhood_attention import neighborhood_attention
 from vitkern.reference.neighborhood_attention import neighborhood_attention as reference
 
-GOLDEN = Path(__file__).parent / "golden"
 IMPLEMENTATIONS = {"reference": reference, "op": neighborhood_attention}
 
 
-def golden(path):
-    with safe_open(path, "pt") as file:
-        config = json.loads(file.metadata()["config"])
-        return config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def close(actual, expected, largest):
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=3e-6 * max(1.0, largest))
-
-
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("nat_op_*.safetensors")), ids=lambda path: path.stem)
+@stored.each("nat_op_*")
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_against_the_official_kernels(path, name):
-    config, tensors = golden(path)
+    config, tensors = stored.read(path)
     leaves = {key: tensors[f"input.{key}"].clone().requires_grad_() for key in ("q", "k", "v", "rpb")}
     q = leaves["q"]
     qkv = torch.stack([leaves[key] for key in "qkv"], 0).permute(1, 3, 4, 0, 2, 5)  # (B, img_h, img_w, 3, H, D)
@@ -38,31 +24,21 @@ def test_against_the_official_kernels(path, name):
         dilation=(config["dilation"],) * 2, table=leaves["rpb"], scale=1.0,
     )  # fmt: skip
     y = out.unflatten(3, (q.shape[1], -1)).permute(0, 3, 1, 2, 4)
-    close(y, tensors["output.y"], tensors["output.y"].abs().max().item())
+    stored.assert_close(y, tensors["output.y"], "y")
     gradients = torch.autograd.grad(y, list(leaves.values()), tensors["cotangent.y"])
     largest = max(gradient.abs().max().item() for gradient in gradients)
     for key, gradient in zip(leaves, gradients, strict=True):
-        close(gradient, tensors[f"grad.input.{key}"], largest)
+        stored.assert_close(gradient, tensors[f"grad.input.{key}"], key, largest)
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("nat_attn_*.safetensors")), ids=lambda path: path.stem)
+@stored.each("nat_attn_*")
 def test_module_against_the_official_module(path):
-    config, tensors = golden(path)
+    config, tensors = stored.read(path)
     module = NeighborhoodAttention(
         config["dim"], config["num_heads"], kernel_size=config["kernel_size"], dilation=config["dilation"],
         qkv_bias=config.get("qkv_bias", True), bias=config.get("bias", True), qk_scale=config.get("qk_scale"),
     )  # fmt: skip
-    weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
-    module.load_state_dict(weights, strict=True)
-    x = tensors["input.x"].requires_grad_()
-    y = module(x)
-    close(y, tensors["output.y"], tensors["output.y"].abs().max().item())
-    parameters = dict(module.named_parameters())
-    found = torch.autograd.grad(y, [x, *parameters.values()], tensors["cotangent.y"])
-    expected = [tensors["grad.input.x"], *(tensors[f"grad.weights.{name}"] for name in parameters)]
-    largest = max(gradient.abs().max().item() for gradient in expected)
-    for actual, wanted in zip(found, expected, strict=True):
-        close(actual, wanted, largest)
+    stored.assert_stored(module, tensors)
 
 
 CASES = {
@@ -141,7 +117,7 @@ def test_inputs_that_are_views_and_no_images():
 
 BAD = {
     "even kernel": (dict(kernel=(4, 3)), r"kernel has no centre: got \(4, 3\)"),
-    "no dilation": (dict(dilation=(0, 1)), "dilation is not usable"),
+    "no dilation": (dict(dilation=(0, 1)), "dilation or kernel is not usable"),
     "one number": (dict(kernel=7), "kernel is no pair of integers"),
     "heads": (dict(num_heads=5), "qkv does not split"),
     "table": (dict(table=torch.zeros(2, 13, 12)), "table has the wrong shape"),

@@ -1,26 +1,18 @@
 """ViL's attention: against the results of its authors' code, against the definition token by token, by properties."""
 
 import copy
-import json
 import pickle
-from pathlib import Path
 
 import pytest
+import stored
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from vitkern.nn.vil import AROUND, ViLAttention
 from vitkern.nn.vil_dense import ViLDenseAttention
 
-GOLDEN = Path(__file__).parent / "golden"
 MODES = {1: "exact", 0: "zero", -1: "cyclic"}
 NEIGHBORS = {0: "all", 1: "one", -1: "none"}
-
-
-def golden(path):
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["config"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def randomised(module):
@@ -31,23 +23,9 @@ def randomised(module):
     return module.double()
 
 
-def check(module, tensors, size):
-    """``module`` with the stored weights gives the stored result and gradients."""
-    weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
-    module.load_state_dict(weights, strict=True)
-    x = tensors["input.x"].requires_grad_()
-    y = module(x, size)
-    parameters = dict(module.named_parameters())
-    found = torch.autograd.grad(y, [x, *parameters.values()], tensors["cotangent.y"])
-    expected = [tensors["grad.input.x"], *(tensors[f"grad.weights.{name}"] for name in parameters)]
-    largest = max(gradient.abs().max().item() for gradient in expected)
-    for actual, wanted in zip((y, *found), (tensors["output.y"], *expected), strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=3e-6 * max(1.0, largest))
-
-
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("vil_attn_*.safetensors")), ids=lambda path: path.stem)
+@stored.each("vil_attn_*")
 def test_against_the_authors_code(path):
-    config, tensors = golden(path)
+    config, tensors = stored.read(path)
     module = ViLAttention(
         config["dim"], config["num_heads"], config["w"], num_global=config["nglo"], mode=MODES[config["exact"]],
         neighbors=NEIGHBORS[config["mode"]], share_weights=config["sharew"], only_global=config["only_glo"],
@@ -55,17 +33,17 @@ def test_against_the_authors_code(path):
     )  # fmt: skip
     if "forced_neighbour" in config:
         module.draw_neighbor = lambda: AROUND[config["forced_neighbour"] - 1]
-    check(module, tensors, (config["nx"], config["ny"]))
+    stored.assert_stored(module, tensors, lambda x: module(x, (config["nx"], config["ny"])))
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("vil_fullattn_*.safetensors")), ids=lambda path: path.stem)
+@stored.each("vil_fullattn_*")
 def test_dense_against_the_authors_code(path):
-    config, tensors = golden(path)
+    config, tensors = stored.read(path)
     size = config["wx"], config["wy"]
     module = ViLDenseAttention(
         config["dim"], config["num_heads"], size, num_global=config["nglo"], rel_pos=config["rpe"]
     )
-    check(module, tensors, size)
+    stored.assert_stored(module, tensors)
 
 
 def keys_of(module, size, y, x, neighbor):

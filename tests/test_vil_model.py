@@ -1,18 +1,15 @@
 """ViL as a model: against the results of its authors' code, published sizes, checkpoints of memory, bad input."""
 
 import copy
-import json
 import pickle
-from pathlib import Path
 
 import pytest
+import stored
 import torch
-from safetensors import safe_open
 
 import vitkern.models as models
 from vitkern.models.vil import VisionLongformer
 
-GOLDEN = Path(__file__).parent / "golden"
 MODES = {1: "exact", 0: "zero", -1: "cyclic"}
 TINY = dict(img_size=16, num_classes=3, embed_dims=(8, 12), depths=(1, 2), num_heads=(2, 3), patch_sizes=(2, 2))
 TINY |= dict(windows=(3, 0), num_global=(1, 2))
@@ -27,28 +24,15 @@ def stages(arch):
     return arguments | dict(windows=tuple(stage["f"] * stage["s"] for stage in found), ape=bool(found[0]["a"]))
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("vil_model_*.safetensors")), ids=lambda path: path.stem)
+@stored.each("vil_model_*")
 def test_against_the_authors_code(path):
-    with safe_open(path, "pt") as file:
-        config = json.loads(file.metadata()["config"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    config, tensors = stored.read(path)
     model = VisionLongformer(
         config["img_size"], num_classes=config["num_classes"], mode=MODES[config["sw_exact"]],
         global_pool="avg" if config["avg_pool"] else "token", norm_embed=config.get("norm_embed", False),
         share_weights=config["sharew"], **stages(config["arch"]),
     ).eval()  # fmt: skip
-    weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
-    model.load_state_dict(weights, strict=True)
-    x = tensors["input.x"].requires_grad_()
-    y = model(x)
-    parameters = {name: p for name, p in model.named_parameters() if p.numel()}
-    found = torch.autograd.grad(y, [x, *parameters.values()], tensors["cotangent.y"])
-    expected = [tensors["grad.input.x"], *(tensors[f"grad.weights.{name}"] for name in parameters)]
-    largest = max(gradient.abs().max().item() for gradient in expected)
-    features = model.forward_head(model.forward_features(x), pre_logits=True)
-    pairs = zip((y, features, *found), (tensors["output.y"], tensors["output.features"], *expected), strict=True)
-    for actual, wanted in pairs:
-        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=3e-6 * max(1.0, largest))
+    stored.assert_stored(model, tensors, stored.with_features(model))
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,10 @@ MODELS = (
     ("swinv2_tiny_window8_256", 2),
     ("swinv2_tiny_window16_256", 2),
     ("swinv2_base_window12_192", 2),
+    ("swinv2_base_window12to24_192to384", 2),
     ("vil_medium_wide_window7_224", 1),
+    ("nat_base", 1),
+    ("dinat_mini", 2),
 )
 
 
@@ -96,10 +99,9 @@ def _empty_linear(input, weight, bias=None):
     return input.new_empty(*input.shape[:-1], weight.shape[0])
 
 
-def _empty_convolution(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    sizes = [
-        (size - side) // step + 1 for size, side, step in zip(input.shape[2:], weight.shape[2:], stride, strict=True)
-    ]
+def _empty_convolution(input, weight, bias=None, stride=1, padding=(0, 0), dilation=1, groups=1):
+    steps = zip(input.shape[2:], weight.shape[2:], stride, padding, strict=True)
+    sizes = [(size + 2 * around - side) // step + 1 for size, side, step, around in steps]
     return input.new_empty(input.shape[0], weight.shape[0], *sizes)
 
 
@@ -110,8 +112,10 @@ def combinations_of_model(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "conv2d", _empty_convolution)
 
     def call(name, depth, arch):
-        size = int(re.search(r"\d+$", name).group())
-        depths = {"depths": (depth,) * 4} if name.startswith(("swin", "vil")) else {"depth": depth}
+        size = vitkern.describe(name).input_size[1]
+        depths = {"depth": depth} if name.startswith(("vit", "deit")) else {"depths": (depth,) * 4}
+        if name.startswith("dinat"):
+            depths["dilations"] = ((1, 8), (1, 4), (1, 2), (1, 1))
         with torch.device("meta"):
             model = vitkern.create_model(name, **depths).to(torch.bfloat16).eval()
         model, images = model.to_empty(device="cpu"), torch.empty(2, 3, size, size, dtype=torch.bfloat16)

@@ -14,6 +14,11 @@ MODULES = {
     "halo": (HaloAttention(16, num_heads=2, block_size=4, halo_size=1, qkv_bias=True), (1, 16, 8, 4)),
     "halo, narrow queries": (HaloAttention(16, 32, num_heads=2, block_size=4, halo_size=2, dim_head=8), (1, 16, 4, 8)),
     "halo, wide queries": (HaloAttention(16, num_heads=2, block_size=3, halo_size=1, dim_head=16), (1, 16, 3, 6)),
+    "halo, a stride": (HaloAttention(16, num_heads=2, block_size=4, halo_size=1, stride=2), (1, 16, 4, 8)),
+    "halo, a stride and narrow queries": (
+        HaloAttention(16, 32, num_heads=2, block_size=2, halo_size=1, stride=2, dim_head=8, scale_pos_embed=True),
+        (1, 16, 4, 4),
+    ),
     "stand-alone": (StandaloneAttention(12, 32, num_heads=2, kernel_size=(3, 5)), (2, 5, 4, 12)),
     "decomposed, padded windows": (DecomposedAttention(32, 2, window_size=(3, 4)), (1, 5, 6, 32)),
     "decomposed, no bias": (DecomposedAttention(32, 2, window_size=3, qkv_bias=False), (1, 4, 4, 32)),
@@ -39,9 +44,3 @@ def test_a_module_runs_on_kernels(name):
     largest = max(t.abs().max().item() for t in results[0].values())
     for key, expected in results[0].items():
         assert (results[1][key] - expected).abs().max().item() <= 1e-5 * largest, key
-
-
-def test_a_stride_has_no_kernel():
-    module = HaloAttention(16, num_heads=2, block_size=4, halo_size=1, stride=2)
-    with vitkern.use_backend("interpreter"), pytest.raises(NotImplementedError, match=r"halo_attention: .* packed"):
-        module(torch.randn(1, 16, 4, 4))

@@ -18,6 +18,14 @@ from vitkern.lab.proving.verify import GPU_POOLED_MARGIN, PYTORCH_MARGIN, Result
 from vitkern.report import BadInput, counted, near_matches, table
 from vitkern.testing import Pool
 
+FAMILIES = {  # operators and modules without a kernel of their own
+    "neighborhood_attention": "local_attention",
+    "halo_attention": "local_attention",
+    "standalone_attention": "local_attention",
+    "decomposed_attention": "local_attention",
+    "vil_attention": "local_attention",
+    "partition_attention": "local_attention",
+}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -58,15 +66,20 @@ def run(arguments) -> int:
         print(
             f"{place[backend]} against float64; use is the error over what the tolerance rule allows (vitkern.testing)"
         )
+        for name in arguments.op:
+            if not any(op == name or op.startswith(f"{name}_") for op in OPS):
+                print(f"{name} has no kernel of its own and stands on that of {', '.join(_named(name))}")
         return _check(cases, dtypes, device, backend, every_tensor=arguments.all)
 
 
 def _named(name: str) -> list[str]:
-    """The operators of that name, or whose name begins with it and goes on with another word."""
-    found = [op for op in OPS if op == name] or [op for op in OPS if op.startswith(f"{name}_")]
+    """The operators of that name, or whose name begins with it and goes on with another word; for a family without a
+    kernel of its own the operator that it stands on."""
+    known = [*OPS, *FAMILIES]
+    found = [op for op in known if op == name] or [op for op in known if op.startswith(f"{name}_")]
     if not found:
-        raise BadInput(f"no operator is called {name!r}.{near_matches(name, OPS)} There are {', '.join(OPS)}.")
-    return found
+        raise BadInput(f"no operator is called {name!r}.{near_matches(name, known)} There are {', '.join(OPS)}.")
+    return list(dict.fromkeys(FAMILIES.get(op, op) for op in found))
 
 
 @contextmanager

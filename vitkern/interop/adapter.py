@@ -17,6 +17,7 @@ ADAPTERS = {
     "timm.models.davit.SpatialBlock": "timm_windows.SpatialBlock",
     "timm.models.maxxvit.PartitionAttentionCl": "timm_windows.PartitionAttentionCl",
     "timm.models.vision_transformer_sam.Block": "timm_sam.Block",
+    "timm.layers.halo_attn.HaloAttn": "timm_halo.HaloAttn",
     "torchvision.models.vision_transformer.EncoderBlock": "torchvision.EncoderBlock",
     "torchvision.models.swin_transformer.ShiftedWindowAttention": "torchvision_swin.ShiftedWindowAttention",
     "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": "torchvision_swin.ShiftedWindowAttentionV2",

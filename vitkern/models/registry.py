@@ -102,7 +102,8 @@ def _near(name: str) -> list[str]:
 
 
 def create_model(name: str, *, weights=None, pretrained: bool = False, **overrides) -> nn.Module:
-    """Builds a model, with random weights unless a file is given. Names and parameters are timm's; ViL's its authors'.
+    """Builds a model, with random weights unless a file is given. Names and parameters are timm's; those of ViL,
+    NAT and DiNAT their authors'.
 
     Args:
         name: one of `list_models`, or a hub id such as "google/vit-base-patch16-224" or
@@ -159,11 +160,12 @@ def describe(name: str) -> Description:
     with torch.device("meta"):
         model = architecture.build(**architecture.arguments)
     embed = model.patch_embed
+    channels = next(part.in_channels for part in embed.modules() if isinstance(part, nn.Conv2d))
     return Description(
         name=name,
         family=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
-        input_size=(embed.proj.in_channels, *embed.img_size),
+        input_size=(channels, *embed.img_size),
         num_classes=model.num_classes,
         paper=architecture.paper,
         arguments=architecture.arguments,

@@ -6,6 +6,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from vitkern.nn.embed import pair
+from vitkern.nn.heads import head_dim
 from vitkern.ops.decomposed_attention import projected_decomposed_attention
 
 
@@ -39,11 +40,7 @@ class DecomposedAttention(nn.Module):
         proj_drop: float = 0.0,
     ):
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(
-                f"DecomposedAttention: channels do not split into heads: got dim={dim}, num_heads={num_heads}; "
-                "expected a divisor."
-            )
+        channels = head_dim("DecomposedAttention", dim, num_heads)
         if input_size is None and window_size is None:
             raise ValueError(
                 "DecomposedAttention: the relative positions have no size: got neither input_size nor window_size; "
@@ -55,7 +52,7 @@ class DecomposedAttention(nn.Module):
         if min(size) <= 0:
             raise ValueError(f"DecomposedAttention: the size is not usable: got {size}; expected numbers above 0.")
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.rel_pos_h, self.rel_pos_w = (nn.Parameter(torch.zeros(2 * n - 1, dim // num_heads)) for n in size)
+        self.rel_pos_h, self.rel_pos_w = (nn.Parameter(torch.zeros(2 * n - 1, channels)) for n in size)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 

@@ -1,5 +1,7 @@
 """From image to tokens, and from tokens to fewer tokens."""
 
+from operator import index
+
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,9 +10,16 @@ from vitkern.nn.mlp import LayerNorm
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    """``value`` for height and width."""
-    height, width = (value, value) if isinstance(value, int) else value
-    return int(height), int(width)
+    """``value`` for height and width.
+
+    Raises:
+        TypeError: neither an integer nor two of them.
+    """
+    try:
+        height, width = (value, value) if isinstance(value, int) else value
+        return index(height), index(width)
+    except (TypeError, ValueError):
+        raise TypeError(f"pair: no size: got {value!r}; expected an int, or (height, width).") from None
 
 
 class PatchEmbed(nn.Module):

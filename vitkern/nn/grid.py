@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitkern.nn.embed import pair
+from vitkern.nn.heads import head_dim
 from vitkern.nn.layers import unhooked
 from vitkern.ops.local_attention import local_attention
 from vitkern.ops.window_attention import projected_window_attention
@@ -84,12 +85,8 @@ class PartitionAttention(nn.Module):
     ):
         super().__init__()
         attn_dim = attn_dim or dim
+        head_dim("PartitionAttention", attn_dim, num_heads, "attn_dim")
         self.num_heads, self.size, self.partition, self.head_first = num_heads, pair(size), partition, head_first
-        if attn_dim % num_heads:
-            raise ValueError(
-                f"PartitionAttention: channels do not split into heads: got {attn_dim} channels, "
-                f"num_heads={num_heads}; expected a divisor."
-            )
         if partition not in PARTITIONS or rel_pos not in (*TABLES, None) or min(self.size) < 1:
             raise ValueError(
                 f"PartitionAttention: no such attention: got partition={partition!r}, rel_pos={rel_pos!r}, "

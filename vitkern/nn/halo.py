@@ -1,11 +1,14 @@
 """HaloNet's attention as a module (Vaswani et al., arXiv 2103.12731)."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from vitkern.dispatch import why_not
+from vitkern.nn.heads import head_dim
 from vitkern.nn.layers import unhooked
 from vitkern.ops.halo_attention import halo_attention, halo_attention_qkvpacked
 
@@ -59,11 +62,7 @@ class HaloAttention(nn.Module):
     ):
         super().__init__()
         dim_out = dim_out or dim
-        if dim_out % num_heads:
-            raise ValueError(
-                f"HaloAttention: channels do not split into heads: got dim_out={dim_out}, num_heads={num_heads}; "
-                "expected a divisor."
-            )
+        self.dim_head_v = head_dim("HaloAttention", dim_out, num_heads, "dim_out")
         if not 0 <= halo_size <= block_size or block_size <= 0:
             raise ValueError(
                 f"HaloAttention: the halo does not fit the block: got block_size={block_size}, halo_size={halo_size}; "
@@ -73,7 +72,6 @@ class HaloAttention(nn.Module):
             raise ValueError(f"HaloAttention: stride is not usable: got {stride}; expected 1 or 2.")
         self.num_heads, self.block_size, self.halo_size = num_heads, block_size, halo_size
         self.dim_head_qk = dim_head or _multiple_of_8(dim_out * qk_ratio) // num_heads
-        self.dim_head_v = dim_out // num_heads
         if self.dim_head_qk <= 0:
             raise ValueError(
                 f"HaloAttention: queries have no channels: got dim_out={dim_out}, qk_ratio={qk_ratio}, dim_head="
@@ -81,9 +79,9 @@ class HaloAttention(nn.Module):
             )
         self.scale, self.scale_pos_embed = self.dim_head_qk**-0.5, scale_pos_embed
         pooled = stride == 2 and (avg_down or block_size % 2 == 1)
-        self.stride = 1 if pooled else stride
+        self.block_stride = 1 if pooled else stride
         dim_qk = num_heads * self.dim_head_qk
-        self.q = nn.Conv2d(dim, dim_qk, 1, stride=self.stride, bias=qkv_bias)
+        self.q = nn.Conv2d(dim, dim_qk, 1, stride=self.block_stride, bias=qkv_bias)
         self.kv = nn.Conv2d(dim, dim_qk + dim_out, 1, bias=qkv_bias)
         for linear in (self.q, self.kv):
             nn.init.trunc_normal_(linear.weight, std=dim**-0.5)
@@ -91,47 +89,66 @@ class HaloAttention(nn.Module):
         self.pool = nn.AvgPool2d(2, 2) if pooled else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = dict(scale=self.scale, rel_scale=self.scale if self.scale_pos_embed else 1.0)
-        options = dict(block=self.block_size, halo=self.halo_size) | scale
-        vectors = self.pos_embed.height_rel, self.pos_embed.width_rel
-        uneven = self.dim_head_qk != self.dim_head_v
-        if self.stride > 1 or (uneven and why_not([x])):  # filling up is worth it for a kernel alone
-            q, k, v = self._split(self.q(x).permute(0, 2, 3, 1), self.kv(x).permute(0, 2, 3, 1), 3)
-            out = halo_attention(q, k, v, *vectors, **options).flatten(3)
-        else:
-            vectors = [self._filled(table, 1) for table in vectors]
-            out = halo_attention_qkvpacked(self._project(x), *vectors, num_heads=self.num_heads, **options)
-            out = out.unflatten(3, (self.num_heads, -1))[..., : self.dim_head_v].flatten(3)
-        return self.pool(out.permute(0, 3, 1, 2))
+        readable = unhooked(self.q, nn.Conv2d) and unhooked(self.kv, nn.Conv2d)
+        return self.pool(attend(self, x, readable=readable))
 
-    def _project(self, x: Tensor) -> Tensor:
-        """(B, C, img_h, img_w) -> packed q, k and v, (B, img_h, img_w, 3 * H * D), in one product where it can be."""
-        if not (unhooked(self.q, nn.Conv2d) and unhooked(self.kv, nn.Conv2d)):
-            return self._packed(self.q(x).permute(0, 2, 3, 1), self.kv(x).permute(0, 2, 3, 1), 3)
-        weight = self._packed(self.q.weight.flatten(1), self.kv.weight.flatten(1), 0)  # (3 * H * D, C)
-        bias = None if self.q.bias is None else self._packed(self.q.bias, self.kv.bias, 0)
-        return F.linear(x.permute(0, 2, 3, 1), weight, bias)
+    def extra_repr(self) -> str:
+        names = ("num_heads", "dim_head_qk", "dim_head_v", "block_size", "halo_size", "block_stride")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
-    def _split(self, q: Tensor, kv: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+
+def attend(attn: nn.Module, x: Tensor, *, readable: bool) -> Tensor:
+    """Projections and attention of ``attn``, a `HaloAttention` or timm's `HaloAttn`, without what pools the result.
+
+    ``readable``: reading the weights of the projections is the same as calling them; then all may be one product.
+    """
+    vectors = attn.pos_embed.height_rel, attn.pos_embed.width_rel
+    options = dict(block=attn.block_size, halo=attn.halo_size, scale=attn.scale)
+    options |= dict(rel_scale=attn.scale if attn.scale_pos_embed else 1.0)
+    heads = Heads(attn.num_heads, attn.dim_head_qk, attn.dim_head_v)
+    if attn.block_stride > 1 or (heads.dim_qk != heads.dim_v and why_not([x])):  # fill up for a kernel alone
+        q, k, v = heads.split(attn.q(x).permute(0, 2, 3, 1), attn.kv(x).permute(0, 2, 3, 1), 3)
+        return _laid_as(x, halo_attention(q, k, v, *vectors, **options).flatten(3))
+    if readable and x.shape[0] * x.shape[2] * x.shape[3] > x.shape[1]:  # else packing the weights takes longer
+        weight = heads.packed(attn.q.weight.flatten(1), attn.kv.weight.flatten(1), 0)  # (3 * H * D, C)
+        bias = None if attn.q.bias is None else heads.packed(attn.q.bias, attn.kv.bias, 0)
+        qkv = F.linear(x.permute(0, 2, 3, 1).contiguous(), weight, bias)  # (B, img_h, img_w, 3 * H * D)
+    else:
+        qkv = heads.packed(attn.q(x).permute(0, 2, 3, 1), attn.kv(x).permute(0, 2, 3, 1), 3)
+    vectors = [heads.filled(table, 1) for table in vectors]
+    out = halo_attention_qkvpacked(qkv, *vectors, num_heads=heads.number, **options)
+    return _laid_as(x, out.unflatten(3, (heads.number, -1))[..., : heads.dim_v].flatten(3))
+
+
+def _laid_as(x: Tensor, out: Tensor) -> Tensor:
+    """(B, img_h, img_w, C) -> (B, C, img_h, img_w), in memory as ``x`` is: the convolutions that follow expect it."""
+    out = out.permute(0, 3, 1, 2)
+    return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
+
+
+class Heads(NamedTuple):
+    """Channels of queries and keys, and of values, in each of ``number`` heads."""
+
+    number: int
+    dim_qk: int
+    dim_v: int
+
+    def split(self, q: Tensor, kv: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """H * Dqk and H * (Dqk + Dv) channels along ``dim`` -> q, k and v, with (H, Dqk) or (H, Dv) in their place."""
-        q, kv = (part.unflatten(dim, (self.num_heads, -1)) for part in (q, kv))
-        return q, *kv.split([self.dim_head_qk, self.dim_head_v], dim + 1)
+        q, kv = (part.unflatten(dim, (self.number, -1)) for part in (q, kv))
+        return q, *kv.split([self.dim_qk, self.dim_v], dim + 1)
 
-    def _packed(self, q: Tensor, kv: Tensor, dim: int) -> Tensor:
-        """As `_split` takes them -> 3 * H * D along ``dim``."""
-        parts = [self._filled(part, dim + 1) for part in self._split(q, kv, dim)]
+    def packed(self, q: Tensor, kv: Tensor, dim: int) -> Tensor:
+        """As `split` takes them -> 3 * H * D along ``dim``."""
+        parts = [self.filled(part, dim + 1) for part in self.split(q, kv, dim)]
         return torch.stack(parts, dim).flatten(dim, dim + 2)
 
-    def _filled(self, part: Tensor, dim: int) -> Tensor:
+    def filled(self, part: Tensor, dim: int) -> Tensor:
         """Channels of a head along ``dim``, and zeros up to D, the larger of Dqk and Dv: they change neither q k^T nor
         the channels of the result that are kept."""
         missing = list(part.shape)
-        missing[dim] = max(self.dim_head_qk, self.dim_head_v) - part.shape[dim]
+        missing[dim] = max(self.dim_qk, self.dim_v) - part.shape[dim]
         return torch.cat([part, part.new_zeros(missing)], dim) if missing[dim] else part
-
-    def extra_repr(self) -> str:
-        names = ("num_heads", "dim_head_qk", "dim_head_v", "block_size", "halo_size", "stride")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 
 def _multiple_of_8(channels: float) -> int:

@@ -62,7 +62,7 @@ def mlp_residual(
     norm: nn.Module,
     mlp: nn.Module,
     drop_path: nn.Module,
-    layer_scale: nn.Module | None = None,
+    layer_scale: nn.Module | Tensor | None = None,
     *,
     post_norm: bool = False,
 ) -> Tensor:
@@ -76,21 +76,27 @@ def mlp_residual(
         norm: LayerNorm over C.
         mlp: `Mlp` C -> hidden -> C.
         drop_path: `DropPath`, or any module in its place.
-        layer_scale: `LayerScale`, or any module in its place, or None.
+        layer_scale: `LayerScale`, or any module in its place, or the (C,) factors themselves, or None.
     """
-    scaled = layer_scale is not None and not unhooked(layer_scale, nn.Identity)
+    if isinstance(layer_scale, nn.Module):
+        if unhooked(layer_scale, nn.Identity):
+            layer_scale = None
+        elif unhooked(layer_scale, LayerScale):
+            layer_scale = layer_scale.gamma
     fused = (
         unhooked(norm, LayerNorm)
         and unhooked(mlp, Mlp)
         and unhooked(mlp.fc1, nn.Linear)
         and unhooked(mlp.fc2, nn.Linear)
         and unhooked(drop_path, DropPath)
-        and (not scaled or unhooked(layer_scale, LayerScale))
+        and not isinstance(layer_scale, nn.Module)
         and not (mlp.training and mlp.drop > 0.0)
     )
     if not fused:
         branch = norm(mlp(x)) if post_norm else mlp(norm(x))
-        return x + drop_path(layer_scale(branch) if scaled else branch)
+        if layer_scale is not None:
+            branch = layer_scale(branch) if isinstance(layer_scale, nn.Module) else branch * layer_scale
+        return x + drop_path(branch)
     return layernorm_mlp(
         x,
         norm.weight,
@@ -101,7 +107,7 @@ def mlp_residual(
         mlp.fc2.bias,
         eps=norm.eps,
         act=mlp.act,
-        layer_scale=layer_scale.gamma if scaled else None,
+        layer_scale=layer_scale,
         row_scale=drop_path.row_scale(x),
         post_norm=post_norm,
     )

@@ -5,6 +5,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from vitkern.nn.embed import pair
+from vitkern.nn.heads import head_dim
 from vitkern.ops.neighborhood_attention import neighborhood_attention
 
 
@@ -25,7 +26,7 @@ class NeighborhoodAttention(nn.Module):
         proj_drop: dropout after the output projection, in training.
 
     Raises:
-        ValueError: heads do not divide the channels, or the kernel has no centre.
+        ValueError: heads do not divide the channels, the kernel has no centre, or the dilation is not above 0.
     """
 
     def __init__(
@@ -40,17 +41,17 @@ class NeighborhoodAttention(nn.Module):
         proj_drop: float = 0.0,
     ):
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(
-                f"NeighborhoodAttention: channels do not split into heads: got dim={dim}, num_heads={num_heads}; "
-                "expected a divisor."
-            )
+        head_dim("NeighborhoodAttention", dim, num_heads)
         self.num_heads, self.scale = num_heads, qk_scale
         self.kernel_size, self.dilation = pair(kernel_size), pair(dilation)
         if any(size % 2 == 0 or size <= 0 for size in self.kernel_size):
             raise ValueError(
                 f"NeighborhoodAttention: the kernel has no centre: got kernel_size={self.kernel_size}; "
-                "expected odd sizes."
+                "expected odd sizes. Take one more or one less."
+            )
+        if min(self.dilation) < 1:
+            raise ValueError(
+                f"NeighborhoodAttention: the dilation is not usable: got dilation={self.dilation}; expected 1 or more."
             )
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         rpb = torch.zeros(num_heads, *(2 * size - 1 for size in self.kernel_size)) if bias else None

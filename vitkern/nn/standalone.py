@@ -5,6 +5,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from vitkern.nn.embed import pair
+from vitkern.nn.heads import head_dim
 from vitkern.ops.standalone_attention import standalone_attention
 
 
@@ -35,19 +36,19 @@ class StandaloneAttention(nn.Module):
     ):
         super().__init__()
         dim_out = dim_out or dim
-        if dim_out % (2 * num_heads):
+        half, odd = divmod(head_dim("StandaloneAttention", dim_out, num_heads, "dim_out"), 2)
+        if odd:
             raise ValueError(
                 "StandaloneAttention: channels do not split into heads with a row and a column half: got "
-                f"dim_out={dim_out}, num_heads={num_heads}; expected a multiple of 2 * num_heads."
+                f"dim_out={dim_out}, num_heads={num_heads}; expected a multiple of 2 * num_heads. Take fewer heads."
             )
         self.num_heads, self.kernel_size = num_heads, pair(kernel_size)
         if any(size % 2 == 0 or size <= 0 for size in self.kernel_size):
             raise ValueError(
                 f"StandaloneAttention: the kernel has no centre: got kernel_size={self.kernel_size}; "
-                "expected odd sizes."
+                "expected odd sizes. Take one more or one less."
             )
         self.qkv = nn.Linear(dim, 3 * dim_out, bias=qkv_bias)
-        half = dim_out // num_heads // 2
         self.rel_h, self.rel_w = (
             nn.Parameter(nn.init.normal_(torch.empty(num_heads, size, half), std=half**-0.5))
             for size in self.kernel_size

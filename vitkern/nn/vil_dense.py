@@ -4,6 +4,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from vitkern.nn.heads import head_dim
 from vitkern.ops.attention import attention_qkvpacked
 from vitkern.ops.windows import relative_index
 
@@ -14,14 +15,11 @@ class GlobalTokens(nn.Module):
     def __init__(self, dim: int, num_heads: int, num_global: int, qk_scale: float | None, rel_pos: bool):
         super().__init__()
         name = type(self).__name__
-        if dim % num_heads:
-            raise ValueError(
-                f"{name}: channels do not split into heads: got dim={dim}, num_heads={num_heads}; expected a divisor."
-            )
+        channels = head_dim(name, dim, num_heads)
         if num_global < 0:
             raise ValueError(f"{name}: no number of tokens: got num_global={num_global}; expected 0 or more.")
         self.num_heads, self.num_global, self.rel_pos = num_heads, num_global, rel_pos
-        self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
+        self.scale = channels**-0.5 if qk_scale is None else qk_scale
         self.register_load_state_dict_pre_hook(_drop_index)
 
     def _make_tables(self, rows: int) -> None:

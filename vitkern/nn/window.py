@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitkern.nn.embed import pair
+from vitkern.nn.heads import head_dim
 from vitkern.nn.layers import unhooked
 from vitkern.ops.window_attention import projected_window_attention
 
@@ -22,10 +23,7 @@ class _Windowed(nn.Module):
     def __init__(self, dim, num_heads, window_size, shift_size, wrap, attn_drop, proj_drop):
         super().__init__()
         name = type(self).__name__
-        if dim % num_heads:
-            raise ValueError(
-                f"{name}: channels do not split into heads: got dim={dim}, num_heads={num_heads}; expected a divisor."
-            )
+        head_dim(name, dim, num_heads)
         self.num_heads = num_heads
         self.window_size, self.shift_size = pair(window_size), pair(shift_size)
         if not all(0 <= shift < window for shift, window in zip(self.shift_size, self.window_size, strict=True)):

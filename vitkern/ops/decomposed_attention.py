@@ -60,6 +60,9 @@ def decomposed_attention(
         check_shape(op, name, table, (None, head_dim), f"(2 size - 1, D) with D = {head_dim}")
         if table.shape[0] == 0:
             raise ValueError(f"{op}: {name} is empty: got {tuple(table.shape)}; expected (2 size - 1, D).")
+    if padding is not None:
+        check_tensor(op, "padding", padding)
+        check_shape(op, "padding", padding, (qkv.shape[-1],), f"(3 C,) = ({qkv.shape[-1]},)")
     check_scale(op, scale)
     qkv, rel_pos_h, rel_pos_w, padding = autocast(qkv, rel_pos_h, rel_pos_w, padding)
     check_same(op, qkv=qkv, rel_pos_h=rel_pos_h, rel_pos_w=rel_pos_w, padding=padding)

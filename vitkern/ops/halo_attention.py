@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitkern.dispatch import autocast, runs_kernel
-from vitkern.ops.checks import check_same, check_scale, check_shape, check_tensor
-from vitkern.ops.local_attention import local_attention
+from vitkern.ops.checks import check_number, check_same, check_scale, check_shape, check_tensor
+from vitkern.ops.local_attention import head_dim_reasons, local_attention
 from vitkern.ops.local_checks import check_locality
 from vitkern.ops.relative_logits import places, queries_of, relative_logits
 
@@ -70,8 +70,9 @@ def halo_attention(
 ) -> Tensor:
     """`halo_attention_qkvpacked` with values of another size, or with fewer queries, that make the image smaller.
 
-    Every stride-th row and column has queries; places in a block count these alone. It runs in PyTorch on every
-    device, since the kernel reads packed queries, keys and values, and copies keys and values (E / block)^2 times.
+    Every stride-th row and column has queries; places in a block count these alone. The kernel reads queries, keys and
+    values packed: they are copied once, with queries of zero in between. In PyTorch keys and values are copied
+    (E / block)^2 times.
 
     Args:
         q: (B, img_h / stride, img_w / stride, H, D), for a stride that divides ``block``. k: (B, img_h, img_w, H, D).
@@ -84,7 +85,7 @@ def halo_attention(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes, devices or values that do not fit; the message says which.
-        NotImplementedError: a kernel was forced.
+        NotImplementedError: a kernel was forced and cannot run.
     """
     op = "halo_attention"
     for name, tensor in (("q", q), ("k", k), ("v", v)):
@@ -101,15 +102,33 @@ def halo_attention(
     check_shape(op, "v", v, (*k.shape[:4], None), f"(B, img_h, img_w, H, Dv), all but Dv as k, {tuple(k.shape)}")
     tensors = q, k, v, height_rel, width_rel = autocast(q, k, v, height_rel, width_rel)
     check_same(op, q=q, k=k, v=v, height_rel=height_rel, width_rel=width_rel)
-    runs_kernel(op, tensors, ["it reads queries, keys and values packed, as halo_attention_qkvpacked takes them"])
     side, extent = block // stride, block + 2 * halo
-    rel_h, rel_w = (_blocks(rel, side, side) for rel in _logits(q, height_rel, width_rel, side, rel_scale))
+    logits = _logits(q, height_rel, width_rel, side, rel_scale)
+    if runs_kernel(op, tensors, head_dim_reasons(max(head_dim, v.shape[4])), "local_attention"):
+        return _packed(q, k, v, logits, stride, block, halo, head_dim**-0.5 if scale is None else scale)
+    rel_h, rel_w = (_blocks(rel, side, side) for rel in logits)
     bias = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(3)  # (B * blocks, H, side * side, E * E)
     k, v = (F.pad(part, (0, 0, 0, 0, halo, halo, halo, halo)) for part in (k, v))
     k, v = (_blocks(part, extent, block) for part in (k, v))
     out = F.scaled_dot_product_attention(_blocks(q, side, side), k, v, attn_mask=bias, scale=scale)
     out = out.view(shape[0], image[0] // block, image[1] // block, shape[3], side, side, v.shape[-1])
     return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(*shape[:4], v.shape[-1])
+
+
+def _packed(q, k, v, logits, stride, block, halo, scale) -> Tensor:
+    """`halo_attention` by `local_attention`, which has a query for each key, and heads of one size."""
+    width = max(q.shape[4], v.shape[4])
+    q, rel_h, rel_w = (_spread(part, stride) for part in (q, *logits))
+    qkv = torch.stack([F.pad(part, (0, width - part.shape[4])) for part in (q, k, v)], 3).flatten(3)
+    options = dict(block=(block, block), halo=(halo, halo), rel_h=rel_h, rel_w=rel_w, scale=scale)
+    out = local_attention(qkv, num_heads=k.shape[3], **options).unflatten(3, (k.shape[3], width))
+    return out[:, ::stride, ::stride, :, : v.shape[4]].contiguous()
+
+
+def _spread(x: Tensor, stride: int) -> Tensor:
+    """(B, img_h, img_w, H, D) -> (B, stride * img_h, stride * img_w, H, D), zeros below and to the right of each."""
+    x = F.pad(x[:, :, None, :, None], (0, 0, 0, 0, 0, stride - 1, 0, 0, 0, stride - 1))
+    return x.flatten(3, 4).flatten(1, 2)
 
 
 def _blocks(x: Tensor, extent: int, step: int) -> Tensor:
@@ -154,4 +173,5 @@ def _check(op, image, block, halo, head_dim, height_rel, width_rel, scale, rel_s
         check_tensor(op, name, table)
         check_shape(op, name, table, (length, head_dim), f"(2 E - 1, D) = ({length}, {head_dim})")
     check_scale(op, scale)
+    check_number(op, "rel_scale", rel_scale, "a finite number above 0")
     check_scale(op, rel_scale)

@@ -106,14 +106,13 @@ def local_attention(
     neighbor = () if neighbor is None else tuple(neighbor)
     tensors = (qkv, table, rel_h, rel_w, padding)
     arguments = (num_heads, block, halo, border, dilation, neighbor, scale)
-    if runs_kernel(op, tensors, _reasons(qkv, num_heads)):
+    if runs_kernel(op, tensors, head_dim_reasons(qkv.shape[-1] // 3 // num_heads)):
         out, lse = local_attention_op(*tensors, *(list(a) if isinstance(a, tuple) else a for a in arguments))
     else:
         out, lse = local_softmax(*tensors, *arguments, return_lse)
     return (out, lse) if return_lse else out
 
 
-def _reasons(qkv: Tensor, num_heads: int) -> list[str]:
+def head_dim_reasons(head_dim: int) -> list[str]:
     """Why the kernel cannot run, beside the tensors themselves."""
-    head_dim = qkv.shape[-1] // 3 // num_heads
     return [f"the head dim is {head_dim}, above {MAX_HEAD_DIM}"] if head_dim > MAX_HEAD_DIM else []

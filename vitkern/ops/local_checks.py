@@ -5,6 +5,7 @@ from torch import Tensor
 from vitkern.ops.checks import check_shape, check_tensor
 from vitkern.ops.window_checks import int_pair
 
+LIMIT = 2**15  # of sizes: places within a tile are numbers of 32 bits
 BORDERS = ("clamp", "exclude", "keep", "wrap")
 
 
@@ -25,10 +26,11 @@ def check_locality(op: str, qkv: Tensor, num_heads, block, halo, border, dilatio
     block, halo, dilation = (
         int_pair(op, name, value) for name, value in (("block", block), ("halo", halo), ("dilation", dilation))
     )
-    if min(block) <= 0 or min(halo) < 0 or min(dilation) <= 0:
+    sizes = (*block, *halo, *dilation)
+    if min(block) <= 0 or min(halo) < 0 or min(dilation) <= 0 or max(sizes) >= LIMIT:
         raise ValueError(
             f"{op}: sizes are not usable: got block {block}, halo {halo}, dilation {dilation}; expected block and "
-            "dilation above 0, halo 0 or more."
+            f"dilation above 0, halo 0 or more, all below {LIMIT}."
         )
     if border not in BORDERS:
         raise ValueError(f"{op}: unknown border: got {border!r}; expected one of {', '.join(BORDERS)}.")

@@ -6,6 +6,7 @@ from torch import Tensor
 from vitkern.dispatch import autocast
 from vitkern.ops.checks import check_same, check_scale, check_shape, check_tensor
 from vitkern.ops.local_attention import local_attention
+from vitkern.ops.local_checks import LIMIT
 from vitkern.ops.window_checks import int_pair
 
 
@@ -91,8 +92,11 @@ def _check(op, qkv, num_heads, kernel, dilation, table, scale) -> tuple[tuple[in
             f"{op}: kernel has no centre: got {kernel}; expected odd sizes. A window of even size around a token is "
             "not defined; take one more or one less."
         )
-    if min(dilation) <= 0:
-        raise ValueError(f"{op}: dilation is not usable: got {dilation}; expected sizes above 0.")
+    if min(dilation) <= 0 or max(*kernel, *dilation) >= LIMIT:
+        raise ValueError(
+            f"{op}: dilation or kernel is not usable: got dilation {dilation}, kernel {kernel}; expected sizes above 0 "
+            f"and below {LIMIT}."
+        )
     if table is not None:
         check_tensor(op, "table", table)
         shape = (num_heads, 2 * kernel[0] - 1, 2 * kernel[1] - 1)

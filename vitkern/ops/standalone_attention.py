@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vitkern.dispatch import autocast
-from vitkern.ops.checks import check_same, check_scale, check_shape, check_tensor
+from vitkern.ops.checks import check_number, check_same, check_scale, check_shape, check_tensor
 from vitkern.ops.local_attention import local_attention
 from vitkern.ops.local_checks import check_locality
 from vitkern.ops.relative_logits import queries_of
@@ -58,6 +58,7 @@ def standalone_attention(
         check_tensor(op, name, table)
         shape = (num_heads, size, head_dim // 2)
         check_shape(op, name, table, shape, f"(H, kernel, D / 2) = {shape}")
+    check_number(op, "scale", scale, "a finite number above 0")
     check_scale(op, scale)
     qkv, rel_h, rel_w = autocast(qkv, rel_h, rel_w)
     check_same(op, qkv=qkv, rel_h=rel_h, rel_w=rel_w)

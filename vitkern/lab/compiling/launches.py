@@ -137,7 +137,7 @@ def _mlp(tokens: int, channels: int, dtype=HALF, scaled=False, trained=True, bat
     """An MLP branch; without its backward (not ``trained``) narrow ones are a single kernel."""
     hidden = 4 * channels
     if scaled:
-        options |= {"layer_scale": _leaf(channels, dtype=dtype), "row_scale": torch.ones(batch)}
+        options = {"layer_scale": _leaf(channels, dtype=dtype), "row_scale": torch.ones(batch)} | options
     vectors = [_leaf(size, dtype=dtype) for size in (channels, channels, hidden, channels)]
     weights = _leaf(hidden, channels, dtype=dtype), _leaf(channels, hidden, dtype=dtype)
     x = _leaf(batch, tokens, channels, dtype=dtype)
@@ -309,6 +309,7 @@ CASES = [
             (f"mlp-{channels}-post-norm-inference", _mlp, (784, channels), {"trained": False, "post_norm": True})
             for channels in (128, 192, 384)
         ),
+        ("mlp-nat-b-inference", _mlp, (3136, 128), {"trained": False, "scaled": True, "row_scale": None}),
         ("mlp-384-inference", _mlp, (196, 384), {"trained": False}),
         ("mlp-256-fp16-tanh", _mlp, (784, 256, torch.float16), {"act": "gelu_tanh"}),
         ("mlp-256-quick-inference", _mlp, (784, 256), {"act": "quick_gelu", "trained": False}),

@@ -52,6 +52,7 @@ EVERYWHERE = frozenset(
         "mlp-96-tf32",
         "mlp-96-tf32-inference",
         "mlp-fp32",
+        "mlp-nat-b-inference",
         "short-50-by-7",
         "short-7-by-100",
         "short-7-by-200",

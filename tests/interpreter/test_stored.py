@@ -1,0 +1,70 @@
+"""Local attention on the kernels, in the interpreter, against the results of other implementations: a few of each kind.
+In PyTorch all of them are compared."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import transformers as hf
+from timm.models.davit import SpatialBlock
+from timm.models.twins import LocallyGroupedAttn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import stored
+
+import vitkern
+from vitkern.models.nat import Block
+from vitkern.nn import HaloAttention, NeighborhoodAttention, ViLAttention
+
+pytestmark = pytest.mark.interpreter
+MODES = {1: "exact", 0: "zero", -1: "cyclic"}
+
+
+def neighborhood(config):
+    names = "dim", "num_heads", "kernel_size", "dilation"
+    return NeighborhoodAttention(**{name: config[name] for name in names}), ()
+
+
+def chunks(config):
+    options = dict(mode=MODES[config["exact"]], share_weights=config["sharew"], num_global=config["nglo"])
+    return ViLAttention(config["dim"], config["num_heads"], config["w"], **options), ((config["nx"], config["ny"]),)
+
+
+def twins(config):
+    return LocallyGroupedAttn(config["dim"], config["num_heads"], ws=config["ws"]), ((config["H"], config["W"]),)
+
+
+def davit(config):
+    names = "dim", "num_heads", "window_size", "mlp_ratio", "qkv_bias"
+    return SpatialBlock(**{name: config[name] for name in names}), ()
+
+
+CASES = {
+    "nat_attn_k3_d1_5x9": neighborhood,
+    "nat_attn_k5_d1_4x3": neighborhood,
+    "nat_layer_k3_d2_9x7_layerscale": lambda config: (Block(**config), ()),
+    "halo_attention_b4h1": lambda config: (HaloAttention(**config), ()),
+    "vil_attn_exact_g1_own_rpb_4x5_w3": chunks,
+    "vil_attn_zero_g1_share_rpb_3x2_w3": chunks,
+    "vil_attn_cyclic_g1_own_rpb_4x5_w3": chunks,
+    "twins_lsa": twins,
+    "davit_window_block": davit,
+    "vitdet_backbone": lambda config: (hf.VitDetBackbone(hf.VitDetConfig(**config)), ()),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stored_results(name):
+    config, tensors = stored.read(stored.FOLDER / f"{name}.safetensors")
+    del config["input"]
+    module, arguments = CASES[name](config)
+    module.eval()
+    if not type(module).__module__.startswith("vitkern"):
+        assert len(vitkern.accelerate(module)) > 0
+
+    def call(x):
+        out = module(x, *arguments)
+        return out.feature_maps[0] if hasattr(out, "feature_maps") else out
+
+    with vitkern.use_backend("interpreter"):  # an op that could not run there would raise
+        stored.assert_stored(module, tensors, call)

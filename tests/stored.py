@@ -1,0 +1,61 @@
+"""Results of other implementations, in tests/golden: which there are, and whether a module gives the same."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+def each(pattern: str):
+    """Parametrizes a test by the ``path`` of every case that matches, of which there is one at least."""
+    paths = sorted(FOLDER.glob(f"{pattern}.safetensors"))
+    assert paths, pattern
+    return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    """(configuration, tensors by name)."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["config"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
+    module.load_state_dict(weights, strict=True)
+
+
+def with_features(model: nn.Module):
+    """A call of a classifier that gives its pooled features too."""
+    return lambda x: {"features": model.forward_head(model.forward_features(x), pre_logits=True), "y": model(x)}
+
+
+def assert_stored(module: nn.Module, tensors: dict[str, Tensor], call=None) -> None:
+    """``module`` with the stored weights gives the stored results, and gradients of the input and every parameter.
+
+    ``call``: what is called with the input, the module itself by default; it gives a tensor, y, or several by name.
+    """
+    load(module, tensors)
+    x = tensors["input.x"].clone().requires_grad_()
+    found = (call or module)(x)
+    found = {"y": found} if isinstance(found, Tensor) else found
+    for name, result in found.items():
+        assert_close(result, tensors[f"output.{name}"], name)
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.numel()}
+    gradients = torch.autograd.grad(found["y"], [x, *parameters.values()], tensors["cotangent.y"])
+    expected = {"x": tensors["grad.input.x"]} | {name: tensors[f"grad.weights.{name}"] for name in parameters}
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    for (name, wanted), gradient in zip(expected.items(), gradients, strict=True):
+        assert_close(gradient, wanted, name, largest)
+
+
+def assert_close(actual: Tensor, expected: Tensor, what: str, largest: float | None = None) -> None:
+    """To float32's rounding; ``largest``: of all that was computed beside it, for sums that cancel to nothing."""
+    largest = expected.abs().max().item() if largest is None else largest
+    torch.testing.assert_close(
+        actual, expected, rtol=1e-5, atol=3e-6 * max(1.0, largest), msg=lambda text: f"{what}: {text}"
+    )
