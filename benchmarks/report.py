@@ -157,14 +157,14 @@ def _sweeps(rows: list[Row], name: str, out: Path) -> list[str]:
     from benchmarks import plots
 
     lines, table = [], []
-    for sweep in dict.fromkeys(row.case.rsplit(" ", 1)[0] for row in rows):
-        chosen = [row for row in rows if row.case.rsplit(" ", 1)[0] == sweep]
+    for sweep, mode in dict.fromkeys((row.case.rsplit(" ", 1)[0], row.mode) for row in rows):
+        chosen = [row for row in rows if (row.case.rsplit(" ", 1)[0], row.mode) == (sweep, mode)]
         for contender, (time, peak) in scale.fitted(chosen).items():
             size, why = scale.largest(chosen, contender)
-            table.append((sweep, contender, f"{time:.2f}", f"{peak:.2f}", size or "-", why or "the sweep's end"))
+            table.append((sweep, mode, contender, f"{time:.2f}", f"{peak:.2f}", size or "-", why or "the sweep's end"))
         for of_memory, kind in ((False, "time"), (True, "memory")):
-            path = out / f"{name}-{sweep}-{kind}.png"
-            picture = plots.scaling(chosen, path, title=sweep, memory=of_memory)
-            lines += [f"![{sweep}, {kind}]({picture.name})", ""]
-    header = ("sweep", "", "exponent of time", "exponent of peak memory", "largest that ran", "ended by")
+            path, title = out / f"{name}-{sweep}-{mode}-{kind}.png", f"{sweep}, {mode}"
+            picture = plots.scaling(chosen, path, title=title, memory=of_memory)
+            lines += [f"![{title}, {kind}]({picture.name})", ""]
+    header = ("sweep", "mode", "", "exponent of time", "exponent of peak memory", "largest that ran", "ended by")
     return ["### Growth", "", *_table(header, table), *lines]

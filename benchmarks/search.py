@@ -44,7 +44,7 @@ class Trial:
     ``limit``: the pipe or memory that the estimate names; the other figures are those of the kernel that changed.
     """
 
-    config: Config
+    config: Config | int
     seconds: float | None = None
     limit: str = "-"
     programs: int | str = "-"
@@ -65,7 +65,7 @@ class Compilation:
     """A task with one configuration; travels to the processes that compile."""
 
     task: Task
-    config: Config
+    config: Config | int
 
 
 def compiled(what: Compilation, arch: int) -> list[Compiled]:
@@ -92,16 +92,16 @@ def search(task: Task, *, rounds: int, jobs: int, timed: bool) -> list[Trial]:
     return sorted(tried, key=lambda trial: trial.order)
 
 
-def _compiled(task: Task, configs: list[Config], jobs: int) -> dict[Config, workers.Done]:
+def _compiled(task: Task, configs: list[Config | int], jobs: int) -> dict[Config | int, workers.Done]:
     done = {}
     for result in workers.compile_cells([(Compilation(task, config), task.arch) for config in configs], jobs, compiled):
         config = result.cell[0].config
         done[config] = result
-        progress(f"[{len(done)}/{len(configs)}] compiled {tuple(config)} {result.failed}".rstrip())
+        progress(f"[{len(done)}/{len(configs)}] compiled {config} {result.failed}".rstrip())
     return done
 
 
-def _judged(task: Task, config: Config, done: workers.Done, known: list[Compiled]) -> Trial:
+def _judged(task: Task, config: Config | int, done: workers.Done, known: list[Compiled]) -> Trial:
     """What the compiler says: dropped where it failed, changes nothing, or has problems.
 
     ``known``: the kernels of the present configuration, which stays whatever it is; empty where this is that one.
