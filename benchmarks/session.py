@@ -30,7 +30,7 @@ def measured(arguments, jobs: list, device: torch.device, dtype_name: str, path:
     Raises:
         DeviceLost: all that was measured before is saved.
     """
-    dtype, timed = DTYPES[dtype_name], not arguments.warm
+    start, dtype, timed = time.monotonic(), DTYPES[dtype_name], not arguments.warm
     found = results.environment(device)
     best = ceilings.measured(device, dtype, quick=arguments.quick) if timed else ceilings.NONE
     found["ceilings"] = {str(dtype).removeprefix("torch."): best._asdict()}
@@ -38,7 +38,7 @@ def measured(arguments, jobs: list, device: torch.device, dtype_name: str, path:
         _print_environment(found, device)
     before = results.resumed(path, found) if arguments.resume and path else []
     jobs, kept = _left(jobs, before, arguments, device, dtype)
-    rows, start, keep = list(kept), time.monotonic(), _keeper(path, found)
+    rows, keep = list(kept), _keeper(path, found)
     for i, job in enumerate(jobs, 1):
         if arguments.minutes and time.monotonic() - start > 60 * arguments.minutes:
             progress(f"out of time: {len(jobs) - i + 1} of {len(jobs)} cases not run")
