@@ -97,10 +97,20 @@ def _operator(rows: list[Row], environment: dict, name: str, out: Path) -> list[
     lines += ["", *_contenders(rows)]
     for mode in dict.fromkeys(row.mode for row in timed):
         bars = plots.best_peers([row for row in rows if row.mode == mode])
-        if bars:
-            title = f"{rows[0].op}, {mode}: speed over peers, {environment['device']}"
-            picture = plots.speed_ups(bars, out / f"{_slug(f'{name}-{mode}')}-speed.png", title=title)
-            lines += [f"![{title}]({picture.name})", ""]
+        title = f"{rows[0].op}, {mode}: speed over peers, {environment['device']}"
+        lines += _bars(bars, out / f"{_slug(f'{name}-{mode}')}-speed", title=title)
+    return lines
+
+
+def _bars(bars: dict[str, dict[str, float]], stem: Path, *, title: str, **named: str) -> list[str]:
+    """Pictures of at most a page each."""
+    from benchmarks import plots
+
+    lines, parts = [], plots.pages(bars)
+    for i, part in enumerate(parts, 1):
+        number, of = (f"-{i}", f", {i} of {len(parts)}") if len(parts) > 1 else ("", "")
+        picture = plots.speed_ups(part, stem.with_name(f"{stem.name}{number}.png"), title=title + of, **named)
+        lines += [f"![{title}{of}]({picture.name})", ""]
     return lines
 
 
@@ -145,11 +155,10 @@ def _models(rows: list[Row], name: str, out: Path) -> list[str]:
     ]  # fmt: skip
     header = ("model", "mode", "dtype", "", "median", "images/s", "peak memory", "speed (quartiles)")
     lines = ["### Whole models and blocks", "", *_table(header, table)]
-    bars = plots.gains(rows)
-    if bars:
-        named = dict(title="Whole models and blocks", label="{}", axis="times as fast as the first of the table")
-        picture = plots.speed_ups(bars, out / f"{name}-models.png", **named)
-        lines += [f"![whole models and blocks]({picture.name})", ""]
+    for mode in dict.fromkeys(row.mode for row in rows):
+        bars = plots.gains([row for row in rows if row.mode == mode])
+        named = dict(label="{}", axis="times as fast as the first of the table")
+        lines += _bars(bars, out / f"{name}-models-{mode}", title=f"Whole models and blocks, {mode}", **named)
     return lines
 
 

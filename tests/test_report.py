@@ -96,6 +96,22 @@ def test_bars_leave_out_what_is_wrong():
     assert plots.best_peers([*rows, row(mode="backward")]) == {f"{CASE}, forward": {"slow": 3.0, "b": 2.0}}
 
 
+def test_long_pictures_are_cut_into_pages():
+    bars = {f"case {i}": dict.fromkeys(("eager", "SDPA flash", "NATTEN"), 2.0) for i in range(50)}
+    parts = plots.pages(bars)
+    assert [len(part) for part in parts] == [17, 17, 16] and {n: b for part in parts for n, b in part.items()} == bars
+    assert all(3 * len(part) <= plots.BARS for part in parts) and plots.pages({}) == []
+
+
+def test_a_contender_looks_the_same_in_every_picture():
+    names = {"SDPA math", "eager", "NATTEN", "Liger"}
+    assert plots._styles(names) == {"eager": 0, "SDPA math": 6, "Liger": 7, "NATTEN": 8}
+    looks = [(style % 8, (style + style // 8) % 8) for style in range(16)]
+    assert len(set(looks)) == len(looks)
+    drawn = [(plots.MARKERS[i % 11], plots.COLOURS[i % 8]) for i in range(88)]
+    assert len(set(plots.MARKERS)) == 11 and len(set(drawn)) == len(drawn)
+
+
 def test_models_are_drawn_against_their_first_contender():
     """The original, in the order of the table; what is wrong or was not timed has no bar."""
     cases = [row(name, time, "models", "a") for name, time in (("original", 2.0), (OURS, 1.0), ("compiled", 0.5))]
@@ -144,10 +160,19 @@ def test_compare_two_runs(run, tmp_path):
     before = saved(tmp_path / "a.json", [row(seconds=1.0), row("eager", 1.0), row(seconds=1.0, mode="backward")])
     after = saved(tmp_path / "b.json", [row(seconds=1.3), row("eager", 9.0), row(seconds=1.0, mode="backward")])
     code, out, _ = run("compare", before, after)
-    assert code == 1 and "SLOWER" in out and "verdict: 1 of 2 slower beyond noise" in out and "eager" not in out
+    assert code == 1 and "SLOWER" in out and "verdict: 1 of 2 slower beyond noise or gone" in out and "eager" not in out
     code, out, _ = run("compare", before, after, "--all")
-    assert code == 1 and "verdict: 2 of 3 slower beyond noise" in out
+    assert code == 1 and "verdict: 2 of 3 slower beyond noise or gone" in out
     assert run("compare", before, before)[0] == 0
+
+
+@pytest.mark.parametrize("note", ("out of memory", "WRONG: out is off", "FAILED: ValueError: a bug"))
+def test_compare_flags_what_has_no_time_any_more(run, tmp_path, note):
+    before = saved(tmp_path / "a.json", [row(seconds=1.0), row(seconds=1.0, mode="backward")])
+    after = saved(tmp_path / "b.json", [row(seconds=None, note=note), row(seconds=1.0, mode="backward")])
+    code, out, _ = run("compare", before, after)
+    assert code == 1 and f"GONE: {note}" in out and "verdict: 1 of 2 slower beyond noise or gone" in out
+    assert run("compare", after, before)[0] == 0  # what had none before is no regression
 
 
 def test_compare_names_what_else_changed(run, tmp_path):
