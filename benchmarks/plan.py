@@ -66,6 +66,7 @@ PLAN = (
 )
 AHEAD = 0.2  # of all the time, for what is compiled ahead
 GRACE = 20.0  # seconds beyond its time that a part may take to end by itself
+INTERRUPTED = 5.0  # seconds that an interrupted process has to end
 TRIES = 3  # of a part whose process a fault ended
 
 
@@ -135,15 +136,21 @@ def started(arguments: list[str], quiet: bool = False) -> subprocess.Popen:
 
 
 def ended(processes: list[subprocess.Popen], seconds: float) -> list[int]:
-    """Their exit codes; whatever runs after so long is interrupted, and ended if that does not help."""
-    end = time.monotonic() + seconds
-    for signal_, grace in ((None, None), (signal.SIGINT, 5.0), (signal.SIGKILL, 5.0)):
-        for process in processes:
-            if signal_ is not None and process.poll() is None:
+    """Their exit codes; whatever runs after so long, or when this is interrupted, is interrupted itself, and killed if
+    that does not help."""
+    try:
+        _wait(processes, time.monotonic() + seconds)
+    finally:
+        for signal_, grace in ((signal.SIGINT, INTERRUPTED), (signal.SIGKILL, INTERRUPTED)):
+            running = [process for process in processes if process.poll() is None]
+            for process in running:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal_)
-        end = end if grace is None else time.monotonic() + grace
-        for process in processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(None if end == float("inf") else max(0.0, end - time.monotonic()))
+            _wait(running, time.monotonic() + grace)
     return [process.returncode if process.returncode is not None else -signal.SIGKILL for process in processes]
+
+
+def _wait(processes: list[subprocess.Popen], end: float) -> None:
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(None if end == float("inf") else max(0.0, end - time.monotonic()))

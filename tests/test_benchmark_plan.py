@@ -124,6 +124,19 @@ def test_processes_are_interrupted_and_then_ended(monkeypatch):
     assert time.monotonic() - start < 20
 
 
+def test_no_process_outlives_an_interrupted_plan(monkeypatch):
+    process = sleeper(60)
+
+    def interrupted(processes, end, wait=plan._wait):
+        monkeypatch.setattr(plan, "_wait", wait)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "_wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        plan.ended([process], 60)
+    assert process.returncode == 7
+
+
 def test_the_plan_runs_here_as_a_whole(tmp_path, monkeypatch, capsys):
     """In processes of their own, small: what each leaves can be read, and the next one goes on with it."""
     options = ("--mode", "forward", "--no-compile")
