@@ -36,6 +36,11 @@ class Layer:
     op = ""
 
     @property
+    def scores(self) -> int:
+        """Elements of the score matrices of an image."""
+        return 0
+
+    @property
     def operator(self) -> str:
         """The registered operator that launches kernels for ``op``."""
         return self.op
@@ -70,6 +75,10 @@ class Attention(Layer):
     masked: bool = False
     op = "attention"
 
+    @property
+    def scores(self) -> int:
+        return self.heads * self.tokens * (self.keys or self.tokens)
+
     def problem(self, batch: int, queries: int = 0, heads: int = 0):
         n, m, h = queries or self.tokens, self.keys or self.tokens, heads or self.heads
         options = dict(keys=m, bias=(1, h, n, m) if self.bias else None)
@@ -79,7 +88,7 @@ class Attention(Layer):
 
     def checked(self, images: int):
         """Of very long sequences one head, and no more queries than float64 has room for."""
-        if self.heads * self.tokens * (self.keys or self.tokens) <= SCORES:
+        if self.scores <= SCORES:
             return self.problem(images)
         return self.problem(1, max(1, min(self.tokens, SCORES // (self.keys or self.tokens))), heads=1)
 
@@ -110,6 +119,10 @@ class Window(Layer):
     cosine: bool = False
     table: bool = True
     op = "window_attention"
+
+    @property
+    def scores(self) -> int:
+        return self.heads * self.side**2 * self.window**2
 
     def problem(self, batch: int):
         sizes = dict(

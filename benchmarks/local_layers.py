@@ -36,6 +36,10 @@ class Local(Layer):
         """Keys of a group, see `groups`."""
         return self.seen
 
+    @property
+    def scores(self) -> int:
+        return self.heads * self.side**2 * self.keys
+
     def groups(self, **tensors) -> grouping.Groups:
         """The layer as queries in groups with copies of their keys; ``tensors`` are those of `problem`."""
         raise NotImplementedError

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+import torch._functorch.config as functorch
 from torch import Tensor
 
 from benchmarks import memory, peers, timers
-from benchmarks.layers import Layer
+from benchmarks.layers import SCORES, Layer
 from benchmarks.rows import OURS, WRONG, Row
 from benchmarks.runs import results_of, runner, tensors_of
 from vitkern import dispatch, faults
@@ -21,7 +22,7 @@ from vitkern.lab.proving import verify as checker
 from vitkern.report import seconds
 
 PEER_TOLERANCE = 0.05  # of the largest value; a peer further off than this computes something else
-VERIFIED_IMAGES = 2
+FEW, MANY = 2, 16  # images that are verified; 16 take the very kernels that 64 do
 
 
 def measure(
@@ -51,7 +52,7 @@ def measure(
     if not blank:
         return rows
     try:
-        wrong = verify(case, dtype, device, images=min(batch, VERIFIED_IMAGES))
+        wrong = verify(case, dtype, device, images=verified(case, batch))
         if wrong:
             return rows + [replace(row, note=f"{WRONG}: {wrong[0]}") for row in blank.values()]
         problem = case.problem(batch)
@@ -66,8 +67,9 @@ def measure(
     contenders = {OURS: functools.partial(problem.run, **problem.options)}
     contenders |= peers.peers_of(case, problem.options, device, compiled=compiled)
     options = dict(quick=quick, timed=timed, limit=limit)
-    for row in blank.values():
-        rows += _compared(case, row, contenders, tensors, problem.gradients, device, **options)
+    with functorch.patch(donated_buffer=False):  # compiled functions keep what their backward reads: it runs again
+        for row in blank.values():
+            rows += _compared(case, row, contenders, tensors, problem.gradients, device, **options)
     return rows
 
 
@@ -164,7 +166,12 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0]}"[:160]
 
 
-def verify(case: Layer, dtype: torch.dtype, device: torch.device, *, images: int = VERIFIED_IMAGES) -> list[str]:
+def verified(case: Layer, batch: int) -> int:
+    """Images of a call that are verified: as many as float64 has room for."""
+    return MANY if batch >= MANY and MANY * case.scores <= SCORES else min(batch, FEW)
+
+
+def verify(case: Layer, dtype: torch.dtype, device: torch.device, *, images: int = FEW) -> list[str]:
     """What is wrong with the operator on ``case``, a line per tensor. Shapes are the case's but for the batch."""
     in_pytorch = dispatch.why_not([torch.empty(0, device=device, dtype=dtype)])
     margin = checker.PYTORCH_MARGIN if in_pytorch else None

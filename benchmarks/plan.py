@@ -129,7 +129,9 @@ def ahead(parts: list[Part], seconds: float, quick: bool) -> None:
 
 def started(arguments: list[str], quiet: bool = False) -> subprocess.Popen:
     """``quiet``: one of many at once, which print nothing and compile on one core each."""
-    environment = os.environ | ({"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"} if quiet else {})
+    own = {"TRITON_CACHE_DIR": str(Path.home() / ".triton" / "cache")}  # where it is anyway: those who tune share it
+    alone = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"} if quiet else {}
+    environment = own | os.environ | alone
     said = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) if quiet else {}
     command = [sys.executable, "-m", "benchmarks", *arguments]
     return subprocess.Popen(command, cwd=results.ROOT, env=environment, start_new_session=True, **said)

@@ -10,7 +10,7 @@ from vitkern.kernels.configs import Config
 from benchmarks import configured, static, timers
 from benchmarks.configured import Call, config_of, overridden
 from benchmarks.layers import Layer
-from benchmarks.measure import reason_of, verify
+from benchmarks.measure import reason_of, verified, verify
 from benchmarks.rows import WRONG
 from benchmarks.runs import runner, tensors_of
 from vitkern import dispatch
@@ -132,7 +132,7 @@ def _timed(task: Task, trial: Trial) -> Trial:
     device = torch.device("cuda")
     try:
         with overridden({task.call: trial.config}), dispatch.use_backend("triton"):
-            wrong = verify(task.case, task.dtype, device)
+            wrong = verify(task.case, task.dtype, device, images=verified(task.case, task.batch))
             if wrong:
                 return replace(trial, seconds=None, note=f"dropped, {WRONG}: {wrong[0]}")
             return replace(trial, seconds=_median(task, device))

@@ -201,7 +201,8 @@ def test_further_rounds_go_on_from_the_best(compiler, bounds):
 def test_candidates_are_verified_then_timed_under_their_configuration(compiler, bounds, monkeypatch):
     seen = []
 
-    def verify(case, dtype, device):
+    def verify(case, dtype, device, images):
+        assert images == 2
         config = configs.short_forward_config(64, 64, 2, 90)
         seen.append(config)
         if config.num_warps == 8:

@@ -191,6 +191,28 @@ def test_a_wrong_peer_is_marked_and_one_that_refuses_says_why(run, monkeypatch, 
     assert "no figure for refusing" in out
 
 
+def test_what_is_compiled_can_run_its_backward_again(monkeypatch, fast):
+    """torch.compile gives the memory of saved tensors away unless it is told not to."""
+    from benchmarks import peers
+    from benchmarks.peers import dense
+
+    seen = []
+
+    def compiled(**tensors):
+        seen.append(torch._functorch.config.donated_buffer)
+        return dense.layernorm(**tensors, eps=1e-6)
+
+    def samples_in_turn(runs, device, quick):
+        seen.append(torch._functorch.config.donated_buffer)  # read when the backward runs, too
+        return {name: [1.0] * 5 for name in runs}
+
+    monkeypatch.setattr(peers, "peers_of", lambda *a, **k: {"torch.compile": compiled})
+    monkeypatch.setattr(timers, "samples_in_turn", samples_in_turn)
+    case = next(case for case in QUICK if case.op == "layernorm")
+    measure.measure(case, torch.float32, CPU, batch=1, modes=("backward",), quick=True)
+    assert len(seen) > 2 and not any(seen)
+
+
 def test_a_wrong_gradient_of_a_peer_is_marked(monkeypatch, fast):
     from benchmarks import peers
     from benchmarks.peers import dense
@@ -559,6 +581,13 @@ def test_a_case_is_verified_within_what_float64_holds(case):
         (batch, heads, queries, _), keys = inputs["q"].shape, inputs["k"].shape[2]
         assert keys == (case.keys or case.tokens) and batch * heads * queries * keys <= 2 * SCORES
         assert (heads, queries) == ((1, SCORES // keys) if long else (case.heads, case.tokens))
+
+
+def test_many_images_are_verified_where_float64_has_room():
+    """16 images take the kernels that 64 do, which are specialised for sizes that 16 divides."""
+    stage, large = chosen(["Swin-T stage 1 56x56"])[0], chosen(["SAM-H global"])[0]
+    assert measure.verified(stage, 64) == 16 and measure.verified(stage, 4) == 2 and measure.verified(stage, 1) == 1
+    assert measure.verified(large, 64) == 2 and stage.scores == 3 * 3136 * 49
 
 
 def test_copies_exceed_the_cache():

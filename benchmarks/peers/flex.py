@@ -112,15 +112,15 @@ def _grouped(case: Local) -> Callable:
 
     def run(**tensors):
         of = case.groups(**tensors)
+        bias, rows, columns = of.bias, of.rows, of.columns
 
         def with_bias(score, b, h, i, j):
-            groups, heads, queries, _ = of.bias.shape
-            return score + of.bias[b % groups, h % heads, i % queries, j]
+            return score + bias[b % bias.shape[0], h % bias.shape[1], i % bias.shape[2], j]
 
         def relative(score, b, h, i, j):
-            return score + of.rows[b, h, i, j // of.rows.shape[3]] + of.columns[b, h, i, j % of.rows.shape[3]]
+            return score + rows[b, h, i, j // rows.shape[3]] + columns[b, h, i, j % rows.shape[3]]
 
-        score_mod = relative if of.bias is None else with_bias
+        score_mod = relative if bias is None else with_bias
         return of.image(compiled(of.q, of.k, of.v, score_mod=score_mod, scale=case.scale))
 
     return run
