@@ -152,7 +152,7 @@ def _timed(ready: dict[str, tuple[Row, Callable]], device: torch.device, quick: 
     for name, (row, run) in ready.items():
         found = samples[name]
         figures = dict(seconds=statistics.median(found), spread=timers.spread_of(found), samples=len(found))
-        if device.type == "cuda":
+        if device.type == "cuda" and name == OURS:
             figures |= dict(host=timers.host_seconds(run), latency=timers.latency_seconds(run))
         rows.append(replace(row, **figures))
     return rows

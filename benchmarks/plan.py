@@ -4,6 +4,7 @@ Kernels and what torch.compile makes are compiled ahead on all cores, since a GP
 saved as it is done. A part that runs again goes on where it ended, after a fault of the GPU as well.
 """
 
+import itertools
 import os
 import shutil
 import signal
@@ -54,17 +55,17 @@ class Part(NamedTuple):
 
 
 PLAN = (
-    Part("operators-bf16.json", 0.3, (*OPS, "--dtype", "bf16", *BOTH, "--compile"), COMPARED, warm=True),
-    Part("blocks-bf16.json", 0.2, ("blocks", "--dtype", "bf16", *TRAINING, "--compile", "--seconds", "1"), warm=True),
-    Part("models-bf16.json", 0.15, ("models", "--dtype", "bf16", *TRAINING, "--no-compile", "--seconds", "2")),
-    Part("tune-bf16.txt", 0.15, ("tune", *OPS, *BOTH, "--jobs", str(AT_ONCE)), TUNED),
-    Part("operators-bf16.json", 1.0, (*OPS, "--dtype", "bf16", *BOTH, "--no-compile")),
+    Part("operators-bf16.json", 0.25, (*OPS, "--dtype", "bf16", *BOTH, "--compile"), COMPARED, warm=True),
+    Part("blocks-bf16.json", 0.15, ("blocks", "--dtype", "bf16", *TRAINING, "--compile", "--seconds", "1"), warm=True),
+    Part("models-bf16.json", 0.12, ("models", "--dtype", "bf16", *TRAINING, "--no-compile", "--seconds", "2")),
+    Part("operators-bf16.json", 0.4, (*OPS, "--dtype", "bf16", *BOTH, "--no-compile"), warm=True),
+    Part("tune-bf16.txt", 1.0, ("tune", *OPS, *BOTH, "--jobs", str(AT_ONCE)), TUNED),
     Part("scale-bf16.json", 1.0, ("scale", *TRAINING, "--limit", "0.5")),
-    Part("operators-fp16.json", 1.0, (*OPS, "--dtype", "fp16", *BOTH, "--no-compile")),
-    Part("operators-fp32.json", 1.0, (*OPS, "--dtype", "fp32", *BOTH, "--no-compile")),
+    Part("operators-fp16.json", 1.0, (*OPS, "--dtype", "fp16", *BOTH, "--no-compile"), warm=True),
+    Part("operators-fp32.json", 1.0, (*OPS, "--dtype", "fp32", *BOTH, "--no-compile"), warm=True),
     Part("models-compiled-bf16.json", 1.0, ("models", "--dtype", "bf16", *TRAINING, "--compile", "--seconds", "3")),
 )
-AHEAD = 0.2  # of all the time, for what is compiled ahead
+AHEAD = 0.15  # of all the time, for what is compiled ahead of parts that follow one another
 GRACE = 20.0  # seconds beyond its time that a part may take to end by itself
 INTERRUPTED = 5.0  # seconds that an interrupted process has to end
 TRIES = 3  # of a part whose process a fault ended
@@ -83,8 +84,10 @@ def run(arguments) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder, worst = arguments.folder or results.automatic_path(device, "plan").parent, 0
     parts = [part for i, part in enumerate(PLAN, 1) if not arguments.parts or i in arguments.parts]
-    ahead([part for part in parts if part.warm], min(total, AHEAD * total), arguments.quick)
-    for part in parts:
+    for i, part in enumerate(parts):
+        if part.warm and (i == 0 or not parts[i - 1].warm):
+            following = list(itertools.takewhile(lambda part: part.warm, parts[i:]))
+            ahead(following, min(total - (time.monotonic() - start), AHEAD * total), arguments.quick)
         left = total - (time.monotonic() - start)
         if left <= GRACE:
             progress(f"out of time: not run: {part}")
@@ -116,8 +119,6 @@ def go(part: Part, folder: Path, seconds: float, quick: bool) -> int:
 
 def ahead(parts: list[Part], seconds: float, quick: bool) -> None:
     """Run the cases of ``parts`` once in several processes: what they compile stays in the caches on disk."""
-    if not parts:
-        return
     count = max(1, min(AT_ONCE, (os.cpu_count() or 1) - 2) // len(parts))
     begun, shares = time.monotonic(), [
         started([*part.command(quick), "--warm", "--share", f"{i}/{count}"], quiet=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 LARGEST_ROTATION = 16
 BLOCK = 5e-3  # seconds of the calls of one sample on a CPU, at least
 SECONDS, QUICK_SECONDS = 0.5, 0.05  # that one contender is timed for on a CPU, at least five times
-GPU_SECONDS, QUICK_GPU_SECONDS = 0.1, 0.03  # and on a GPU, at least five times
+GPU_SECONDS, QUICK_GPU_SECONDS = 0.06, 0.03  # and on a GPU, at least five times
 MOST = 200  # samples of a contender on a GPU
 COLD = 2**28  # bytes that are written between two calls, several times the largest second-level cache
 LONGEST_WAIT = 0.02  # seconds
