@@ -192,7 +192,10 @@ def measure_model(
         few = images[: _compared(batch, device)]
         same = equality.compare_models(base, fast, few, train="training" in modes)
         if not same.passed:
-            note = f"{WRONG}: its results differ"
+            name, worst, own, _ = max(same.rows, key=lambda row: row[1].use)
+            failed = sum(not comparison.passed for _, comparison, _, _ in same.rows)
+            note = f"{WRONG}: {failed} of {len(same.rows)} tensors differ, most {name}: off by {worst.error:.1e}, "
+            note += f"allowed {worst.allowance:.1e}, the original is off by {own:.1e}"
             return [Row(**fields, mode=mode, contender=OURS, seconds=None, note=note) for mode in modes]
         if compiled:
             torch.compiler.reset()  # it gives up on code that was compiled for many models

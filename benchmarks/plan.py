@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import results
 from benchmarks.cases import OPS
-from vitkern.report import progress
+from vitkern.report import BadInput, progress
 
 BOTH = ("--mode", "forward", "backward")
 TRAINING = ("--mode", "forward", "training")
@@ -80,6 +80,9 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> int:
+    for number in arguments.parts or ():
+        if not 1 <= number <= len(PLAN):
+            raise BadInput(f"plan: there is no part {number}: got --parts {number}; expected 1 to {len(PLAN)}.")
     start, total = time.monotonic(), 60 * (arguments.minutes or float("inf"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder, worst = arguments.folder or results.automatic_path(device, "plan").parent, 0

@@ -132,7 +132,7 @@ def _timed(task: Task, trial: Trial) -> Trial:
     device = torch.device("cuda")
     try:
         with overridden({task.call: trial.config}), dispatch.use_backend("triton"):
-            wrong = verify(task.case, task.dtype, device, images=verified(task.case, task.batch))
+            wrong = verify(task.case, task.dtype, device, images=verified(task.case, task.batch, task.dtype))
             if wrong:
                 return replace(trial, seconds=None, note=f"dropped, {WRONG}: {wrong[0]}")
             return replace(trial, seconds=_median(task, device))
