@@ -138,7 +138,7 @@ def started(arguments: list[str], quiet: bool = False) -> subprocess.Popen:
     environment = own | os.environ | alone
     said = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) if quiet else {}
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.Popen(command, cwd=results.ROOT, env=environment, start_new_session=True, **said)
+    return subprocess.Popen(command, cwd=results.ROOT, env=environment, preexec_fn=os.setpgrp, **said)
 
 
 def ended(processes: list[subprocess.Popen], seconds: float) -> list[int]:

@@ -75,29 +75,44 @@ def compiled(what: Compilation, arch: int) -> list[Compiled]:
         return static.kernels_of(task.case, task.dtype, task.batch, task.mode, arch)[0]
 
 
-def search(task: Task, *, rounds: int, jobs: int, timed: bool) -> list[Trial]:
-    """Trials, the best first: the present configuration, its neighbours, and for each further round the best's."""
+def ahead(tasks: list[Task], jobs: int) -> dict[Compilation, workers.Done]:
+    """What the first round of each of ``tasks`` compiles, by one set of processes: they take seconds to start."""
+    wanted = [Compilation(task, config) for task in tasks for config in _first(task)]
+    return _compiled(wanted, jobs)
+
+
+def _first(task: Task) -> tuple[Config | int, ...]:
     present = config_of(task.present)
+    return (present, *configured.neighbours(task.call, present))
+
+
+def search(
+    task: Task, *, rounds: int, jobs: int, timed: bool, ready: dict[Compilation, workers.Done] | None = None
+) -> list[Trial]:
+    """Trials, the best first: the present configuration, its neighbours, and for each further round the best's.
+    ``ready``: see `ahead`."""
+    present, ready = config_of(task.present), ready or {}
     tried, known, best = [], [], present
     for _ in range(rounds):
         seen = {trial.config for trial in tried}
         fresh = [config for config in (present, *configured.neighbours(task.call, best)) if config not in seen]
         if not fresh:
             break
-        done = _compiled(task, fresh, jobs)
-        known = known or done[present].kernels
-        trials = [_judged(task, config, done[config], [] if config == present else known) for config in fresh]
+        wanted = {config: Compilation(task, config) for config in fresh}
+        done = ready | _compiled([one for one in wanted.values() if one not in ready], jobs)
+        known = known or done[wanted[present]].kernels
+        trials = [_judged(task, config, done[wanted[config]], [] if config == present else known) for config in fresh]
         tried += [_timed(task, trial) if timed and not trial.note else trial for trial in trials]
         best = min(tried, key=lambda trial: trial.order).config
     return sorted(tried, key=lambda trial: trial.order)
 
 
-def _compiled(task: Task, configs: list[Config | int], jobs: int) -> dict[Config | int, workers.Done]:
+def _compiled(wanted: list[Compilation], jobs: int) -> dict[Compilation, workers.Done]:
     done = {}
-    for result in workers.compile_cells([(Compilation(task, config), task.arch) for config in configs], jobs, compiled):
-        config = result.cell[0].config
-        done[config] = result
-        progress(f"[{len(done)}/{len(configs)}] compiled {config} {result.failed}".rstrip())
+    for result in workers.compile_cells([(one, one.task.arch) for one in wanted], jobs, compiled) if wanted else ():
+        one = result.cell[0]
+        done[one] = result
+        progress(f"[{len(done)}/{len(wanted)}] compiled {one.task.call.function} {one.config} {result.failed}".rstrip())
     return done
 
 

@@ -18,7 +18,7 @@ from benchmarks.configured import config_of
 from benchmarks.layers import Layer
 from benchmarks.rows import MODES
 from benchmarks.runs import DTYPES
-from benchmarks.search import Task, Trial, search
+from benchmarks.search import Task, Trial, ahead, search
 from vitkern import dispatch
 from vitkern.lab.compiling import budget, estimate
 from vitkern.lab.compiling.matrix import ARCHITECTURES
@@ -61,26 +61,25 @@ def run(arguments) -> int:
     path = _path(arguments, arch, timed)
     lines = path.read_text().splitlines() if path and arguments.resume and path.exists() else []
     before = "\n".join(lines)
-    deadline, done = time.monotonic() + 60 * (arguments.minutes or float("inf")), set()
+    deadline, tasks, calls = time.monotonic() + 60 * (arguments.minutes or float("inf")), {}, set()
     for task in tasks_of(cases, arguments.mode, DTYPES[arguments.dtype], arch, gpu):
-        if not configured.neighbours(task.call, config_of(task.present)):
-            continue
-        if task.call in done or f"# {task.call}: " in before:
-            done.add(task.call)
-            continue
+        calls.add(task.call)
+        if f"# {task.call}: " not in before and configured.neighbours(task.call, config_of(task.present)):
+            tasks.setdefault(task.call, task)
+    if not calls:
+        raise BadInput(f"tune: {', '.join(arguments.op)} starts no kernel in {arguments.dtype}: nothing is to tune.")
+    ready = ahead(list(tasks.values()), arguments.jobs) if arguments.jobs > 1 else {}
+    for task in tasks.values():
         if time.monotonic() > deadline:
             progress(f"out of time: {task.call} for {task} and what follows")
             break
-        done.add(task.call)
         progress(f"{task.call}: {task}")
-        trials = search(task, rounds=arguments.rounds, jobs=arguments.jobs, timed=timed)
+        trials = search(task, rounds=arguments.rounds, jobs=arguments.jobs, timed=timed, ready=ready)
         show(task, trials, timed)
         lines += row_of(task, trials, timed)
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n".join(lines) + "\n")
-    if not done and time.monotonic() <= deadline:
-        raise BadInput(f"tune: {', '.join(arguments.op)} starts no kernel in {arguments.dtype}: nothing is to tune.")
     print("for kernels/configs.py:")
     print("\n".join(lines))
     if path:

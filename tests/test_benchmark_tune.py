@@ -295,8 +295,9 @@ def test_an_operator_that_starts_no_kernel_has_nothing_to_tune(run, monkeypatch)
 def test_candidates_compile_in_a_process_of_their_own():
     """The one test that compiles: the present configuration, and one with half the rows."""
     pytest.importorskip("triton", reason="it compiles kernels")
-    done = search._compiled(task(), [PRESENT, PRESENT._replace(block_m=32)], 1)
-    kernels = {config: {kernel.name: kernel for kernel in one.kernels}["_short_fwd"] for config, one in done.items()}
+    wanted = [search.Compilation(task(), config) for config in (PRESENT, PRESENT._replace(block_m=32))]
+    done = search._compiled(wanted, 1)
+    kernels = {one.config: {k.name: k for k in found.kernels}["_short_fwd"] for one, found in done.items()}
     assert "BLOCK_M=64" in kernels[PRESENT].constants
     assert "BLOCK_M=32" in kernels[PRESENT._replace(block_m=32)].constants
     assert config_of((1, PRESENT)) is PRESENT
@@ -344,6 +345,24 @@ def test_a_search_among_tiles(compiler, bounds):
     compiler(lambda tile: [Kernel(tile, tile)])
     found = search.search(task(call=TILE_OF_QUERIES, present=8), rounds=2, jobs=1, timed=False)
     assert [trial.config for trial in found] == [2, 4, 8, 16]
+
+
+def test_with_several_jobs_all_calls_compile_at_once(run, compiler, bounds, monkeypatch):
+    asked = []
+    compiler(lambda config: [Kernel(config, 10)])
+    cells = workers.compile_cells
+
+    def counted(wanted, jobs, compiled):
+        asked.append((len(wanted), jobs))
+        return cells(wanted, jobs, compiled)
+
+    monkeypatch.setattr(workers, "compile_cells", counted)
+    arguments = ("tune", "window_attention", "layernorm", "--quick", "--arch", "sm_90", "--mode", "forward", "backward")
+    code, out, _ = run(*arguments, "--jobs", "3")
+    assert code == 0 and len(asked) == 1 and asked[0][1] == 3
+    assert {"short_forward_config", "short_backward_config", "layernorm_config", "layernorm_backward_config"} <= {
+        line.split("(")[0] for line in out.splitlines()
+    }
 
 
 def test_tuning_goes_on_where_it_ended(run, compiler, bounds, tmp_path):

@@ -3,7 +3,7 @@
     python tests/gpu/run.py [minutes] [--only benchmarks | tests] [--copy FOLDER]
 
 The benchmarks verify each case before they time it, save it as it is done, and go on where an earlier run ended. With
---copy what was written is in FOLDER too, after each part: up to 7 files.
+--copy what was written is in FOLDER too, after each part: up to 8 files.
 """
 
 import argparse
