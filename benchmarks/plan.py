@@ -138,7 +138,13 @@ def started(arguments: list[str], quiet: bool = False) -> subprocess.Popen:
     environment = own | os.environ | alone
     said = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) if quiet else {}
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.Popen(command, cwd=results.ROOT, env=environment, preexec_fn=os.setpgrp, **said)
+    return subprocess.Popen(command, cwd=results.ROOT, env=environment, preexec_fn=_alone, **said)
+
+
+def _alone() -> None:
+    """In a new process: a group of its own, which can be interrupted although what started this one may not be."""
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def ended(processes: list[subprocess.Popen], seconds: float) -> list[int]:

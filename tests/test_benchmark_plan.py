@@ -122,7 +122,7 @@ def sleeper(seconds, on_interrupt="raise"):
     code = f"import signal, time\nif {on_interrupt!r} == 'ignore': signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     code += f"try:\n    print('ready', flush=True)\n    time.sleep({seconds})\n"
     code += "except KeyboardInterrupt:\n    raise SystemExit(7)"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, preexec_fn=plan._alone)
     assert process.stdout.readline()
     return process
 

@@ -27,7 +27,8 @@ def run(name: str, command: list[str], seconds: float) -> str | None:
     """What went wrong, or None."""
     print(f"\n== {name}: {' '.join(command)} (at most {seconds / 60:.1f} minutes)\n", flush=True)
     environment = os.environ | {"TRITON_INTERPRET": "0", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment)
+    interruptible = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment, **interruptible)
     try:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
