@@ -41,8 +41,8 @@ lint: $(READY)
 check: $(READY)
 	$(RUN) -m vitkern check
 
-gpu:
-	$(PYTHON) tests/gpu/run.py
+gpu: # GPU="9 --only benchmarks --copy FOLDER": minutes, a part of it, a second place for the results
+	$(PYTHON) tests/gpu/run.py $(GPU)
 
 clean:
 	rm -rf $(VENV) .lab build dist *.egg-info

@@ -1,33 +1,32 @@
 """``python -m benchmarks [op ...]``: verify each case, then time it against its peers.
 
-``compare``, ``report``, ``scale`` and ``tune`` in place of an operator are commands of their own, with their own
---help.
+``compare``, ``estimate``, ``plan``, ``report``, ``scale`` and ``tune`` in place of an operator are commands of their
+own, with their own --help.
 
 Results on stdout, progress on stderr. Exit code 1 where a result is wrong or, with --against, slower beyond noise;
-2 for bad input.
+2 for bad input; 3 where the GPU is lost, and --resume in a new process goes on.
 """
 
 import argparse
+import os
 import sys
-import time
 from pathlib import Path
 
 import torch
 
-from benchmarks import ceilings, compare, memory, report, results, scale, static, tables, tune
-from benchmarks.cases import CASES, OPS, QUICK, batch_for, chosen
-from benchmarks.measure import measure
-from benchmarks.models import CPU_MODELS, GPU_MODELS, QUICK_MODELS, measure_model
+from benchmarks import compare, memory, plan, report, results, scale, static, tune
+from benchmarks.cases import CASES, OPS, QUICK, chosen
+from benchmarks.models import BLOCKS, CPU_MODELS, GPU_MODELS, QUICK_BLOCKS, QUICK_MODELS
 from benchmarks.models import chosen as chosen_models
-from benchmarks.plan import PLAN
-from benchmarks.rows import MODES, OURS, Row
-from vitkern import dispatch
-from vitkern.report import BadInput, near_matches, progress
+from benchmarks.rows import MODES
+from benchmarks.runs import DTYPES
+from benchmarks.session import MODELS, DeviceLost, measured
+from vitkern.report import BadInput, near_matches
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-MODELS = "models"
-NAMES = (*OPS, MODELS)
-COMMANDS = {"compare": compare, "report": report, "scale": scale, "tune": tune}
+BLOCK_GROUP = "blocks"
+NAMES = (*OPS, MODELS, BLOCK_GROUP)
+COMMANDS = {"compare": compare, "estimate": static, "plan": plan, "report": report, "scale": scale, "tune": tune}
+LOST = 3  # exit code: the GPU is lost to the process, which another one may go on from
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
         "--mode", nargs="+", choices=MODES, default=["forward"], help="training: forward and backward; of models a step"
     )
     top.add_argument("--batch", type=int, help="images in a call; by device and case unless given")
-    top.add_argument("--model", nargs="+", default=[], metavar="NAME", help="for `models`: patterns, or names of timm")
+    top.add_argument(
+        "--model", nargs="+", default=[], metavar="NAME", help="for `models` and `blocks`: patterns, or names of timm"
+    )
     top.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="torch.compile as a peer; on a GPU unless --no-compile"
     )
@@ -54,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
         "--save", metavar="FILE", help="write JSON after each case; 'auto' chooses benchmarks/results/<device>/"
     )
     top.add_argument("--against", type=Path, metavar="FILE", help="a saved run to compare with, as `compare` does")
-    top.add_argument("--plan", action="store_true", help="everything worth recording on a GPU, each part saved")
+    top.add_argument("--resume", action="store_true", help="keep what --save's file has of this code on this device")
+    top.add_argument("--warm", action="store_true", help="run all once, time nothing: fills the caches of compilers")
+    top.add_argument("--share", metavar="K/N", help="every N-th case from the K-th on, K from 0")
     return top
 
 
@@ -68,24 +71,10 @@ def main(argv: list[str] | None = None) -> int:
             command.add_arguments(inner)
             return command.run(inner.parse_args(argv[1:]))
         arguments = parser().parse_args(argv)
-        return run_plan(arguments.minutes) if arguments.plan else run(arguments)
+        return run(arguments)
     except BadInput as problem:
         print(f"benchmarks: {problem}", file=sys.stderr)
         return 2
-
-
-def run_plan(minutes: float | None) -> int:
-    """Each part of `PLAN`, until ``minutes`` are over; each may take half of what is left of them."""
-    deadline, worst = time.monotonic() + 60 * (minutes or float("inf")), 0
-    for part in PLAN:
-        left = (deadline - time.monotonic()) / 60
-        if left <= 0:
-            progress(f"out of time: not run: {' '.join(part)}")
-            continue
-        print(f"== {' '.join(part)}\n", flush=True)
-        limit = [] if minutes is None else ["--minutes", str(left / 2)]
-        worst = max(worst, main([*part, "--save", "auto", *limit]))
-    return worst
 
 
 def run(arguments) -> int:
@@ -107,16 +96,19 @@ def run(arguments) -> int:
     if recorded:
         results.same_device(results.device_name(device), {str(arguments.against): recorded["environment"]})
     dtype_name = arguments.dtype or ("bf16" if device.type == "cuda" else "fp32")
-    with memory.bounded(device):
-        rows = measured(arguments, jobs, device, dtype_name)
-    wrong = sum(row.is_wrong for row in rows if row.contender == OURS)
+    try:
+        with memory.bounded(device):
+            rows = measured(arguments, jobs, device, dtype_name, path_of(arguments, device, dtype_name))
+    except DeviceLost:
+        return LOST
+    wrong = sum(row.is_bad for row in rows)
     slower = 0
     if recorded:
         print("time now over the recorded time")
         slower, _ = compare.show(recorded["results"], rows)
         print()
     print(
-        f"verdict: {wrong} wrong, {slower} slower than recorded"
+        f"verdict: {wrong} wrong or failed, {slower} slower than recorded"
         if wrong or slower
         else "verdict: every timed result was verified"
     )
@@ -127,46 +119,24 @@ def jobs_of(arguments) -> list:
     """The cases to run, then the names of models."""
     ops = tuple(arguments.op) or OPS
     jobs = list(chosen(arguments.case, tuple(case for case in (QUICK if arguments.quick else CASES) if case.op in ops)))
-    if MODELS in ops:
+    if {MODELS, BLOCK_GROUP} & set(ops):
         gpu = torch.cuda.is_available() and arguments.device != "cpu"
-        default = QUICK_MODELS if arguments.quick else GPU_MODELS if gpu else CPU_MODELS
+        default = (QUICK_MODELS if arguments.quick else GPU_MODELS if gpu else CPU_MODELS) if MODELS in ops else ()
+        default += (QUICK_BLOCKS if arguments.quick else BLOCKS) if BLOCK_GROUP in ops else ()
         jobs += chosen_models(arguments.model) if arguments.model else default
-    return jobs
+    return jobs[_share(arguments.share)]
 
 
-def measured(arguments, jobs: list, device: torch.device, dtype_name: str) -> list[Row]:
-    """Run ``jobs``, saving after each; prints what was found."""
-    start, dtype, gpu, quick = time.monotonic(), DTYPES[dtype_name], device.type == "cuda", arguments.quick
-    found, best = results.environment(device), ceilings.measured(device, dtype, quick=quick)
-    found["ceilings"] = {str(dtype).removeprefix("torch."): best._asdict()}
-    print_environment(found, device)
-    path = path_of(arguments, device, dtype_name)
-    rows, modes = [], tuple(dict.fromkeys(arguments.mode))
-    for i, job in enumerate(jobs, 1):
-        if arguments.minutes and time.monotonic() - start > 60 * arguments.minutes:
-            progress(f"out of time: {len(jobs) - i + 1} of {len(jobs)} cases not run")
-            break
-        name = job if isinstance(job, str) else f"{job.op}: {job}"
-        progress(f"[{i}/{len(jobs)}] {name} {dtype_name} ({time.monotonic() - start:.0f} s)")
-        if isinstance(job, str):
-            batch = arguments.batch or (2 if quick else 64 if gpu else 8)
-            options = dict(batch=batch, modes=modes, compiled=bool(arguments.compile), progress=progress)
-            rows += measure_model(job, dtype, device, budget=1.0 if quick else arguments.seconds, **options)
-        else:
-            batch = arguments.batch or batch_for(job, gpu=gpu, quick=quick)
-            compiled = gpu if arguments.compile is None else arguments.compile
-            options = dict(batch=batch, modes=modes, quick=quick, compiled=compiled)
-            of_case = measure(job, dtype, device, peak_flops=best.matmul, limit=arguments.limit, **options)
-            rows += [static.added(row, job, arguments.estimate, device) for row in of_case]
-        if path:
-            results.save(path, rows, found)
-        if gpu:
-            torch.cuda.empty_cache()
-    tables.print_operators([row for row in rows if row.op != MODELS], best)
-    tables.print_models([row for row in rows if row.op == MODELS])
-    if path and rows:
-        print(f"saved {path}\n")
-    return rows
+def _share(text: str | None) -> slice:
+    if text is None:
+        return slice(None)
+    try:
+        first, count = map(int, text.split("/"))
+    except ValueError:
+        first, count = 0, 0
+    if not 0 <= first < count:
+        raise BadInput(f"--share is no share: got {text!r}; expected K/N with K from 0 to N - 1, as 0/4")
+    return slice(first, None, count)
 
 
 def path_of(arguments, device: torch.device, dtype_name: str) -> Path | None:
@@ -179,21 +149,9 @@ def path_of(arguments, device: torch.device, dtype_name: str) -> Path | None:
     return results.automatic_path(device, "-".join(parts))
 
 
-def print_environment(found: dict, device: torch.device) -> None:
-    print(
-        f"{found['device']}, torch {found['versions']['torch']}, triton {found['versions']['triton']}, "
-        f"{found['threads']} threads"
-    )
-    if device.type == "cpu":
-        place = "Triton's interpreter" if dispatch.INTERPRETED else "PyTorch"
-        print(f"no GPU: the operators run in {place} here, and what is timed is that path")
-    else:
-        print(found["nvidia-smi"])
-    for dtype, best in found["ceilings"].items():
-        print(f"ceilings, measured now: copy {best['copy'] / 1e9:,.1f} GB/s, {dtype} product "
-              f"{best['matmul'] / 1e12:,.3g} TFLOP/s")  # fmt: skip
-    print()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    if code == LOST:
+        os._exit(code)  # what is left of a lost GPU cannot be put away in order
+    sys.exit(code)

@@ -2,7 +2,8 @@
 
 from fnmatch import fnmatchcase
 
-from benchmarks.layers import Attention, Layer, LayerNorm, Mlp, Neighborhood, Sampled, Window
+from benchmarks.layers import Attention, Layer, LayerNorm, Mlp, Sampled, Window
+from benchmarks.local_layers import Chunks, Decomposed, Grid, Halo, Neighborhood, Standalone
 from vitkern.report import BadInput, near_matches
 
 CASES: tuple[Layer, ...] = (
@@ -51,6 +52,11 @@ CASES: tuple[Layer, ...] = (
     Window("SwinV2-B w24 stage 2", 48, 256, 8, 24, 12, cosine=True, batch=32),
     Window("SwinV2-B w24 stage 3", 24, 512, 16, 24, cosine=True, batch=32),
     Window("SAM-B local, with Swin's table", 64, 768, 12, 14, batch=8),
+    Window("MaxViT-T stage 1", 56, 64, 2, 7),
+    Window("Twins-SVT-S stage 1", 56, 64, 2, 7, table=False),
+    Window("Twins-SVT-S stage 3", 14, 256, 8, 7, table=False),
+    Window("DaViT-T stage 1", 56, 96, 3, 7, table=False),
+    Window("DaViT-T stage 3", 14, 384, 12, 7, table=False),
     Neighborhood("NAT-T stage 1", 56, 64, 2, 7),
     Neighborhood("NAT-T stage 2", 28, 128, 4, 7),
     Neighborhood("NAT-T stage 3", 14, 256, 8, 7, quick=True),
@@ -58,6 +64,27 @@ CASES: tuple[Layer, ...] = (
     Neighborhood("DiNAT-T stage 1", 56, 64, 2, 7, 8),
     Neighborhood("DiNAT-T stage 2", 28, 128, 4, 7, 4),
     Neighborhood("DiNAT-T stage 3", 14, 256, 8, 7, 2),
+    Halo("HaloNet-H1 stage 1", 64, 64, 8),
+    Halo("HaloNet-H1 stage 2", 32, 128, 8),
+    Halo("HaloNet-H1 stage 3", 16, 256, 8),
+    Halo("HaloNet-H1 stage 4", 8, 512, 8, quick=True),
+    Halo("HaloNet-26-T stage 3", 16, 256, 8, halo=2),
+    Halo("HaloNet-26-T stage 4", 8, 512, 8, halo=2),
+    Standalone("SASA ResNet-26 stage 1", 56, 64, 8),
+    Standalone("SASA ResNet-26 stage 2", 28, 128, 8),
+    Standalone("SASA ResNet-26 stage 3", 14, 256, 8, quick=True),
+    Standalone("SASA ResNet-26 stage 4", 7, 512, 8),
+    Decomposed("ViTDet-B, SAM-B local", 64, 768, 12, 14, batch=8),
+    Decomposed("ViTDet-B, SAM-B", 64, 768, 12, batch=4),
+    Decomposed("SAM-H local", 64, 1280, 16, 14, batch=4),
+    Decomposed("SAM-H", 64, 1280, 16, batch=2),
+    Decomposed("ViTDet-B at 224", 14, 768, 12, quick=True),
+    Grid("MaxViT-T stage 1", 56, 64, 2),
+    Grid("MaxViT-T stage 2", 28, 128, 4),
+    Grid("MaxViT-T stage 3", 14, 256, 8, quick=True),
+    Chunks("ViL-T stage 1", 56, 48, 1),
+    Chunks("ViL-T stage 2", 28, 96, 3, quick=True),
+    Chunks("ViL-S stage 1", 56, 96, 3),
     Sampled("STRec layer 1, pre-training", 4, 50, 32, batch=2048),
     Sampled("STRec layer 2", 4, 50, 32, 20, batch=2048, quick=True),
     Sampled("STRec layer 4", 4, 20, 32, 5, batch=2048),

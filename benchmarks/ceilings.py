@@ -1,5 +1,6 @@
 """What this device reaches at best, measured in the run that is compared with it: a copy and a matrix product."""
 
+import math
 import statistics
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ class Ceilings(NamedTuple):
         if row.moved is None:
             return None
         return max(row.moved / self.copy, row.flops / self.matmul)
+
+
+NONE = Ceilings(math.inf, math.inf)
 
 
 def measured(device: torch.device, dtype: torch.dtype, *, quick: bool = False) -> Ceilings:

@@ -8,6 +8,7 @@ from vitkern.report import BadInput, seconds, table
 
 LEAST = 1.05  # a change below this is never called one
 SLOWER = "SLOWER"
+GONE = "GONE"
 
 
 def add_arguments(parser) -> None:
@@ -22,12 +23,12 @@ def run(arguments) -> int:
     for line in changed_versions(before["environment"], after["environment"]):
         print(line)
     slower, pairs = show(before["results"], after["results"], every=arguments.all)
-    print(f"verdict: {slower} of {pairs} slower beyond noise")
+    print(f"verdict: {slower} of {pairs} slower beyond noise or gone")
     return 1 if slower else 0
 
 
 def show(before: list[Row], after: list[Row], *, every: bool = False) -> tuple[int, int]:
-    """Print what both runs timed, before and after -> how many got slower, of how many.
+    """Print what both runs hold, before and after -> how many got slower or have no time any more, of how many.
 
     Raises:
         BadInput: they have no case in common.
@@ -37,10 +38,12 @@ def show(before: list[Row], after: list[Row], *, every: bool = False) -> tuple[i
         raise BadInput("the two runs hold no case in common: they differ in operators, cases, modes, dtypes or batches")
     lines, slower = [], 0
     for old, new in pairs:
-        said = verdict(old, new)
-        slower += said == SLOWER
+        said, name = verdict(old, new), (new.op, new.case, new.mode, new.dtype, new.contender)
+        slower += said in (SLOWER, GONE)
+        if said == GONE:
+            lines.append((*name, seconds(old.seconds), "-", "-", "-", f"{said}: {new.note}"))
+            continue
         ratio = f"{new.seconds / old.seconds:.2f}"
-        name = (new.op, new.case, new.mode, new.dtype, new.contender)
         lines.append((*name, seconds(old.seconds), seconds(new.seconds), ratio, f"{noise(old, new):.1%}", said))
     header = ("operator", "case", "mode", "dtype", "", "before", "after", "ratio", "noise", "")
     print(table(header, lines))
@@ -54,12 +57,12 @@ def changed_versions(before: dict, after: dict) -> list[str]:
 
 
 def matched(before: list[Row], after: list[Row], *, every: bool = False) -> list[tuple[Row, Row]]:
-    """Rows of one case and contender that both runs timed."""
-    old = {(row.key, row.contender): row for row in before if row.seconds}
+    """Rows of one case and contender that both runs hold, and the first one timed."""
+    old = {(row.key, row.contender): row for row in before if row.counts}
     return [
         (old[row.key, row.contender], row)
         for row in after
-        if row.seconds and (every or row.contender == OURS) and (row.key, row.contender) in old
+        if (every or row.contender == OURS) and (row.key, row.contender) in old
     ]
 
 
@@ -69,6 +72,9 @@ def noise(old: Row, new: Row) -> float:
 
 
 def verdict(old: Row, new: Row) -> str:
-    """`SLOWER`, "faster" or "same": a change counts from 5 % and from the noise of either run."""
+    """`SLOWER`, "faster" or "same": a change counts from 5 % and from the noise of either run. `GONE` where there is no
+    time any more, or a wrong result."""
+    if not new.counts:
+        return GONE
     ratio, least = new.seconds / old.seconds, max(LEAST, 1 + noise(old, new))
     return SLOWER if ratio > least else "faster" if ratio < 1 / least else "same"

@@ -1,4 +1,7 @@
-"""Other block sizes than kernels/configs.py gives, for a block; which ones a case asks for; which ones are near."""
+"""Other block sizes than kernels/configs.py gives, for a block; which ones a case asks for; which ones are near.
+
+A choice is a `Config`, or the number that `local_tile` gives.
+"""
 
 import functools
 import importlib
@@ -31,12 +34,15 @@ FREE = {
     "stream_dq_config": ALL,
     "stream_dkdv_config": ALL,
     "stream_bias_config": ALL,
+    "ragged_config": ALL,
     "norm_linear_config": ALL,
     "mlp_config": ALL,
     "matmul_config": ("block_n", "num_warps", "num_stages"),
 }
+TILE = "local_tile"  # the one function that gives a number
 OTHERWISE = ("num_warps", "num_stages")
 BOUNDS = dict(block_m=(16, 256), block_n=(16, 256), num_warps=(1, 16), num_stages=(1, 5))
+MOST_RANKS = 16  # of an axis of a tile of neighbours
 MOST_ROWS = {"short_forward_config": 64, "short_backward_config": 64}  # `configs.short_tile` rounds rows up to these
 
 
@@ -51,23 +57,25 @@ class Call:
         return f"{self.function}({', '.join(f'{name}={value!r}' for name, value in self.arguments)})"
 
 
-def config_of(result) -> Config:
-    """The `Config` in what a function returned: itself, or a part of a tuple."""
-    return result if isinstance(result, Config) else next(part for part in result if isinstance(part, Config))
+def config_of(result) -> Config | int:
+    """The choice in what a function returned: itself, or a part of a tuple."""
+    if isinstance(result, Config | int):
+        return result
+    return next(part for part in result if isinstance(part, Config))
 
 
-def _with_config(result, config: Config):
-    if isinstance(result, Config):
+def _with_config(result, config: Config | int):
+    if isinstance(result, Config | int):
         return config
     return tuple(config if isinstance(part, Config) else part for part in result)
 
 
 def _functions() -> dict[str, Callable]:
-    """The functions of kernels/configs.py that give a `Config`. Every module of kernels/ is imported: one imported
-    later would keep what it found patched."""
+    """The functions of kernels/configs.py that give a choice. Every module of kernels/ is imported: one imported later
+    would keep what it found patched."""
     for module in pkgutil.iter_modules(vitkern.kernels.__path__):
         importlib.import_module(f"vitkern.kernels.{module.name}")
-    return {name: found for name, found in vars(configs).items() if name.endswith("_config")}
+    return {name: found for name, found in vars(configs).items() if name.endswith("_config") or name == TILE}
 
 
 @contextmanager
@@ -97,8 +105,8 @@ def _call(function: Callable, signature: inspect.Signature, args, kwargs) -> Cal
 
 
 @contextmanager
-def overridden(choices: Mapping[Call, Config]) -> Iterator[None]:
-    """Within the block the calls in ``choices`` give those configurations, and all others what they always give."""
+def overridden(choices: Mapping[Call, Config | int]) -> Iterator[None]:
+    """Within the block the calls in ``choices`` give those, and all others what they always give."""
 
     def wrap(function, signature):
         @functools.wraps(function)
@@ -138,8 +146,10 @@ def asked(case: Layer, dtype: torch.dtype, batch: int, mode: str, arch: int) -> 
     return found if mode == "training" else {call: result for call, result in found.items() if call not in before}
 
 
-def neighbours(call: Call, config: Config) -> list[Config]:
-    """The configurations one step from ``config``: a block or the warps halved or doubled, a stage more or less."""
+def neighbours(call: Call, config: Config | int) -> list[Config | int]:
+    """The choices one step from ``config``: a block or the warps halved or doubled, a stage more or less."""
+    if call.function == TILE:
+        return _tiles(config, **dict(call.arguments))
     found = []
     for name in FREE.get(call.function, OTHERWISE):
         value, (low, high) = getattr(config, name), BOUNDS[name]
@@ -148,3 +158,12 @@ def neighbours(call: Call, config: Config) -> list[Config]:
         steps = (value - 1, value + 1) if name == "num_stages" else (value // 2, value * 2)
         found += [config._replace(**{name: step}) for step in steps if low <= step <= high]
     return found
+
+
+def _tiles(tile: int, block: int, halo: int, ranks: int, wraps: bool, keys: bool, arch: int) -> list[int]:
+    """Of neighbours half as many or twice; a tile of keys is a block or half of one, a tile of queries is a block."""
+    if block == 1:
+        steps = [step for step in (tile // 2, tile * 2) if 1 <= step <= min(ranks, MOST_RANKS)]
+        return [step for step in steps if not wraps or ranks % step == 0]
+    halves = keys and not wraps and 0 < halo <= block // 2 and block % 2 == 0
+    return [size for size in (block, block // 2) if size != tile] if halves else []

@@ -4,7 +4,7 @@ Work counts inputs read once, results written once and no padding. The backward 
 scores: 10 B H N M D, as is the custom.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from vitkern.lab.proving import problems
@@ -17,6 +17,15 @@ class Work(NamedTuple):
     flops: int
 
 
+def without(problem: problems.Problem, name: str) -> problems.Problem:
+    """``problem`` less one of its operands."""
+
+    def inputs(generator):
+        return {key: value for key, value in problem.inputs(generator).items() if key != name}
+
+    return replace(problem, inputs=inputs, gradients=tuple(key for key in problem.gradients if key != name))
+
+
 @dataclass(frozen=True)
 class Layer:
     """``batch``: images of a call on a GPU; ``quick``: the small case of its operator."""
@@ -25,6 +34,16 @@ class Layer:
     batch: int = field(default=64, kw_only=True)
     quick: bool = field(default=False, kw_only=True)
     op = ""
+
+    @property
+    def scores(self) -> int:
+        """Elements of the score matrices of an image."""
+        return 0
+
+    @property
+    def operator(self) -> str:
+        """The registered operator that launches kernels for ``op``."""
+        return self.op
 
     def problem(self, batch: int) -> problems.Problem:
         """The case as ``python -m vitkern check`` sees it: inputs, operator, reference."""
@@ -56,6 +75,10 @@ class Attention(Layer):
     masked: bool = False
     op = "attention"
 
+    @property
+    def scores(self) -> int:
+        return self.heads * self.tokens * (self.keys or self.tokens)
+
     def problem(self, batch: int, queries: int = 0, heads: int = 0):
         n, m, h = queries or self.tokens, self.keys or self.tokens, heads or self.heads
         options = dict(keys=m, bias=(1, h, n, m) if self.bias else None)
@@ -65,7 +88,7 @@ class Attention(Layer):
 
     def checked(self, images: int):
         """Of very long sequences one head, and no more queries than float64 has room for."""
-        if self.heads * self.tokens * (self.keys or self.tokens) <= SCORES:
+        if self.scores <= SCORES:
             return self.problem(images)
         return self.problem(1, max(1, min(self.tokens, SCORES // (self.keys or self.tokens))), heads=1)
 
@@ -85,7 +108,8 @@ class Attention(Layer):
 
 @dataclass(frozen=True)
 class Window(Layer):
-    """A square image of ``side`` tokens, C channels; head dim is C / H; ``cosine``: the scores of SwinV2."""
+    """A square image of ``side`` tokens, C channels; head dim is C / H; ``cosine``: the scores of SwinV2; ``table``: of
+    biases."""
 
     side: int
     channels: int
@@ -93,51 +117,27 @@ class Window(Layer):
     window: int
     shift: int = 0
     cosine: bool = False
+    table: bool = True
     op = "window_attention"
+
+    @property
+    def scores(self) -> int:
+        return self.heads * self.side**2 * self.window**2
 
     def problem(self, batch: int):
         sizes = dict(
             heads=self.heads, dim=self.channels // self.heads, batch=batch, shift=(self.shift,) * 2, cosine=self.cosine
         )
-        return problems.window_problem(self.layer, (self.side,) * 2, (self.window,) * 2, **sizes)
+        found = problems.window_problem(self.layer, (self.side,) * 2, (self.window,) * 2, **sizes)
+        return found if self.table else without(found, "table")
 
     def _work(self, batch, itemsize, backward):
         unit = batch * self.side**2 * self.channels
         return itemsize * unit * (7 if backward else 4), (10 if backward else 4) * unit * self.window**2
 
     def __str__(self) -> str:
-        shift = f" shift {self.shift}" if self.shift else ""
-        return f"{self.layer} {self.side}x{self.side} C{self.channels} window {self.window}{shift}"
-
-
-@dataclass(frozen=True)
-class Neighborhood(Layer):
-    """A square image of ``side`` tokens; each attends to kernel x kernel tokens around it, with a table of biases."""
-
-    side: int
-    channels: int
-    heads: int
-    kernel: int
-    dilation: int = 1
-    op = "neighborhood_attention"
-
-    def problem(self, batch: int):
-        rows = 2 * self.kernel - 1
-
-        def inputs(generator):
-            qkv = problems.normal(generator, batch, self.side, self.side, 3 * self.channels)
-            return dict(qkv=qkv, table=problems.normal(generator, self.heads, rows, rows))
-
-        options = dict(num_heads=self.heads, kernel=(self.kernel,) * 2, dilation=(self.dilation,) * 2)
-        return problems.Problem(self.op, self.layer, inputs, ("qkv", "table"), options)
-
-    def _work(self, batch, itemsize, backward):
-        unit = batch * self.side**2 * self.channels
-        return itemsize * unit * (7 if backward else 4), (10 if backward else 4) * unit * self.kernel**2
-
-    def __str__(self) -> str:
-        dilation = f" dilation {self.dilation}" if self.dilation > 1 else ""
-        return f"{self.layer} {self.side}x{self.side} C{self.channels} kernel {self.kernel}{dilation}"
+        terms = (f" shift {self.shift}" if self.shift else "") + ("" if self.table else " no bias")
+        return f"{self.layer} {self.side}x{self.side} C{self.channels} window {self.window}{terms}"
 
 
 @dataclass(frozen=True)

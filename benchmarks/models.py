@@ -5,6 +5,7 @@ on what the model feeds it.
 """
 
 import copy
+from contextlib import suppress
 from fnmatch import fnmatchcase
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import vitkern
 from benchmarks import memory
+from benchmarks.measure import reason_of
 from benchmarks.rows import OURS, WRONG, Row
 from vitkern.commands import equality, peers, steps, timing
 from vitkern.report import BadInput, near_matches
@@ -22,22 +24,40 @@ COMPILED = "torch.compile"
 BOTH = "vitkern, compiled"
 GPU_MODELS = (
     "swin_tiny_patch4_window7_224",
-    "swinv2_tiny_window8_256",
     "vit_small_patch16_224",
+    "swinv2_tiny_window8_256",
     "deit_tiny_patch16_224",
-    "swin_base_patch4_window7_224",
     "vit_base_patch16_224",
+    "twins_svt_small",
+    "maxvit_tiny_tf_224",
+    "davit_tiny",
+    "samvit_base_patch16",
+    "swin_base_patch4_window7_224",
     "swinv2_base_window8_256",
     "vit_large_patch16_224",
+    "vil_tiny_window7_224",
 )
 BLOCKS = (
     "swin_tiny_patch4_window7_224:layers.0.blocks.1",
-    "swinv2_tiny_window8_256:layers.0.blocks.1",
     "vit_small_patch16_224:blocks.0",
+    "swin_tiny_patch4_window7_224:layers.2.blocks.1",
+    "swinv2_tiny_window8_256:layers.0.blocks.1",
     "vit_base_patch16_224:blocks.0",
+    "swin_tiny_patch4_window7_224:layers.1.blocks.1",
+    "swin_tiny_patch4_window7_224:layers.3.blocks.1",
+    "swinv2_tiny_window8_256:layers.2.blocks.1",
+    "samvit_base_patch16:blocks.0",
+    "samvit_base_patch16:blocks.2",
+    "twins_svt_small:blocks.0.0",
+    "maxvit_tiny_tf_224:stages.0.blocks.0.attn_grid",
+    "davit_tiny:stages.0.blocks.0.0",
 )
-CPU_MODELS = GPU_MODELS[:4] + BLOCKS[:3]
+CPU_MODELS = (
+    "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "vit_small_patch16_224", "deit_tiny_patch16_224"
+)  # fmt: skip
 QUICK_MODELS = ("deit_tiny_patch16_224",)
+QUICK_BLOCKS = ("deit_tiny_patch16_224:blocks.0",)
+LARGE = {"samvit_base_patch16": 4}  # images of a call on a GPU, where they are of 1024 x 1024 pixels
 
 
 class OnBackend(nn.Module):
@@ -53,14 +73,23 @@ class OnBackend(nn.Module):
 
 
 class Pooled(nn.Module):
-    """A block that looks like a classifier: its output (B, ..., C) averaged to scores (B, C)."""
+    """A block that looks like a classifier: its output (B, ..., C) averaged to scores (B, C). ``others``: what it takes
+    beside x."""
 
-    def __init__(self, block: nn.Module):
+    def __init__(self, block: nn.Module, others: tuple):
         super().__init__()
-        self.block = block
+        self.block, self.others = block, others
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block(x).flatten(1, -2).mean(1)
+        return self.block(x, *self.others).flatten(1, -2).mean(1)
+
+
+def batch_of(name: str, *, gpu: bool, quick: bool) -> int:
+    """Images in a call of a model or a block."""
+    if quick:
+        return 2
+    largest = LARGE.get(name.partition(":")[0], 64)
+    return largest if gpu else max(1, largest // 8)
 
 
 def chosen(patterns: list[str]) -> list[str]:
@@ -87,25 +116,38 @@ def is_timms(name: str) -> bool:
     return name.partition(".")[0] in timm.list_models()
 
 
-def _built(name: str, images: int) -> tuple[dict[str, nn.Module], Tensor]:
-    """The base and the fast model or block in float32 on the CPU by contender, and an input of ``images`` images.
+def _compared(batch: int, device: torch.device) -> int:
+    """Images that are compared in float64: on a GPU as many as take the very kernels that are timed, of large ones
+    one."""
+    return min(batch, 2) if device.type != "cuda" else 16 if batch >= 16 else 1
+
+
+def _built(name: str, images: int, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, nn.Module], Tensor]:
+    """The base and the fast model or block by contender, and an input of ``images`` images.
 
     Raises:
         BadInput: neither timm nor vitkern has the model, or the model lacks the block.
     """
     model_name, _, path = name.partition(":")
-    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(images, *shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+
     if model_name in vitkern.list_models() and not is_timms(model_name):
-        model = vitkern.create_model(model_name).eval()
-        x = torch.randn(images, *vitkern.describe(model_name).input_size, generator=generator)
+        model = vitkern.create_model(model_name).eval().to(device, dtype)
+        x = drawn(*vitkern.describe(model_name).input_size)
         return {IN_PYTORCH: OnBackend(model, "torch"), OURS: OnBackend(copy.deepcopy(model), "auto")}, x
     peer = peers.build(model_name, "timm")
-    x, model = torch.randn(images, 3, *peer.input_size, generator=generator), peer.model
+    x, model = drawn(3, *peer.input_size), peer.model.to(device, dtype)
     if path:
         model, x = _block(model, path, x)
     fast = copy.deepcopy(model)
     vitkern.accelerate(fast)
     return {ORIGINAL: model, OURS: fast}, x
+
+
+class _Reached(Exception):
+    """A model has come to the block that was looked for."""
 
 
 def _block(model: nn.Module, path: str, images: Tensor) -> tuple[nn.Module, Tensor]:
@@ -114,9 +156,15 @@ def _block(model: nn.Module, path: str, images: Tensor) -> tuple[nn.Module, Tens
     if path not in modules:
         raise BadInput(f"the model has no block {path!r}.{near_matches(path, modules)}")
     seen = []
-    with modules[path].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])), torch.no_grad():
+
+    def stop(_, inputs):
+        seen.extend(inputs)
+        raise _Reached
+
+    with modules[path].register_forward_pre_hook(stop), torch.no_grad(), suppress(_Reached):
         model(images)
-    return Pooled(modules[path]), seen[0]
+    x, *others = seen
+    return Pooled(modules[path], tuple(others)), x
 
 
 def measure_model(
@@ -128,40 +176,62 @@ def measure_model(
     modes=("forward",),
     compiled=False,
     budget=20.0,
+    timed=True,
     progress=print,
 ) -> list[Row]:
     """`equality.compare_models` first, with the gradients where a training step is timed; wrong results get no figure.
 
-    ``modes``: "forward" is inference, every other a training step: forward, loss, backward. ``budget``: seconds.
+    ``modes``: "forward" is inference, every other a training step: forward, loss, backward. ``budget``: seconds. Not
+    ``timed``: everything runs once.
     """
     modes = tuple(dict.fromkeys("forward" if mode == "forward" else "training" for mode in modes))
     fields = dict(op="models", case=name, dtype=str(dtype).removeprefix("torch."), batch=batch)
     try:
-        contenders, images = _built(name, batch)
-        images = images.to(device, dtype)
-        base, fast = (model.to(device, dtype) for model in contenders.values())
-        same = equality.compare_models(base, fast, images[:2], train="training" in modes)
+        contenders, images = _built(name, batch, device, dtype)
+        base, fast = contenders.values()
+        few = images[: _compared(batch, device)]
+        same = equality.compare_models(base, fast, few, train="training" in modes)
         if not same.passed:
-            note = f"{WRONG}: its results differ"
+            name, worst, own, _ = max(same.rows, key=lambda row: row[1].use)
+            failed = sum(not comparison.passed for _, comparison, _, _ in same.rows)
+            note = f"{WRONG}: {failed} of {len(same.rows)} tensors differ, most {name}: off by {worst.error:.1e}, "
+            note += f"allowed {worst.allowance:.1e}, the original is off by {own:.1e}"
             return [Row(**fields, mode=mode, contender=OURS, seconds=None, note=note) for mode in modes]
         if compiled:
             torch.compiler.reset()  # it gives up on code that was compiled for many models
             contenders[COMPILED] = torch.compile(copy.deepcopy(base))
             contenders[BOTH] = torch.compile(copy.deepcopy(fast))
-        return [row for mode in modes for row in _timed(contenders, images, mode, fields, budget, progress)]
+        return [
+            row
+            for mode in modes
+            for row in _timed(contenders, images, mode, fields, budget if timed else None, progress)
+        ]
     except Exception as error:
         if not memory.is_shortage(error):
             raise
         return [Row(**fields, mode=mode, contender=OURS, seconds=None, note="out of memory") for mode in modes]
 
 
-def _timed(contenders, images, mode, fields, budget, progress) -> list[Row]:
+def _timed(contenders, images, mode, fields, budget: float | None, progress) -> list[Row]:
+    """``budget`` None: everything runs once. What torch.compile cannot do has no figure, and a reason."""
     step = steps.forward_step if mode == "forward" else steps.training_step
-    runs = {label: step(model, images) for label, model in contenders.items()}
+    runs, rows = {}, []
+    for label, model in contenders.items():
+        runs[label] = step(model, images)
+        if budget is None or label in (COMPILED, BOTH):
+            try:
+                runs[label]()
+            except Exception as error:
+                if label not in (COMPILED, BOTH):
+                    raise
+                rows.append(Row(**fields, mode=mode, contender=label, seconds=None, note=reason_of(error)))
+                del runs[label]
+    if budget is None:
+        return rows
     timed = timing.side_by_side(runs, images.device, budget=budget, progress=progress)
-    rows, base = [], next(iter(timed.values()))
+    base, found = next(iter(timed.values())), []
     for label, result in timed.items():
         note = "" if result is base else "{:.2f}x ({:.2f} .. {:.2f})".format(*timing.ratio(base, result))
         figures = dict(spread=result.spread, samples=len(result.samples), peak=result.peak, note=note)
-        rows.append(Row(**fields, mode=mode, contender=label, seconds=result.median, **figures))
-    return rows
+        found.append(Row(**fields, mode=mode, contender=label, seconds=result.median, **figures))
+    return found + rows

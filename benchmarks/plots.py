@@ -8,11 +8,18 @@ from pathlib import Path
 
 from benchmarks import scale
 from benchmarks.ceilings import Ceilings
+from benchmarks.models import BOTH, COMPILED
+from benchmarks.peers import EAGER
 from benchmarks.rows import OURS, Row, peers_of_row
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#000000")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p")  # no colour has one of them twice
+STYLES = {  # contender -> place among colours and hatches, in every picture; it is the order of the bars too
+    EAGER: 0, OURS: 0, COMPILED: 1, "FlexAttention": 2, BOTH: 2, "SDPA flash": 3, "SDPA efficient": 4, "SDPA cuDNN": 5,
+    "SDPA math": 6,
+}  # fmt: skip
+BARS = 72  # of a picture that fits a printed page
 DASHES = ("-", "--", "-.", ":")
 FILLS = dict(forward=None, backward="none", training="#DDDDDD")
 TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -53,6 +60,22 @@ def _save(figure, path: Path) -> Path:
     return path
 
 
+def pages(groups: dict[str, dict[str, float]]) -> list[dict[str, dict[str, float]]]:
+    """``groups`` cut into parts with up to `BARS` bars each, of as equal length as can be."""
+    places = len({name for bars in groups.values() for name in bars}) or 1
+    count = -(-len(groups) * places // BARS)
+    length = -(-len(groups) // max(1, count))
+    names = list(groups)
+    return [{name: groups[name] for name in names[i : i + length]} for i in range(0, len(names), max(1, length))]
+
+
+def _styles(names: set[str]) -> dict[str, int]:
+    """Those of `STYLES`, then others by the alphabet: where each has its colour and its hatch."""
+    known = [name for name in STYLES if name in names]
+    others = sorted(names - set(known))
+    return {name: STYLES[name] for name in known} | {name: 7 + i for i, name in enumerate(others)}
+
+
 def speed_ups(
     groups: dict[str, dict[str, float]],
     path: Path,
@@ -62,16 +85,16 @@ def speed_ups(
     axis: str = "vitkern is so many times as fast (1: equal)",
 ) -> Path:
     """Horizontal bars from 1, on a logarithmic axis: case -> contender -> how many times as fast."""
-    contenders = list(dict.fromkeys(name for bars in groups.values() for name in bars))
+    contenders = _styles({name for bars in groups.values() for name in bars})
     height = 0.8 / max(1, len(contenders))
     figure, axes = _figure(8, 1.4 + 0.24 * len(groups) * max(1.0, 0.6 * len(contenders)))
     axes.grid(False, axis="y")
-    for i, contender in enumerate(contenders):
+    for i, (contender, style) in enumerate(contenders.items()):
         rows = [(y, bars[contender]) for y, bars in enumerate(groups.values()) if contender in bars]
         places = [y + (i - (len(contenders) - 1) / 2) * height for y, _ in rows]
         axes.barh(
             places, [value - 1 for _, value in rows], height, left=1, label=label.format(contender),
-            color=COLOURS[i % 8], hatch=HATCHES[i % 8], edgecolor="white", linewidth=0.4,
+            color=COLOURS[style % 8], hatch=HATCHES[(style + style // 8) % 8], edgecolor="white", linewidth=0.4,
         )  # fmt: skip
         for place, (_, value) in zip(places, rows, strict=True):
             side = "left" if value >= 1 else "right"
@@ -107,7 +130,7 @@ def rooflines(rows: list[Row], ceilings: Ceilings, path: Path, *, title: str) ->
             chosen = [row for row in rows if (row.op, row.mode) == (op, mode)]
             axes.scatter(
                 [row.flops / row.moved for row in chosen], [row.flops / row.seconds / factor for row in chosen], s=24,
-                marker=MARKERS[i % 8], edgecolors=COLOURS[i % 8], facecolors=FILLS[mode] or COLOURS[i % 8],
+                marker=MARKERS[i % 11], edgecolors=COLOURS[i % 8], facecolors=FILLS[mode] or COLOURS[i % 8],
                 linewidths=0.9, label=op if mode == rows[0].mode else None,
             )  # fmt: skip
     for mode in dict.fromkeys(row.mode for row in rows):
@@ -158,8 +181,7 @@ def best_peers(rows: list[Row]) -> dict[str, dict[str, float]]:
         others = peers_of_row(ours, rows)
         if others:
             found[_name(ours, rows)] = {row.contender: row.seconds / ours.seconds for row in others}
-    order = list(dict.fromkeys(row.contender for row in rows))
-    return {case: dict(sorted(bars.items(), key=lambda bar: order.index(bar[0]))) for case, bars in found.items()}
+    return found
 
 
 def gains(rows: list[Row]) -> dict[str, dict[str, float]]:

@@ -97,10 +97,20 @@ def _operator(rows: list[Row], environment: dict, name: str, out: Path) -> list[
     lines += ["", *_contenders(rows)]
     for mode in dict.fromkeys(row.mode for row in timed):
         bars = plots.best_peers([row for row in rows if row.mode == mode])
-        if bars:
-            title = f"{rows[0].op}, {mode}: speed over peers, {environment['device']}"
-            picture = plots.speed_ups(bars, out / f"{_slug(f'{name}-{mode}')}-speed.png", title=title)
-            lines += [f"![{title}]({picture.name})", ""]
+        title = f"{rows[0].op}, {mode}: speed over peers, {environment['device']}"
+        lines += _bars(bars, out / f"{_slug(f'{name}-{mode}')}-speed", title=title)
+    return lines
+
+
+def _bars(bars: dict[str, dict[str, float]], stem: Path, *, title: str, **named: str) -> list[str]:
+    """Pictures of at most a page each."""
+    from benchmarks import plots
+
+    lines, parts = [], plots.pages(bars)
+    for i, part in enumerate(parts, 1):
+        number, of = (f"-{i}", f", {i} of {len(parts)}") if len(parts) > 1 else ("", "")
+        picture = plots.speed_ups(part, stem.with_name(f"{stem.name}{number}.png"), title=title + of, **named)
+        lines += [f"![{title}{of}]({picture.name})", ""]
     return lines
 
 
@@ -145,11 +155,10 @@ def _models(rows: list[Row], name: str, out: Path) -> list[str]:
     ]  # fmt: skip
     header = ("model", "mode", "dtype", "", "median", "images/s", "peak memory", "speed (quartiles)")
     lines = ["### Whole models and blocks", "", *_table(header, table)]
-    bars = plots.gains(rows)
-    if bars:
-        named = dict(title="Whole models and blocks", label="{}", axis="times as fast as the first of the table")
-        picture = plots.speed_ups(bars, out / f"{name}-models.png", **named)
-        lines += [f"![whole models and blocks]({picture.name})", ""]
+    for mode in dict.fromkeys(row.mode for row in rows):
+        bars = plots.gains([row for row in rows if row.mode == mode])
+        named = dict(label="{}", axis="times as fast as the first of the table")
+        lines += _bars(bars, out / f"{name}-models-{mode}", title=f"Whole models and blocks, {mode}", **named)
     return lines
 
 
@@ -157,14 +166,14 @@ def _sweeps(rows: list[Row], name: str, out: Path) -> list[str]:
     from benchmarks import plots
 
     lines, table = [], []
-    for sweep in dict.fromkeys(row.case.rsplit(" ", 1)[0] for row in rows):
-        chosen = [row for row in rows if row.case.rsplit(" ", 1)[0] == sweep]
+    for sweep, mode in dict.fromkeys((row.case.rsplit(" ", 1)[0], row.mode) for row in rows):
+        chosen = [row for row in rows if (row.case.rsplit(" ", 1)[0], row.mode) == (sweep, mode)]
         for contender, (time, peak) in scale.fitted(chosen).items():
             size, why = scale.largest(chosen, contender)
-            table.append((sweep, contender, f"{time:.2f}", f"{peak:.2f}", size or "-", why or "the sweep's end"))
+            table.append((sweep, mode, contender, f"{time:.2f}", f"{peak:.2f}", size or "-", why or "the sweep's end"))
         for of_memory, kind in ((False, "time"), (True, "memory")):
-            path = out / f"{name}-{sweep}-{kind}.png"
-            picture = plots.scaling(chosen, path, title=sweep, memory=of_memory)
-            lines += [f"![{sweep}, {kind}]({picture.name})", ""]
-    header = ("sweep", "", "exponent of time", "exponent of peak memory", "largest that ran", "ended by")
+            path, title = out / f"{name}-{sweep}-{mode}-{kind}.png", f"{sweep}, {mode}"
+            picture = plots.scaling(chosen, path, title=title, memory=of_memory)
+            lines += [f"![{title}, {kind}]({picture.name})", ""]
+    header = ("sweep", "mode", "", "exponent of time", "exponent of peak memory", "largest that ran", "ended by")
     return ["### Growth", "", *_table(header, table), *lines]

@@ -1,5 +1,6 @@
 """Recorded runs: what was measured, and on what."""
 
+import hashlib
 import json
 import os
 import re
@@ -11,10 +12,13 @@ import torch
 from benchmarks import timers
 from benchmarks.rows import Row
 from vitkern.commands.info import processor, versions
-from vitkern.report import BadInput
+from vitkern.report import BadInput, progress
 
 FOLDER = Path(__file__).parent / "results"
 SCHEMA = 2
+ROOT = Path(__file__).parents[1]
+SOURCES = ("kernels", "vitkern/ops", "vitkern/nn", "vitkern/interop")  # what is measured
+SAME = ("device", "versions", "sources")  # of two runs that are one, in parts
 
 
 def device_name(device: torch.device) -> str:
@@ -26,6 +30,7 @@ def environment(device: torch.device) -> dict:
     found = dict(
         device=device_name(device), threads=torch.get_num_threads(), last_cache=timers.last_cache(device),
         clock="CUDA events" if device.type == "cuda" else timers.clock().__name__, versions=versions(),
+        sources=sources(),
     )  # fmt: skip
     if device.type != "cuda":
         return found
@@ -40,6 +45,14 @@ def environment(device: torch.device) -> dict:
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         found["nvidia-smi"] = f"not available: {type(error).__name__}"
     return found
+
+
+def sources() -> str:
+    """A hash of the code that is measured."""
+    found = hashlib.sha256()
+    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).glob("*.py")):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def automatic_path(device: torch.device, name: str) -> Path:
@@ -87,3 +100,15 @@ def same_device(ours: str, environments: dict[str, dict]) -> None:
                 f"{name} was measured on {found['device']}, and the other run on {ours}: times of two devices are not "
                 "comparable. Measure both on one."
             )
+
+
+def resumed(path: Path, found: dict) -> list[Row]:
+    """The rows of ``path``, if the run that wrote it could have been this one; ``found``: the environment of this."""
+    if not path.exists():
+        return []
+    recorded = load(path)
+    changed = [name for name in SAME if recorded["environment"].get(name) != found.get(name)]
+    if changed:
+        progress(f"{path} is of another run and is measured anew: other {', '.join(changed)}")
+        return []
+    return recorded["results"]

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 OURS = "vitkern"
 MODES = ("forward", "backward", "training")  # training is a forward and its backward together
 WRONG = "WRONG"
+FAILED = "FAILED"
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Row:
     of ``samples``. ``host``: seconds of CPU time of a call, and ``latency``: from the call to its result on an idle
     device; both of GPUs only. ``peak``: bytes. ``flops`` and ``moved`` (bytes): what the case cannot do without;
     ``padded``: FLOPs of the compiled kernels, padding and recomputation with them. ``estimates``: "GPU dtype" ->
-    lower bound in seconds, not calibrated. A ``note`` that begins with WRONG marks a result that differs.
+    lower bound in seconds, not calibrated. A ``note`` that begins with WRONG marks a result that differs, with
+    FAILED an error in the measuring or in our own code.
     """
 
     op: str
@@ -44,6 +46,11 @@ class Row:
     @property
     def is_wrong(self) -> bool:
         return self.note.startswith(WRONG)
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it is ours and a run with it has failed."""
+        return self.contender == OURS and self.note.startswith((WRONG, FAILED))
 
     @property
     def counts(self) -> bool:

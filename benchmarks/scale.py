@@ -5,6 +5,7 @@ of a sweep, by least squares: 2 means that twice the size takes four times as lo
 """
 
 import functools
+import itertools
 import math
 import statistics
 import time
@@ -16,9 +17,10 @@ import torch
 
 from benchmarks import memory, results, timers
 from benchmarks.layers import Attention, Layer, Mlp, Window
+from benchmarks.local_layers import Neighborhood
 from benchmarks.measure import reason_of, verify
 from benchmarks.peers import EAGER, peers_of
-from benchmarks.rows import OURS, WRONG, Row
+from benchmarks.rows import FAILED, OURS, WRONG, Row
 from benchmarks.runs import runner, tensors_of
 from vitkern.commands.timing import peak_memory
 from vitkern.report import BadInput, near_matches, progress, seconds, table
@@ -38,6 +40,10 @@ class Sweep:
     values: tuple[int, ...]
     batch: int = 1
 
+    def shortened(self) -> "Sweep":
+        """Its two smallest sizes."""
+        return replace(self, values=self.values[:2])
+
     def problems(self) -> Iterator[tuple[int, Layer, int]]:
         """(value, case, batch) of each point."""
         for value in self.values:
@@ -55,6 +61,8 @@ SWEEPS = (
     Sweep("window-side", Window("side", 56, 96, 3, 7, 3), "side", (14, 28, 56, 112, 224, 448, 896)),
     Sweep("window-batch", Window("batch", 56, 96, 3, 7, 3), "batch", tuple(2**i for i in range(13))),
     Sweep("window-window", Window("window", 96, 96, 3, 7, 3), "window", (4, 6, 8, 12, 16, 24)),
+    Sweep("neighborhood-side", Neighborhood("side", 56, 64, 2, 7), "side", (14, 28, 56, 112, 224, 448)),
+    Sweep("neighborhood-kernel", Neighborhood("kernel", 56, 64, 2, 7), "kernel", (3, 5, 7, 9, 13, 21), batch=4),
     Sweep("mlp-tokens", Mlp("tokens", 196, 192), "tokens", (49, 196, 784, 3136, 12544, 50176, 200704)),
 )
 
@@ -62,9 +70,13 @@ SWEEPS = (
 def add_arguments(parser) -> None:
     parser.add_argument("sweep", nargs="*", help=f"of {', '.join(sweep.name for sweep in SWEEPS)}; all unless given")
     parser.add_argument("--limit", type=float, default=2.0, help="seconds of one call after which a sweep ends")
-    parser.add_argument("--mode", choices=MODES, default="forward", help="training: forward and backward together")
+    parser.add_argument(
+        "--mode", nargs="+", choices=MODES, default=["forward"], help="training: forward and backward together"
+    )
+    parser.add_argument("--quick", action="store_true", help="the two smallest sizes of each sweep")
     parser.add_argument("--minutes", type=float, help="start no further size after so long")
     parser.add_argument("--save", metavar="FILE", help="write JSON; 'auto' chooses benchmarks/results/<device>/")
+    parser.add_argument("--resume", action="store_true", help="keep the sweeps that --save's file has as a whole")
 
 
 def run(arguments) -> int:
@@ -75,22 +87,35 @@ def run(arguments) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     deadline = time.monotonic() + 60 * (arguments.minutes or math.inf)
-    found, rows, wrong = results.environment(device), [], 0
-    print(f"{found['device']}, {dtype}, {arguments.mode}; without a GPU the operators run in PyTorch")
-    path = results.automatic_path(device, f"scale-{arguments.mode}") if arguments.save == "auto" else arguments.save
-    for sweep in SWEEPS:
-        if arguments.sweep and sweep.name not in arguments.sweep:
+    found, wrong, modes = results.environment(device), 0, tuple(dict.fromkeys(arguments.mode))
+    print(f"{found['device']}, {dtype}, {', '.join(modes)}; without a GPU the operators run in PyTorch")
+    path = _path(arguments, device, modes)
+    rows = results.resumed(path, found) if arguments.resume and path else []
+    whole = {(row.case.rsplit(" ", 1)[0], row.mode) for row in rows}
+    for mode, sweep in itertools.product(modes, SWEEPS):
+        if (arguments.sweep and sweep.name not in arguments.sweep) or (sweep.name, mode) in whole:
             continue
+        if time.monotonic() > deadline:
+            progress(f"out of time: {sweep.name}, {mode} is not run")
+            continue
+        sweep = sweep.shortened() if arguments.quick else sweep
         with memory.bounded(device):
-            points = list(measure(sweep, dtype, device, arguments.mode, arguments.limit, deadline))
+            points = list(measure(sweep, dtype, device, mode, arguments.limit, deadline))
         rows += points
-        wrong += sum(row.is_wrong for row in points)
-        _print(sweep, points)
+        wrong += sum(row.is_bad for row in points)
+        _print(sweep, mode, points)
         if path:
-            results.save(Path(path), rows, found)
+            results.save(path, rows, found)
     if path:
         print(f"saved {path}")
     return 1 if wrong else 0
+
+
+def _path(arguments, device, modes: tuple[str, ...]) -> Path | None:
+    if arguments.save != "auto":
+        return Path(arguments.save) if arguments.save else None
+    parts = ["scale", *modes] + ["part"] * bool(arguments.sweep) + ["quick"] * arguments.quick
+    return results.automatic_path(device, "-".join(parts))
 
 
 def measure(sweep: Sweep, dtype, device, mode: str, limit: float, deadline: float = math.inf) -> Iterator[Row]:
@@ -117,10 +142,9 @@ def measure(sweep: Sweep, dtype, device, mode: str, limit: float, deadline: floa
                 samples = timers.samples_of(call, device, quick=True)
                 peak = peak_memory(call, device)
             except Exception as error:
-                if not memory.is_shortage(error):
-                    raise
                 alive.remove(contender)
-                yield Row(**fields, contender=contender, seconds=None, note=reason_of(error))
+                failed = "" if memory.is_shortage(error) else f"{FAILED}: "
+                yield Row(**fields, contender=contender, seconds=None, note=f"{failed}{reason_of(error)}")
                 continue
             median = statistics.median(samples)
             if median > limit:
@@ -174,12 +198,12 @@ def largest(rows: list[Row], contender: str) -> tuple[int | None, str]:
     return max(ran, default=None), next((row.note for row in own if row.note), "")
 
 
-def _print(sweep: Sweep, rows: list[Row]) -> None:
+def _print(sweep: Sweep, mode: str, rows: list[Row]) -> None:
     lines = []
     for row in rows:
         time = seconds(row.seconds) if row.seconds is not None else row.note
         lines.append((size_of(row), row.contender, time, f"{row.spread:.0%}", bytes_text(row.peak)))
-    print(f"\n{sweep.name}: {sweep.case}, {sweep.size} changes")
+    print(f"\n{sweep.name}, {mode}: {sweep.case}, {sweep.size} changes")
     print(table((sweep.size, "", "median", "spread", "peak memory"), lines))
     for contender, (time, peak) in fitted(rows).items():
         size, why = largest(rows, contender)

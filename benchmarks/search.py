@@ -10,7 +10,7 @@ from vitkern.kernels.configs import Config
 from benchmarks import configured, static, timers
 from benchmarks.configured import Call, config_of, overridden
 from benchmarks.layers import Layer
-from benchmarks.measure import reason_of, verify
+from benchmarks.measure import reason_of, verified, verify
 from benchmarks.rows import WRONG
 from benchmarks.runs import runner, tensors_of
 from vitkern import dispatch
@@ -44,7 +44,7 @@ class Trial:
     ``limit``: the pipe or memory that the estimate names; the other figures are those of the kernel that changed.
     """
 
-    config: Config
+    config: Config | int
     seconds: float | None = None
     limit: str = "-"
     programs: int | str = "-"
@@ -65,7 +65,7 @@ class Compilation:
     """A task with one configuration; travels to the processes that compile."""
 
     task: Task
-    config: Config
+    config: Config | int
 
 
 def compiled(what: Compilation, arch: int) -> list[Compiled]:
@@ -75,33 +75,48 @@ def compiled(what: Compilation, arch: int) -> list[Compiled]:
         return static.kernels_of(task.case, task.dtype, task.batch, task.mode, arch)[0]
 
 
-def search(task: Task, *, rounds: int, jobs: int, timed: bool) -> list[Trial]:
-    """Trials, the best first: the present configuration, its neighbours, and for each further round the best's."""
+def ahead(tasks: list[Task], jobs: int) -> dict[Compilation, workers.Done]:
+    """What the first round of each of ``tasks`` compiles, by one set of processes: they take seconds to start."""
+    wanted = [Compilation(task, config) for task in tasks for config in _first(task)]
+    return _compiled(wanted, jobs)
+
+
+def _first(task: Task) -> tuple[Config | int, ...]:
     present = config_of(task.present)
+    return (present, *configured.neighbours(task.call, present))
+
+
+def search(
+    task: Task, *, rounds: int, jobs: int, timed: bool, ready: dict[Compilation, workers.Done] | None = None
+) -> list[Trial]:
+    """Trials, the best first: the present configuration, its neighbours, and for each further round the best's.
+    ``ready``: see `ahead`."""
+    present, ready = config_of(task.present), ready or {}
     tried, known, best = [], [], present
     for _ in range(rounds):
         seen = {trial.config for trial in tried}
         fresh = [config for config in (present, *configured.neighbours(task.call, best)) if config not in seen]
         if not fresh:
             break
-        done = _compiled(task, fresh, jobs)
-        known = known or done[present].kernels
-        trials = [_judged(task, config, done[config], [] if config == present else known) for config in fresh]
+        wanted = {config: Compilation(task, config) for config in fresh}
+        done = ready | _compiled([one for one in wanted.values() if one not in ready], jobs)
+        known = known or done[wanted[present]].kernels
+        trials = [_judged(task, config, done[wanted[config]], [] if config == present else known) for config in fresh]
         tried += [_timed(task, trial) if timed and not trial.note else trial for trial in trials]
         best = min(tried, key=lambda trial: trial.order).config
     return sorted(tried, key=lambda trial: trial.order)
 
 
-def _compiled(task: Task, configs: list[Config], jobs: int) -> dict[Config, workers.Done]:
+def _compiled(wanted: list[Compilation], jobs: int) -> dict[Compilation, workers.Done]:
     done = {}
-    for result in workers.compile_cells([(Compilation(task, config), task.arch) for config in configs], jobs, compiled):
-        config = result.cell[0].config
-        done[config] = result
-        progress(f"[{len(done)}/{len(configs)}] compiled {tuple(config)} {result.failed}".rstrip())
+    for result in workers.compile_cells([(one, one.task.arch) for one in wanted], jobs, compiled) if wanted else ():
+        one = result.cell[0]
+        done[one] = result
+        progress(f"[{len(done)}/{len(wanted)}] compiled {one.task.call.function} {one.config} {result.failed}".rstrip())
     return done
 
 
-def _judged(task: Task, config: Config, done: workers.Done, known: list[Compiled]) -> Trial:
+def _judged(task: Task, config: Config | int, done: workers.Done, known: list[Compiled]) -> Trial:
     """What the compiler says: dropped where it failed, changes nothing, or has problems.
 
     ``known``: the kernels of the present configuration, which stays whatever it is; empty where this is that one.
@@ -132,7 +147,7 @@ def _timed(task: Task, trial: Trial) -> Trial:
     device = torch.device("cuda")
     try:
         with overridden({task.call: trial.config}), dispatch.use_backend("triton"):
-            wrong = verify(task.case, task.dtype, device)
+            wrong = verify(task.case, task.dtype, device, images=verified(task.case, task.batch, task.dtype))
             if wrong:
                 return replace(trial, seconds=None, note=f"dropped, {WRONG}: {wrong[0]}")
             return replace(trial, seconds=_median(task, device))

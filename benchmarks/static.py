@@ -1,19 +1,46 @@
-"""What can be said of a case without running it: from its kernels, compiled for a GPU that need not be there."""
+"""estimate: what can be said of a recorded run from its kernels, compiled for a GPU that need not be there.
+
+Adds to each of vitkern's rows the operations of all matrix products, padding and recomputation with them, and a lower
+bound for the time, which is not calibrated. It takes seconds a case, which a GPU need not wait for.
+"""
 
 import functools
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from benchmarks import results
 from benchmarks.rows import OURS, Row
-from benchmarks.runs import has_kernel, tensors_of, training
+from benchmarks.runs import tensors_of, training
 from vitkern import dispatch
 from vitkern.lab.compiling import estimate
 from vitkern.lab.compiling.compiled import Compiled, compile_launches
-from vitkern.report import BadInput, near_matches
+from vitkern.report import BadInput, near_matches, progress
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("results", type=Path, help="a file that --save wrote; it is written anew")
+    parser.add_argument("--gpu", required=True, help=f"of {', '.join(estimate.GPUS)}")
+
+
+def run(arguments) -> int:
+    from benchmarks.cases import CASES
+
+    check(arguments.gpu)
+    recorded, cases = results.load(arguments.results), {(case.op, str(case)): case for case in CASES}
+    rows = []
+    for i, row in enumerate(recorded["results"], 1):
+        case = cases.get((row.op, row.case))
+        rows.append(row if case is None else added(row, case, arguments.gpu))
+        if rows[-1] is not row:
+            progress(f"[{i}/{len(recorded['results'])}] {row.op}: {row.case} {row.mode}")
+    results.save(arguments.results, rows, recorded["environment"])
+    print(f"saved {arguments.results}: {sum(row.padded is not None for row in rows)} rows of kernels")
+    return 0
 
 
 class Static(NamedTuple):
@@ -31,9 +58,9 @@ def check(gpu: str) -> None:
     """
     if gpu not in estimate.GPUS:
         near, known = near_matches(gpu, estimate.GPUS), ", ".join(estimate.GPUS)
-        raise BadInput(f"--estimate knows no {gpu!r}.{near} There are {known}.")
+        raise BadInput(f"there are no figures of {gpu!r}.{near} There are {known}.")
     if not dispatch.HAS_TRITON or dispatch.INTERPRETED:
-        raise BadInput("--estimate compiles kernels: it needs Triton, and TRITON_INTERPRET unset.")
+        raise BadInput("an estimate compiles kernels: it needs Triton, and TRITON_INTERPRET unset.")
 
 
 def heading(name: str) -> str:
@@ -84,30 +111,22 @@ def kernels_of(case, dtype: torch.dtype, batch: int, mode: str, arch: int) -> tu
 
 def figures_of(case, dtype: torch.dtype, batch: int, mode: str, gpu: str) -> Static | None:
     """None where the operator has no kernel."""
-    if not has_kernel(case):
-        return None
     kernels, products = kernels_of(case, dtype, batch, mode, estimate.GPUS[gpu].arch)
+    if not kernels:
+        return None
     flops = sum(kernel.work.programs * kernel.work.turns * kernel.work.flop for kernel in kernels)
     seconds = sum(estimate.bound(kernel, estimate.GPUS[gpu]).seconds for kernel in kernels)
     return Static(round(flops) + products, seconds)
 
 
-def added(row: Row, case, gpu: str | None, device: torch.device) -> Row:
-    """``row``, if it is ours and was timed, with what its compiled kernels tell.
-
-    The estimate is for ``gpu``, in bfloat16 where the run is in float32, which GPUs are not used for. The padded
-    operations are those of this device's kernels, of the estimate's where this is a CPU.
-    """
-    if row.contender != OURS or row.seconds is None:
+def added(row: Row, case, gpu: str | None) -> Row:
+    """``row``, if it is ours and was timed, with what the kernels compiled for ``gpu`` tell: the operations of all
+    matrix products, and a lower bound, in bfloat16 where the run is in float32, which GPUs are not used for."""
+    if gpu is None or row.contender != OURS or row.seconds is None:
         return row
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    here, dtype = next((known for known in estimate.GPUS if known in name), None), getattr(torch, row.dtype)
-    padded = figures_of(case, dtype, row.batch, row.mode, here) if here else None
-    if gpu is None:
-        return row if padded is None else replace(row, padded=padded.flops)
+    dtype = getattr(torch, row.dtype)
     half = torch.bfloat16 if dtype == torch.float32 else dtype
     found = figures_of(case, half, row.batch, row.mode, gpu)
     if found is None:
         return row
-    estimates = {f"{gpu} {str(half).removeprefix('torch.')}": found.seconds}
-    return replace(row, padded=(padded or found).flops, estimates=estimates)
+    return replace(row, padded=found.flops, estimates={f"{gpu} {str(half).removeprefix('torch.')}": found.seconds})

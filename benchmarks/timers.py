@@ -13,6 +13,11 @@ from torch import Tensor
 LARGEST_ROTATION = 16
 BLOCK = 5e-3  # seconds of the calls of one sample on a CPU, at least
 SECONDS, QUICK_SECONDS = 0.5, 0.05  # that one contender is timed for on a CPU, at least five times
+GPU_SECONDS, QUICK_GPU_SECONDS = 0.06, 0.03  # and on a GPU, at least five times
+MOST = 200  # samples of a contender on a GPU
+COLD = 2**28  # bytes that are written between two calls, several times the largest second-level cache
+LONGEST_WAIT = 0.02  # seconds
+CYCLES = 2e9  # of a GPU in a second, at most: how long a wait keeps it busy
 CPU_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -26,14 +31,12 @@ def samples_in_turn(
 ) -> dict[str, list[float]]:
     """Seconds of each repetition of each of ``runs``.
 
-    On a GPU by CUDA events with a cold L2 cache, one after the other. On a CPU by `clock`, in rounds, a block of calls
+    On a GPU by CUDA events with a cold L2 cache, one after the other; the GPU is kept waiting until a call has been
+    issued as a whole, so that gaps between its launches do not count. On a CPU by `clock`, in rounds, a block of calls
     of each in turning order: what slows one slows all.
     """
     if device.type == "cuda":
-        from triton.testing import do_bench
-
-        times = dict(warmup=20, rep=50) if quick else dict(warmup=50, rep=200)
-        return {name: [ms / 1e3 for ms in do_bench(run, **times, return_mode="all")] for name, run in runs.items()}
+        return {name: _by_events(run, QUICK_GPU_SECONDS if quick else GPU_SECONDS) for name, run in runs.items()}
     once = {name: min(_block(run, 1) for _ in range(2)) for name, run in runs.items()}
     counts = {name: max(1, round(BLOCK / seconds)) for name, seconds in once.items()}
     cost = sum(counts[name] * once[name] for name in runs)
@@ -43,6 +46,28 @@ def samples_in_turn(
         for name in runs if i % 2 == 0 else reversed(runs):
             samples[name].append(_block(runs[name], counts[name]))
     return samples
+
+
+def _by_events(run: Callable[[], object], seconds: float) -> list[float]:
+    """Seconds of each of as many calls as fit in ``seconds``, from 5 to `MOST`."""
+    cold = torch.empty(COLD, dtype=torch.uint8, device="cuda")
+    for _ in range(3):  # the last one counts: the first may compile
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        issued = time.perf_counter() - start
+        torch.cuda.synchronize()
+        once = time.perf_counter() - start
+    count = max(5, min(MOST, round(seconds / (issued + once))))
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
+    for start, end in events:
+        cold.zero_()
+        torch.cuda._sleep(round(min(2 * issued, LONGEST_WAIT) * CYCLES))
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) / 1e3 for start, end in events]
 
 
 def clock() -> Callable[[], float]:
@@ -91,27 +116,26 @@ def in_turn(runs: list[Callable[[], object]]) -> Callable[[], object]:
 
 def host_seconds(run: Callable[[], object]) -> float:
     """Time that one call keeps the CPU busy before it returns, on a GPU that is still working on the ones before."""
-    run()
-    torch.cuda.synchronize()
-    samples = []
-    for _ in range(20):
-        start = time.perf_counter()
-        for _ in range(10):
-            run()
-        samples.append((time.perf_counter() - start) / 10)
-        torch.cuda.synchronize()
-    return statistics.median(samples)
+    return _median_on_the_host(run, calls=10, waits=False)
 
 
 def latency_seconds(run: Callable[[], object]) -> float:
     """Time from one call to its result on an idle GPU, the host's part included."""
-    samples = []
-    for _ in range(30):
+    return _median_on_the_host(run, calls=1, waits=True)
+
+
+def _median_on_the_host(run: Callable[[], object], calls: int, waits: bool) -> float:
+    """Seconds of a call, as the median of blocks of ``calls``, for about `GPU_SECONDS`; ``waits`` for its result."""
+    samples, begun = [], time.perf_counter()
+    while len(samples) < 3 or (time.perf_counter() - begun < GPU_SECONDS and len(samples) < 30):
         torch.cuda.synchronize()
         start = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        samples.append(time.perf_counter() - start)
+        for _ in range(calls):
+            run()
+        if waits:
+            torch.cuda.synchronize()
+        samples.append((time.perf_counter() - start) / calls)
+    torch.cuda.synchronize()
     return statistics.median(samples)
 
 

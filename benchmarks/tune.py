@@ -13,24 +13,24 @@ import torch
 from vitkern.kernels.configs import Config
 
 from benchmarks import configured, results
-from benchmarks.cases import CASES, OPS, batch_for, chosen
+from benchmarks.cases import CASES, OPS, QUICK, batch_for, chosen
 from benchmarks.configured import config_of
 from benchmarks.layers import Layer
 from benchmarks.rows import MODES
-from benchmarks.search import Task, Trial, search
+from benchmarks.runs import DTYPES
+from benchmarks.search import Task, Trial, ahead, search
 from benchmarks.variants import show_variants
 from vitkern import dispatch
 from vitkern.lab.compiling import budget, estimate
 from vitkern.lab.compiling.matrix import ARCHITECTURES
 from vitkern.report import BadInput, near_matches, progress, seconds, table
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 UNTIMED = "uncalibrated estimate, nothing was timed"
 GAIN = 1.05  # a smaller one is no reason for a row
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("op", help=f"of {', '.join(OPS)}")
+    parser.add_argument("op", nargs="+", help=f"of {', '.join(OPS)}")
     parser.add_argument(
         "--case", nargs="+", default=[], metavar="PART", help="cases whose names hold, or match, a part"
     )
@@ -39,51 +39,63 @@ def add_arguments(parser) -> None:
     parser.add_argument("--arch", help="sm_90 and the like: estimate for it in place of timing here")
     parser.add_argument("--rounds", type=int, default=1, help="steps away from the present configuration")
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
+    parser.add_argument("--quick", action="store_true", help="one small case an operator")
     parser.add_argument("--minutes", type=float, help="start no further search after so long")
     parser.add_argument("--save", metavar="FILE", help="write the rows; 'auto' chooses benchmarks/results/<device>/")
+    parser.add_argument("--resume", action="store_true", help="leave out what the file of --save has")
 
 
 def run(arguments) -> int:
-    if arguments.op not in OPS:
-        near = near_matches(arguments.op, OPS)
-        raise BadInput(f"tune: no operator is called {arguments.op!r}.{near} There are {', '.join(OPS)}.")
+    for op in arguments.op:
+        if op not in OPS:
+            raise BadInput(f"tune: no operator is called {op!r}.{near_matches(op, OPS)} There are {', '.join(OPS)}.")
     if not dispatch.HAS_TRITON or dispatch.INTERPRETED:
         raise BadInput("tune compiles kernels: it needs Triton, and TRITON_INTERPRET unset.")
     if min(arguments.rounds, arguments.jobs) < 1:
         raise BadInput("tune: --rounds and --jobs are at least 1")
-    cases = chosen(arguments.case, tuple(case for case in CASES if case.op == arguments.op))
+    cases = tuple(case for case in (QUICK if arguments.quick else CASES) if case.op in arguments.op)
+    cases = chosen(arguments.case, cases)
     arch, gpu, timed = _place(arguments.arch)
     show_variants(cases if timed else (), DTYPES[arguments.dtype], arch)
     print(
         f"{gpu}, {budget.name_of(arch)}: {'verified against float64, then timed' if timed else UNTIMED}\n", flush=True
     )
-    deadline = time.monotonic() + 60 * (arguments.minutes or float("inf"))
-    lines, done = [], set()
+    path = _path(arguments, arch, timed)
+    lines = path.read_text().splitlines() if path and arguments.resume and path.exists() else []
+    before = "\n".join(lines)
+    deadline, tasks, calls = time.monotonic() + 60 * (arguments.minutes or float("inf")), {}, set()
     for task in tasks_of(cases, arguments.mode, DTYPES[arguments.dtype], arch, gpu):
+        calls.add(task.call)
+        if f"# {task.call}: " not in before and configured.neighbours(task.call, config_of(task.present)):
+            tasks.setdefault(task.call, task)
+    if not calls:
+        raise BadInput(f"tune: {', '.join(arguments.op)} starts no kernel in {arguments.dtype}: nothing is to tune.")
+    ready = ahead(list(tasks.values()), arguments.jobs) if arguments.jobs > 1 else {}
+    for task in tasks.values():
         if time.monotonic() > deadline:
             progress(f"out of time: {task.call} for {task} and what follows")
             break
-        if task.call in done:
-            continue
-        done.add(task.call)
         progress(f"{task.call}: {task}")
-        trials = search(task, rounds=arguments.rounds, jobs=arguments.jobs, timed=timed)
+        trials = search(task, rounds=arguments.rounds, jobs=arguments.jobs, timed=timed, ready=ready)
         show(task, trials, timed)
         lines += row_of(task, trials, timed)
-    if not done and time.monotonic() <= deadline:
-        raise BadInput(f"tune: {arguments.op} starts no kernel in {arguments.dtype}: there is nothing to tune.")
-    print("rows for kernels/configs.py:" if lines else f"no candidate is {GAIN - 1:.0%} better than what is there")
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(lines) + "\n")
+    print("for kernels/configs.py:")
     print("\n".join(lines))
-    if arguments.save:
-        device = torch.device("cuda" if timed else "cpu")
-        name = f"tune-{arguments.op}-{arguments.dtype}" + ("" if timed else f"-{budget.name_of(arch)}")
-        name += "-part" * bool(arguments.case)
-        path = results.automatic_path(device, name) if arguments.save == "auto" else Path(arguments.save)
-        path = path.with_suffix(".txt")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
+    if path:
         print(f"saved {path}")
     return 0
+
+
+def _path(arguments, arch: int, timed: bool) -> Path | None:
+    """Where the rows go."""
+    if arguments.save != "auto":
+        return Path(arguments.save).with_suffix(".txt") if arguments.save else None
+    name = f"tune-{'-'.join(arguments.op)}-{arguments.dtype}" + ("" if timed else f"-{budget.name_of(arch)}")
+    name += "-part" * bool(arguments.case) + "-quick" * arguments.quick
+    return results.automatic_path(torch.device("cuda" if timed else "cpu"), name).with_suffix(".txt")
 
 
 def _place(name: str | None) -> tuple[int, str, bool]:
@@ -109,7 +121,7 @@ def tasks_of(cases: tuple[Layer, ...], modes: list[str], dtype: torch.dtype, arc
     for case in cases:
         for mode in sorted(modes, key=MODES.index):
             batch = batch_for(case, gpu=True, quick=False)
-            for call, present in configured.asked(case, dtype, batch, mode, arch).items():
+            for call, present in configured.asked(case, dtype, 2, mode, arch).items():  # no choice is of the batch
                 yield Task(call, present, case, dtype, batch, mode, arch, gpu)
 
 
@@ -131,22 +143,23 @@ def show(task: Task, trials: list[Trial], timed: bool) -> None:
     print(flush=True)
 
 
-def _text(config: Config) -> str:
-    return f"Config({', '.join(map(str, config))})"
+def _text(config: Config | int) -> str:
+    return str(config) if isinstance(config, int) else f"Config({', '.join(map(str, config))})"
 
 
 def row_of(task: Task, trials: list[Trial], timed: bool) -> list[str]:
-    """Two lines for kernels/configs.py where the best is better than the present one, else none."""
+    """Lines for kernels/configs.py where the best is better than the present one, else a comment that says so."""
     present = next(trial for trial in trials if trial.config == config_of(task.present))
-    best = trials[0]
+    best, kept = trials[0], f"# {task.call}: nothing better than {_text(present.config)} by {GAIN - 1:.0%}: {task}"
     if best.seconds is None or present.seconds is None or present.seconds / best.seconds < GAIN:
-        return []
+        return [kept]
     gain = f"{present.seconds / best.seconds:.2f}x over {_text(present.config)}"
     what = f"{seconds(best.seconds)}, {gain}" if timed else f"bound {seconds(best.seconds)}, {gain}, {UNTIMED}"
     names, values = zip(*task.call.arguments, strict=True)
-    parts = task.present if not isinstance(task.present, Config) else (task.present,)
-    result = ", ".join(_text(best.config) if isinstance(part, Config) else repr(part) for part in parts)
+    parts = (task.present,) if isinstance(task.present, Config | int) else task.present
+    result = ", ".join(_text(best.config) if part == present.config else repr(part) for part in parts)
     return [
-        f"# {task.call.function}: {what}: {task}",
-        f"if ({', '.join(names)}) == {values!r}:\n    return {result}",
+        f"# {task.call}: {what}: {task}",
+        f"if ({', '.join(names)}) == {values!r}:",
+        f"    return {result}",
     ]

@@ -41,7 +41,7 @@ def test_patterns_choose_among_all_models():
 
 
 def test_every_default_is_there():
-    defaults = {*models.GPU_MODELS, *models.CPU_MODELS, *models.BLOCKS, *models.QUICK_MODELS}
+    defaults = {*models.GPU_MODELS, *models.CPU_MODELS, *models.BLOCKS, *models.QUICK_MODELS, *models.QUICK_BLOCKS}
     assert set(models.chosen(sorted(defaults))) == defaults
 
 
@@ -66,7 +66,7 @@ def test_images_per_second_are_printed(capsys):
 
 def test_a_block_runs_on_what_the_model_feeds_it():
     torch.manual_seed(1)
-    contenders, x = models._built(f"{TINY}:blocks.2", 2)
+    contenders, x = models._built(f"{TINY}:blocks.2", 2, CPU, torch.float32)
     whole = contenders[ORIGINAL].block
     assert x.dim() == 3 and x.shape[0] == 2 and contenders[ORIGINAL](x).shape == (2, x.shape[2])
     assert type(contenders[OURS].block) is not type(whole)
@@ -75,7 +75,7 @@ def test_a_block_runs_on_what_the_model_feeds_it():
 
 def test_a_model_that_timm_lacks_is_held_against_its_pytorch_path(monkeypatch):
     monkeypatch.setattr(models, "is_timms", lambda name: False)
-    contenders, _ = models._built("vit_tiny_patch16_224", 1)
+    contenders, _ = models._built("vit_tiny_patch16_224", 1, CPU, torch.float32)
     assert [(name, model.backend) for name, model in contenders.items()] == [(IN_PYTORCH, "torch"), (OURS, "auto")]
     seen = []
     contenders[IN_PYTORCH].model.forward = lambda x: seen.append(vitkern.dispatch.current_backend())
@@ -84,7 +84,7 @@ def test_a_model_that_timm_lacks_is_held_against_its_pytorch_path(monkeypatch):
 
 
 def test_out_of_memory_skips_a_model_and_says_so(monkeypatch):
-    def full(name, images):
+    def full(*arguments):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9000000000 bytes")
 
     monkeypatch.setattr(models, "_built", full)
@@ -93,9 +93,44 @@ def test_out_of_memory_skips_a_model_and_says_so(monkeypatch):
 
 
 def test_other_errors_are_raised(monkeypatch):
-    def broken(name, images):
+    def broken(*arguments):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(models, "_built", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         measured(TINY)
+
+
+def test_what_torch_compile_cannot_do_has_no_figure(monkeypatch):
+    class Refusing(torch.nn.Module):
+        def forward(self, x):
+            raise RuntimeError("no graph of this")
+
+    monkeypatch.setattr(torch, "compile", lambda model: Refusing())
+    found = {row.contender: row for row in measured(TINY, compiled=True)}
+    assert found[OURS].counts and found[ORIGINAL].counts
+    assert found[COMPILED].seconds is None and found[COMPILED].note == "RuntimeError: no graph of this"
+
+
+def test_warming_runs_every_way_once(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda model: (seen.append(model), model)[1])
+    monkeypatch.setattr(timing, "side_by_side", lambda *a, **k: pytest.fail("it was timed"))
+    assert measured(TINY, compiled=True, timed=False) == [] and len(seen) == 2
+
+
+@pytest.mark.parametrize("name", models.BLOCKS)
+def test_blocks_take_what_their_model_feeds_them(name):
+    """On one image of each model; the original and the accelerated compute the same."""
+    from vitkern.commands import equality
+
+    if name.startswith("samvit"):
+        pytest.skip("its images are of 1024 x 1024 pixels")
+    contenders, x = models._built(name, 1, CPU, torch.float32)
+    assert equality.compare_models(*contenders.values(), x).passed
+    assert models.batch_of(name, gpu=True, quick=False) == 64
+
+
+def test_large_images_come_in_small_batches():
+    assert models.batch_of("samvit_base_patch16:blocks.0", gpu=True, quick=False) == 4
+    assert models.batch_of("samvit_base_patch16", gpu=False, quick=False) == 1

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from benchmarks import measure, peers, timers
 from benchmarks.cases import CASES
-from benchmarks.layers import Attention, LayerNorm, Mlp, Neighborhood, Sampled, Window
+from benchmarks.layers import Attention, LayerNorm, Mlp, Sampled, Window
+from benchmarks.local_layers import Chunks, Decomposed, Grid, Halo, Local, Neighborhood, Standalone
 from benchmarks.peers import flex, installed
 from benchmarks.rows import OURS
 from benchmarks.runs import results_of, tensors_of
@@ -24,8 +25,17 @@ SMALL = (
     Window("", 14, 32, 2, 7, 3),
     Window("", 10, 32, 2, 7),
     Window("", 16, 32, 2, 8, 4, cosine=True),
+    Window("", 14, 32, 2, 7, table=False),
+    Window("", 14, 32, 2, 7, 3, table=False),
     Neighborhood("", 9, 32, 2, 3),
     Neighborhood("", 14, 32, 2, 3, 4),
+    Halo("", 8, 32, 2, block=4, halo=1),
+    Halo("", 8, 32, 2, block=4, halo=4),
+    Standalone("", 6, 32, 2, kernel=3),
+    Decomposed("", 10, 32, 2, 4),
+    Decomposed("", 6, 32, 2),
+    Grid("", 12, 32, 2, 4),
+    Chunks("", 9, 32, 2, 3, 2),
     Sampled("", 2, 20, 16),
     Sampled("", 2, 20, 16, 5),
     LayerNorm("", 5, 64),
@@ -57,7 +67,7 @@ def test_peers_compute_the_same(case):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("case", [case for case in SMALL if isinstance(case, Attention | Neighborhood)], ids=ids)
+@pytest.mark.parametrize("case", [case for case in SMALL if isinstance(case, Attention | Window | Local)], ids=ids)
 def test_flex_attention_computes_the_same(case, monkeypatch):
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -66,12 +76,12 @@ def test_flex_attention_computes_the_same(case, monkeypatch):
     tensors = {name: tensor.detach() for name, tensor in tensors_of(problem, torch.float32, CPU).items()}
     with torch.no_grad():
         expected = problem.run(**tensors, **problem.options)
-        actual = flex.peers_of(case, CPU)["FlexAttention"](**tensors)
+        actual = flex.peers_of(case, problem.options, CPU)["FlexAttention"](**tensors)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_flex_attention_is_a_peer_where_there_is_a_gpu(monkeypatch):
-    monkeypatch.setattr(flex, "peers_of", lambda case, device: {"FlexAttention": None})
+    monkeypatch.setattr(flex, "peers_of", lambda case, options, device: {"FlexAttention": None})
     names = set(peers.peers_of(SMALL[0], {}, torch.device("cuda"), compiled=True))
     assert names == {"eager", *peers.BACKENDS, "torch.compile", "FlexAttention"}
     assert set(peers.peers_of(SMALL[0], {}, torch.device("cuda"), compiled=False)) == {"eager", *peers.BACKENDS}

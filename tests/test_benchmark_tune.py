@@ -16,6 +16,9 @@ from vitkern.lab.compiling import workers
 
 pytest.importorskip("triton", reason="kernels/configs.py is imported with the kernels")
 
+TILE_OF_QUERIES = Call(
+    "local_tile", (("block", 1), ("halo", 3), ("ranks", 56), ("wraps", False), ("keys", False), ("arch", 90))
+)
 STAGE = chosen(["Swin-T stage 4"], tuple(case for case in CASES if case.op == "window_attention"))[0]
 SHORT = Call("short_forward_config", (("rows", 64), ("columns", 64), ("itemsize", 2), ("arch", 90)))
 PRESENT = configs.short_forward_config(64, 64, 2, 90)
@@ -138,7 +141,7 @@ def test_every_module_that_holds_a_config_function_is_patched():
             for name, module in sys.modules.items()
             if name.startswith("vitkern.kernels.")
             for key, value in vars(module).items()
-            if getattr(value, "__name__", "").endswith("_config") and any(value is one for one in originals)
+            if getattr(value, "__name__", "").endswith(("_config", "_tile")) and any(value is one for one in originals)
         ]
     assert not left
 
@@ -198,7 +201,8 @@ def test_further_rounds_go_on_from_the_best(compiler, bounds):
 def test_candidates_are_verified_then_timed_under_their_configuration(compiler, bounds, monkeypatch):
     seen = []
 
-    def verify(case, dtype, device):
+    def verify(case, dtype, device, images):
+        assert images == 2
         config = configs.short_forward_config(64, 64, 2, 90)
         seen.append(config)
         if config.num_warps == 8:
@@ -227,23 +231,25 @@ def test_timing_runs_the_case(monkeypatch):
 
 def test_rows_are_python_for_the_function():
     trials = [Trial(PRESENT._replace(num_warps=8), 1e-5), Trial(PRESENT, 2e-5), Trial(Config(1, 1, 1, 1), None)]
-    comment, code = tune.row_of(task(), trials, timed=True)
-    assert comment.startswith(
-        f"# short_forward_config: 10 us, 2.00x over Config(64, 64, 4, 2): {STAGE} forward bfloat16"
-    )
+    comment, *code = tune.row_of(task(), trials, timed=True)
+    assert comment.startswith(f"# {SHORT}: 10 us, 2.00x over Config(64, 64, 4, 2): {STAGE} forward bfloat16")
     space = dict(rows=64, columns=64, itemsize=2, arch=90, Config=Config)
-    body = "\n".join("    " + line for line in code.splitlines())
+    body = "\n".join("    " + line for line in code)
     exec(f"def answer(rows, columns, itemsize, arch):\n{body}", space)
     assert space["answer"](64, 64, 2, 90) == Config(64, 64, 8, 2) and space["answer"](64, 64, 2, 80) is None
     assert tune.UNTIMED in tune.row_of(task(), trials, timed=False)[0]
     pair = task(call=Call("layernorm_config", (("channels", 96), ("arch", 90))), present=(128, PRESENT))
-    assert tune.row_of(pair, trials, timed=True)[1].endswith("return 128, Config(64, 64, 8, 2)")
+    assert tune.row_of(pair, trials, timed=True)[-1] == "    return 128, Config(64, 64, 8, 2)"
+    tile = task(call=TILE_OF_QUERIES, present=8)
+    assert tune.row_of(tile, [Trial(4, 1e-5), Trial(8, 2e-5)], timed=True)[-1] == "    return 4"
 
 
 def test_a_small_gain_is_no_reason_for_a_row():
     trials = [Trial(PRESENT._replace(num_warps=8), 0.97e-5), Trial(PRESENT, 1e-5)]
-    assert tune.row_of(task(), trials, timed=True) == []
-    assert tune.row_of(task(), [Trial(PRESENT, None, note="dropped")], timed=True) == []
+    for found in (trials, [Trial(PRESENT, None, note="dropped")]):
+        assert tune.row_of(task(), found, timed=True) == [
+            f"# {SHORT}: nothing better than Config(64, 64, 4, 2) by 5%: {task()}"
+        ]
 
 
 def test_tune_without_a_gpu_ranks_by_the_estimate(run, compiler, bounds, tmp_path):
@@ -254,9 +260,7 @@ def test_tune_without_a_gpu_ranks_by_the_estimate(run, compiler, bounds, tmp_pat
     assert out.startswith("H200, sm_90: uncalibrated estimate, nothing was timed")
     lines = [line for line in out.splitlines() if line.startswith("Config(")]
     assert lines[0].startswith("Config(64, 64, 4, 1)  ") and lines[1].split()[-1] == "present"
-    assert (
-        "rows for kernels/configs.py:" in out and "return Config(64, 64, 4, 1)" in (tmp_path / "rows.txt").read_text()
-    )
+    assert "for kernels/configs.py:" in out and "return Config(64, 64, 4, 1)" in (tmp_path / "rows.txt").read_text()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so it would be timed on")
@@ -285,14 +289,89 @@ def test_bad_input_is_one_line(run, arguments, said):
 def test_an_operator_that_starts_no_kernel_has_nothing_to_tune(run, monkeypatch):
     monkeypatch.setattr(configured, "asked", lambda *arguments: {})
     code, _, err = run("tune", "neighborhood_attention", "--arch", "sm_90")
-    assert code == 2 and "neighborhood_attention starts no kernel in bf16: there is nothing to tune" in err
+    assert code == 2 and "neighborhood_attention starts no kernel in bf16: nothing is to tune" in err
 
 
 def test_candidates_compile_in_a_process_of_their_own():
     """The one test that compiles: the present configuration, and one with half the rows."""
     pytest.importorskip("triton", reason="it compiles kernels")
-    done = search._compiled(task(), [PRESENT, PRESENT._replace(block_m=32)], 1)
-    kernels = {config: {kernel.name: kernel for kernel in one.kernels}["_short_fwd"] for config, one in done.items()}
+    wanted = [search.Compilation(task(), config) for config in (PRESENT, PRESENT._replace(block_m=32))]
+    done = search._compiled(wanted, 1)
+    kernels = {one.config: {k.name: k for k in found.kernels}["_short_fwd"] for one, found in done.items()}
     assert "BLOCK_M=64" in kernels[PRESENT].constants
     assert "BLOCK_M=32" in kernels[PRESENT._replace(block_m=32)].constants
     assert config_of((1, PRESENT)) is PRESENT
+
+
+# local attention
+
+
+LOCAL = [case for case in CASES if case.operator == "local_attention"]
+
+
+@pytest.mark.parametrize("case", LOCAL, ids=str)
+def test_every_local_layer_can_be_tuned(case):
+    """Its loop's blocks, and the tile where each token has a window of its own."""
+    found = asked(case, torch.bfloat16, 1, "training", 90)
+    functions = {call.function for call in found if neighbours(call, config_of(found[call]))}
+    assert "ragged_config" in functions
+    assert ("local_tile" in functions) == (case.op not in ("decomposed_attention", "local_attention", "vil_attention"))
+
+
+def test_tiles_of_neighbours_double_and_halve():
+    def near(tile, **changes):
+        return neighbours(Call("local_tile", tuple((dict(TILE_OF_QUERIES.arguments) | changes).items())), tile)
+
+    assert near(8) == [4, 16] and near(8, ranks=14) == [4] and near(1) == [2] and near(8, wraps=True, ranks=24) == [4]
+    assert near(8, block=8, keys=True) == [4] and near(4, block=8, keys=True) == [8]
+    assert near(8, block=8) == [] and near(7, block=7, halo=7, keys=True) == [] and near(9, block=9, keys=True) == []
+
+
+def test_another_tile_reaches_the_kernel():
+    """Neighbours of 28 x 28 tokens, compiled for a GPU: another tile is another kernel with as many programs."""
+    from benchmarks.static import kernels_of
+
+    case, compiled = chosen(["NAT-T stage 2"], tuple(LOCAL))[0], {}
+    queries = next(call for call in asked(case, torch.bfloat16, 1, "forward", 90) if call.function == "local_tile")
+    for tile in (4, 8):
+        with overridden({queries: tile}):
+            ((kernel,), _) = kernels_of(case, torch.bfloat16, 1, "forward", 90)
+        compiled[tile] = kernel
+    assert compiled[4].key != compiled[8].key
+    assert compiled[4].work.programs == 7 * 7 * 4 and compiled[8].work.programs == 4 * 4 * 4
+
+
+def test_a_search_among_tiles(compiler, bounds):
+    compiler(lambda tile: [Kernel(tile, tile)])
+    found = search.search(task(call=TILE_OF_QUERIES, present=8), rounds=2, jobs=1, timed=False)
+    assert [trial.config for trial in found] == [2, 4, 8, 16]
+
+
+def test_with_several_jobs_all_calls_compile_at_once(run, compiler, bounds, monkeypatch):
+    asked = []
+    compiler(lambda config: [Kernel(config, 10)])
+    cells = workers.compile_cells
+
+    def counted(wanted, jobs, compiled):
+        asked.append((len(wanted), jobs))
+        return cells(wanted, jobs, compiled)
+
+    monkeypatch.setattr(workers, "compile_cells", counted)
+    arguments = ("tune", "window_attention", "layernorm", "--quick", "--arch", "sm_90", "--mode", "forward", "backward")
+    code, out, _ = run(*arguments, "--jobs", "3")
+    assert code == 0 and len(asked) == 1 and asked[0][1] == 3
+    assert {"short_forward_config", "short_backward_config", "layernorm_config", "layernorm_backward_config"} <= {
+        line.split("(")[0] for line in out.splitlines()
+    }
+
+
+def test_tuning_goes_on_where_it_ended(run, compiler, bounds, tmp_path):
+    compiler(lambda config: [Kernel(config, 10)])
+    path = tmp_path / "rows.txt"
+    arguments = ("tune", "window_attention", "--case", "Swin-T stage 4", "--arch", "sm_90", "--save", path, "--resume")
+    assert run(*arguments)[0] == 0
+    first = path.read_text()
+    assert first.startswith(f"# {SHORT}: nothing better")
+    code, _, err = run(*arguments, "--mode", "forward", "backward")
+    assert code == 0 and path.read_text().startswith(first) and "short_backward_config" in path.read_text()
+    assert f"{SHORT}: Swin-T" not in err

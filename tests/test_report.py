@@ -84,7 +84,7 @@ def test_report_holds_every_part_and_its_pictures(run, tmp_path):
     assert "1. WRONG: known: NaN\n2. RuntimeError: no" in page
     assert "| vit | forward | float16 | vitkern | 1.6 s \u00b1 2% | 1.2 | 1.0 MiB | 1.25x (1.20 .. 1.30) |" in page
     assert "| huge | forward | float16 | vitkern | - | - | - | out of memory |" in page
-    assert "| attention-tokens | vitkern | 2.00 | 1.00 | 1024 | the sweep's end |" in page
+    assert "| attention-tokens | forward | vitkern | 2.00 | 1.00 | 1024 | the sweep's end |" in page
     pictures = {name.name for name in (tmp_path / "out").glob("*.png")}
     assert len(pictures) == 5 and all(f"]({name})" in page for name in pictures) and "and 5 pictures" in out
     assert all((tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG" for name in pictures)
@@ -94,6 +94,22 @@ def test_bars_leave_out_what_is_wrong():
     rows = [row(), row("slow", 3.0), row("wrong", 0.1, note="WRONG: it differs"), row("refused", None), row("b", 2.0)]
     assert plots.best_peers(rows) == {str(CASE): {"slow": 3.0, "b": 2.0}}
     assert plots.best_peers([*rows, row(mode="backward")]) == {f"{CASE}, forward": {"slow": 3.0, "b": 2.0}}
+
+
+def test_long_pictures_are_cut_into_pages():
+    bars = {f"case {i}": dict.fromkeys(("eager", "SDPA flash", "NATTEN"), 2.0) for i in range(50)}
+    parts = plots.pages(bars)
+    assert [len(part) for part in parts] == [17, 17, 16] and {n: b for part in parts for n, b in part.items()} == bars
+    assert all(3 * len(part) <= plots.BARS for part in parts) and plots.pages({}) == []
+
+
+def test_a_contender_looks_the_same_in_every_picture():
+    names = {"SDPA math", "eager", "NATTEN", "Liger"}
+    assert plots._styles(names) == {"eager": 0, "SDPA math": 6, "Liger": 7, "NATTEN": 8}
+    looks = [(style % 8, (style + style // 8) % 8) for style in range(16)]
+    assert len(set(looks)) == len(looks)
+    drawn = [(plots.MARKERS[i % 11], plots.COLOURS[i % 8]) for i in range(88)]
+    assert len(set(plots.MARKERS)) == 11 and len(set(drawn)) == len(drawn)
 
 
 def test_models_are_drawn_against_their_first_contender():
@@ -144,10 +160,19 @@ def test_compare_two_runs(run, tmp_path):
     before = saved(tmp_path / "a.json", [row(seconds=1.0), row("eager", 1.0), row(seconds=1.0, mode="backward")])
     after = saved(tmp_path / "b.json", [row(seconds=1.3), row("eager", 9.0), row(seconds=1.0, mode="backward")])
     code, out, _ = run("compare", before, after)
-    assert code == 1 and "SLOWER" in out and "verdict: 1 of 2 slower beyond noise" in out and "eager" not in out
+    assert code == 1 and "SLOWER" in out and "verdict: 1 of 2 slower beyond noise or gone" in out and "eager" not in out
     code, out, _ = run("compare", before, after, "--all")
-    assert code == 1 and "verdict: 2 of 3 slower beyond noise" in out
+    assert code == 1 and "verdict: 2 of 3 slower beyond noise or gone" in out
     assert run("compare", before, before)[0] == 0
+
+
+@pytest.mark.parametrize("note", ("out of memory", "WRONG: out is off", "FAILED: ValueError: a bug"))
+def test_compare_flags_what_has_no_time_any_more(run, tmp_path, note):
+    before = saved(tmp_path / "a.json", [row(seconds=1.0), row(seconds=1.0, mode="backward")])
+    after = saved(tmp_path / "b.json", [row(seconds=None, note=note), row(seconds=1.0, mode="backward")])
+    code, out, _ = run("compare", before, after)
+    assert code == 1 and f"GONE: {note}" in out and "verdict: 1 of 2 slower beyond noise or gone" in out
+    assert run("compare", after, before)[0] == 0  # what had none before is no regression
 
 
 def test_compare_names_what_else_changed(run, tmp_path):
@@ -225,9 +250,35 @@ def test_scale_times_nothing_that_is_wrong(run, monkeypatch, sweep):
     assert code == 1 and "WRONG: 8 are wrong" in out
 
 
-def test_scale_ends_when_time_does(run, monkeypatch, sweep):
-    code, _, err = run("scale", "--minutes", "0.00001")
-    assert code == 0 and "out of time: attention-tokens ends before tokens 8" in err
+def test_scale_ends_when_time_does(run, capsys, sweep):
+    code, _, err = run("scale", "--minutes", "0.0000001")
+    assert code == 0 and "out of time: attention-tokens, forward is not run" in err
+    assert list(scale.measure(scale.SWEEPS[0], torch.float32, CPU, "forward", 1.0, deadline=0.0)) == []
+    assert "out of time: attention-tokens ends before tokens 8" in capsys.readouterr().err
+
+
+def test_scale_goes_on_where_it_ended(run, tmp_path, monkeypatch, sweep):
+    """Sweeps of a mode that the file has are kept; those of other sources are measured anew."""
+    monkeypatch.setattr(timers, "samples_of", lambda call, device, quick: [0.1])
+    arguments = ("scale", "--save", tmp_path / "scale.json", "--resume", "--quick")
+    assert run(*arguments)[0] == 0
+    monkeypatch.setattr(timers, "samples_of", lambda call, device, quick: [0.2])
+    code, out, _ = run(*arguments, "--mode", "forward", "training")
+    times = {(row.mode, row.seconds) for row in results.load(tmp_path / "scale.json")["results"]}
+    assert code == 0 and times == {("forward", 0.1), ("training", 0.2)} and "attention-tokens, forward" not in out
+    monkeypatch.setattr(results, "sources", lambda: "others")
+    code, _, err = run(*arguments)
+    assert code == 0 and "is of another run and is measured anew: other sources" in err
+    assert {row.seconds for row in results.load(tmp_path / "scale.json")["results"]} == {0.2}
+
+
+def test_a_fault_of_a_sweep_is_a_row(run, monkeypatch, sweep):
+    def broken(call, device, quick):
+        raise RuntimeError("illegal memory access")
+
+    monkeypatch.setattr(timers, "samples_of", broken)
+    code, out, _ = run("scale")
+    assert code == 1 and "FAILED: RuntimeError: illegal memory access" in out
 
 
 @pytest.mark.parametrize("sweep", scale.SWEEPS, ids=lambda sweep: sweep.name)

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.layers import Attention, Layer, LayerNorm, Mlp, Neighborhood, Sampled, Window
-from benchmarks.peers import dense, flex, installed, windows
+from benchmarks.layers import Attention, Layer, LayerNorm, Mlp, Sampled, Window
+from benchmarks.local_layers import Local, Neighborhood
+from benchmarks.peers import dense, flex, installed, local, windows
 
 EAGER = "eager"
 BACKENDS = {
@@ -33,6 +34,8 @@ def peers_of(case: Layer, options: dict, device: torch.device, *, compiled: bool
             fused = None if case.cosine else functools.partial(eager, fused=True)
         case Neighborhood():
             eager, fused = windows.neighborhood(case, device), windows.neighborhood_fused(case, device)
+        case Local():
+            eager, fused = local.grouped(case), local.grouped_fused(case)
         case Sampled():
             eager, fused = (functools.partial(f, **options) for f in (dense.sampled, dense.sampled_fused))
         case LayerNorm():
@@ -47,7 +50,7 @@ def peers_of(case: Layer, options: dict, device: torch.device, *, compiled: bool
     if compiled:
         peers["torch.compile"] = torch.compile(eager, dynamic=False)
         if device.type == "cuda":
-            peers |= flex.peers_of(case, device)
+            peers |= flex.peers_of(case, options, device)
     return peers | installed.peers_of(case, options)
 
 
@@ -69,10 +72,12 @@ def _masked_keys(case: Layer) -> int:
     match case:
         case Attention(bias=True) | Attention(masked=True):
             return case.keys or case.tokens
-        case Window():
+        case Window() if case.table or case.shift:
             return case.window**2
         case Neighborhood():
             return case.side**2
+        case Local():
+            return case.keys
         case Sampled(sampled=0):
             return case.tokens
     return 0

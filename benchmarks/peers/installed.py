@@ -7,7 +7,8 @@ changed shows as a peer without a figure, with its error.
 import importlib.util
 from collections.abc import Callable
 
-from benchmarks.layers import Attention, Layer, LayerNorm, Neighborhood
+from benchmarks.layers import Attention, Layer, LayerNorm, Window
+from benchmarks.local_layers import Neighborhood
 
 PACKAGES = {
     "flash-attn": "flash_attn",
@@ -29,7 +30,9 @@ def peers_of(case: Layer, options: dict) -> dict[str, Callable]:
         case Attention(masked=False):
             found = {"xFormers": _xformers}
         case Neighborhood():
-            found = {"NATTEN": _natten(options)}
+            found = {"NATTEN": _natten(options["kernel"], dilation=options["dilation"], heads=options["num_heads"])}
+        case Window(table=False, shift=0) if case.side % case.window == 0:
+            found = {"NATTEN": _natten(options["window"], stride=options["window"], heads=options["num_heads"])}
         case LayerNorm(residual=False):
             found = {"Liger": _liger(options)}
         case _:
@@ -51,15 +54,16 @@ def _xformers(q, k, v, bias=None):
     return memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_bias=bias).transpose(1, 2)
 
 
-def _natten(options: dict) -> Callable:
-    """Without the table of biases, which NATTEN has dropped: its results differ, and it is marked for that."""
+def _natten(kernel: tuple[int, int], *, heads: int, **options) -> Callable:
+    """Without the table of biases, which NATTEN has dropped: its results differ, and it is marked for that. With a
+    stride of the kernel's size it cuts windows."""
 
-    def run(qkv, table):
+    def run(qkv, table=None):
         from natten import na2d
 
-        q, k, v = qkv.unflatten(-1, (3, options["num_heads"], -1)).unbind(3)  # (B, img_h, img_w, H, D)
-        out = na2d(q, k, v, kernel_size=options["kernel"], dilation=options["dilation"])
-        return out.flatten(-2) + 0 * table.sum()
+        q, k, v = qkv.unflatten(-1, (3, heads, -1)).unbind(3)  # (B, img_h, img_w, H, D)
+        out = na2d(q, k, v, kernel_size=kernel, **options).flatten(-2)
+        return out if table is None else out + 0 * table.sum()
 
     return run
 

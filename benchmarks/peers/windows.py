@@ -8,56 +8,83 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.layers import Neighborhood
+from benchmarks.local_layers import Neighborhood
 from vitkern.reference.window_attention import regions, relative_position_index
 
 
-def window(options: dict, device: torch.device) -> Callable:
-    """Swin's and SwinV2's forward: pad, roll, partition, softmax, reverse. ``fused``: SDPA on the windows."""
-    (size, _), shift, heads = options["window"], options["shift"], options["num_heads"]
-    index = relative_position_index(options["window"]).to(device)
-    tokens = size * size
+class Partition:
+    """Swin's way to windows and back: pad, roll, cut; put together, roll, crop."""
 
-    @functools.cache
-    def mask(side: int, dtype: torch.dtype) -> Tensor:
-        """(windows, N, N): -100 between tokens of different regions; made once, as the model's buffer is."""
-        region = regions((side, side), (size, size), shift)
-        region = region.view(side // size, size, side // size, size).transpose(1, 2).reshape(-1, tokens)
-        return (region[:, :, None] != region[:, None, :]).to(device, dtype) * -100.0
+    def __init__(self, options: dict, device: torch.device):
+        (self.size, _), self.shift, self.heads = options["window"], options["shift"], options["num_heads"]
+        self.device, self.tokens = device, self.size * self.size
+        self.index = relative_position_index(options["window"]).to(device).view(-1)
 
-    def scores_of(q, k, logit_scale):
-        if logit_scale is None:
-            return q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
-        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
-        return scores * logit_scale.view(-1, 1, 1).clamp(max=math.log(100)).exp()
-
-    def run(qkv, table, padding=None, logit_scale=None, fused=False):
+    def windows(self, qkv: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Three (B windows, H, N, D)."""
         batch, side, _, packed = qkv.shape
-        channels, x = packed // 3, qkv
-        if padding is not None:
-            inside = F.pad(qkv.new_ones(side, side, 1), (0, 0, 0, -side % size, 0, -side % size))
-            x = F.pad(qkv, (0, 0, 0, -side % size, 0, -side % size)) + (1 - inside) * padding
-        padded = x.shape[1]
-        x, rows = x.roll((-shift[0], -shift[1]), (1, 2)) if shift[0] else x, padded // size
-        x = (
-            x.view(batch, rows, size, rows, size, packed)
-            .transpose(2, 3)
-            .reshape(-1, tokens, 3, heads, channels // heads)
-        )
-        q, k, v = x.permute(2, 0, 3, 1, 4).unbind(0)  # (B windows, H, N, D)
-        bias = table[index.view(-1)].view(tokens, tokens, heads).permute(2, 0, 1)
-        if shift[0]:
-            bias = bias + mask(padded, bias.dtype).unsqueeze(1)  # (windows, H, N, N)
+        missing = -side % self.size
+        x = qkv
+        if missing:
+            inside = F.pad(qkv.new_ones(side, side, 1), (0, 0, 0, missing, 0, missing))
+            x = F.pad(qkv, (0, 0, 0, missing, 0, missing)) + (1 - inside) * padding
+        x, rows = x.roll((-self.shift[0], -self.shift[1]), (1, 2)) if self.shift[0] else x, x.shape[1] // self.size
+        x = x.view(batch, rows, self.size, rows, self.size, packed).transpose(2, 3)
+        return x.reshape(-1, self.tokens, 3, self.heads, packed // 3 // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def image(self, out: Tensor, side: int) -> Tensor:
+        """(B windows, H, N, D) -> (B, side, side, C)."""
+        rows = -(-side // self.size)
+        out = out.transpose(1, 2).reshape(-1, rows, rows, self.size, self.size, out.shape[1] * out.shape[3])
+        out = out.transpose(2, 3).reshape(-1, rows * self.size, rows * self.size, out.shape[-1])
+        out = out.roll(self.shift, (1, 2)) if self.shift[0] else out
+        return out if side % self.size == 0 else out[:, :side, :side].contiguous()
+
+    def bias(self, table: Tensor) -> Tensor:
+        """(H, N, N)."""
+        return table[self.index].view(self.tokens, self.tokens, self.heads).permute(2, 0, 1)
+
+    @functools.cache  # noqa: B019  (as the model's buffer, for as long as the peer)
+    def regions(self, side: int) -> Tensor:
+        """(windows, N): which region of the rolled image each token is of; made once, as the model's buffer is."""
+        rows = -(-side // self.size)
+        found = regions((rows * self.size,) * 2, (self.size,) * 2, self.shift)
+        return found.view(rows, self.size, rows, self.size).transpose(1, 2).reshape(-1, self.tokens).to(self.device)
+
+    @functools.cache  # noqa: B019
+    def mask(self, side: int, dtype: torch.dtype) -> Tensor:
+        """(windows, N, N): -100 between tokens of different regions."""
+        region = self.regions(side)
+        return (region[:, :, None] != region[:, None, :]).to(dtype) * -100.0
+
+
+def cosines(q: Tensor, k: Tensor, logit_scale: Tensor | None) -> tuple[Tensor, Tensor, float]:
+    """q and k, and the scale of their product, for the scores of Swin or of Swin V2."""
+    if logit_scale is None:
+        return q, k, q.shape[-1] ** -0.5
+    factor = logit_scale.view(-1, 1, 1).clamp(max=math.log(100)).exp()
+    return F.normalize(q, dim=-1) * factor, F.normalize(k, dim=-1), 1.0
+
+
+def window(options: dict, device: torch.device) -> Callable:
+    """Swin's and SwinV2's forward. ``fused``: SDPA on the windows."""
+    of = Partition(options, device)
+
+    def run(qkv, table=None, padding=None, logit_scale=None, fused=False):
+        batch, side = qkv.shape[:2]
+        q, k, v = of.windows(qkv, padding)
+        bias = None if table is None else of.bias(table)
+        if of.shift[0]:
+            mask = of.mask(side, qkv.dtype).unsqueeze(1)
+            bias = mask if bias is None else bias + mask  # (windows, H, N, N)
         if fused:
-            bias = bias.expand(rows * rows, -1, -1, -1).repeat(batch, 1, 1, 1)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        else:
-            scores = scores_of(q, k, logit_scale).view(batch, rows * rows, heads, tokens, tokens) + bias
-            out = scores.softmax(-1).view(-1, heads, tokens, tokens) @ v
-        out = out.transpose(1, 2).reshape(batch, rows, rows, size, size, channels).transpose(2, 3)
-        out = out.reshape(batch, padded, padded, channels)
-        out = out.roll(shift, (1, 2)) if shift[0] else out
-        return out if padding is None else out[:, :side, :side].contiguous()
+            bias = bias.repeat(batch, 1, 1, 1) if of.shift[0] else bias
+            return of.image(F.scaled_dot_product_attention(q, k, v, attn_mask=bias), side)
+        q, k, scale = cosines(q, k, logit_scale)
+        scores = q * scale @ k.transpose(-2, -1)
+        if bias is not None:
+            scores = (scores.unflatten(0, (batch, -1)) + bias).flatten(0, 1)
+        return of.image(scores.softmax(-1) @ v, side)
 
     return run
 

@@ -21,6 +21,7 @@ LARGE = {
     "attention": dict(q=(32, 6, 197, 64), k=(32, 6, 197, 64), v=(32, 6, 197, 64), bias=(1, 6, 197, 197)),
     "window_attention": dict(qkv=(16, 56, 56, 288), table=(169, 3)),
     "local_attention": dict(qkv=(16, 56, 56, 192), table=(2, 13, 13)),
+    "sparse_attention": dict(q=(512, 4, 50, 32), k=(512, 4, 50, 32), v=(512, 4, 50, 32)),
     "layernorm": dict(x=(6304, 768), weight=(768,), bias=(768,)),
     "layernorm_mlp": dict(
         x=(16, 196, 384), norm_weight=(384,), norm_bias=(384,),
@@ -31,6 +32,7 @@ OPTIONS = {
     "attention": {},
     "window_attention": dict(num_heads=3, window=(7, 7), shift=(3, 3)),
     "local_attention": dict(num_heads=2, block=(1, 1), halo=(3, 3), border="clamp"),
+    "sparse_attention": {},
     "layernorm": dict(eps=1e-6),
     "layernorm_mlp": dict(eps=1e-6),
 }
@@ -199,7 +201,7 @@ def test_offsets_past_two_to_the_31(op):
         per_row *= size
     rows = 2**31 // per_row + 2
     free, _ = torch.cuda.mem_get_info()
-    copies = 8 if op == "attention" else 6
+    copies = 8 if "k" in LARGE[op] else 6
     if rows * per_row * 2 * copies > free:
         pytest.skip("not enough free GPU memory for 2^31 elements")
     inputs = {n: value.detach() for n, value in large(op).items()}
