@@ -103,6 +103,11 @@ SURVIVORS: dict[str, Survivor] = {
         "minus infinity is exact in float16 and the maximum is float32 from the first turn on; compiled, the changing "
         "type is refused",
     ),
+    "stream_axes._store_sums:drop-int64:1": Survivor(
+        "head.to(tl.int64) -> head",
+        "the launcher allocates what is stored, contiguous, so a head's offset is its number times the few entries of "
+        "an axis",
+    ),
     "stream_axes._stream_bwd_axes:wrong-constant:1": Survivor(
         "0.0 -> 1.0",
         "only where there is no query, whose weights are 0 and whose sums are not stored",
