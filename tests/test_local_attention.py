@@ -45,6 +45,26 @@ def test_in_float64(problem):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("lse", [False, True], ids=["", "lse"])
+@pytest.mark.parametrize("halo", [(0, 0), (1, 1)], ids=str)
+def test_a_row_that_a_table_forbids_throughout_is_zero(halo, lse):
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 4, 6, 3 * 16, generator=generator, dtype=torch.float64)
+    table = torch.randn(2, 5, 5, generator=generator, dtype=torch.float64)
+    table[1] = -torch.inf
+    options = dict(num_heads=2, block=(2, 2), halo=halo, border="exclude", return_lse=lse)
+    found = []
+    for function in (reference, local_attention):
+        leaves = qkv.clone().requires_grad_(), table.clone().requires_grad_()
+        outputs = function(leaves[0], table=leaves[1], **options)
+        out = outputs[0] if lse else outputs
+        found.append((*(outputs if lse else (out,)), *torch.autograd.grad(out.square().sum(), leaves)))
+    assert not found[1][0][..., 8:].any() and found[1][0][..., :8].all()
+    for one, other in zip(*found, strict=True):
+        assert not one.isnan().any()
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 def image(height=6, width=5, channels=16):
     return torch.randn(2, height, width, 3 * channels, dtype=torch.float64)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitkern.ops.localities import Locality, Tiles, tiles_of
+from vitkern.ops.windows import is_eager
 
 
 def local_softmax(
@@ -121,7 +122,10 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
     """SDPA over (B, G, H, N, D); with B and G as one dimension where the mask is the same for all tiles, or as full as
     the scores, since PyTorch's kernels take four dimensions."""
     if mask is not None and mask.requires_grad and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64):
-        return ((q * scale) @ k.mT + mask).softmax(-1) @ v  # SDPA does this too, and more that is for half precision
+        # SDPA does this too, and more that is for half precision
+        scores, empty = _without_empty_rows((q * scale) @ k.mT + mask)
+        weights = scores.softmax(-1)
+        return (weights if empty is None else weights.masked_fill(empty, 0.0)) @ v
     if mask is None or mask.dim() == 5 or mask.shape[0] == 1:
         merged = None if mask is None else mask.flatten(0, 1) if mask.dim() == 5 else mask
         out = F.scaled_dot_product_attention(*(t.flatten(0, 1) for t in (q, k, v)), attn_mask=merged, scale=scale)
@@ -135,5 +139,18 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     scores = (q.to(wide) @ k.to(wide).mT) * scale
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask.to(wide)
-    lse = scores.logsumexp(-1)
-    return ((scores - lse[..., None]).exp() @ v.to(wide)).to(v.dtype), lse
+    scores, empty = _without_empty_rows(scores)
+    lse = scores.logsumexp(-1, keepdim=True)
+    weights = (scores - lse).exp()
+    if empty is not None:
+        weights, lse = weights.masked_fill(empty, 0.0), lse.masked_fill(empty, -math.inf)
+    return (weights @ v.to(wide)).to(v.dtype), lse.squeeze(-1)
+
+
+def _without_empty_rows(scores: Tensor) -> tuple[Tensor, Tensor | None]:
+    """``scores`` with zeros in the rows that are -inf throughout, and which those are (..., 1), so that no gradient
+    meets a NaN there; None where there are none, if that can be told."""
+    empty = scores.detach().amax(-1, keepdim=True) == -math.inf
+    if is_eager() and not scores.is_cuda and not bool(empty.any()):
+        return scores, None
+    return scores.masked_fill(empty, 0.0), empty
