@@ -78,7 +78,7 @@ def _wrapped(rank, axis):
     """The rank within the padded class, for one that is at most that far outside."""
     if axis[7] == WRAP:
         padded = axis[2] * axis[3]
-        rank = (rank + padded) % padded
+        rank = tl.where(rank < 0, rank + padded, tl.where(rank < padded, rank, rank - padded))
     return rank
 
 
@@ -138,13 +138,19 @@ def first_seen(group, i, args):
 
 
 @triton.jit
+def _within(i, count):
+    """0 <= i < count in one comparison: as an unsigned number a negative one is large."""
+    return i.to(tl.uint32) < tl.cast(count, tl.uint32)
+
+
+@triton.jit
 def _seen(q, k, length, axis):
     """Whether there is a query, and a key in its interval, along one axis."""
     _, _, _, _, _, BLOCK, HALO, BORDER, _ = axis
     step, place = k - _begin(q, length, axis), _wrapped(q, axis)
-    seen = (step >= 0) & (step < BLOCK + 2 * HALO) & (place >= 0) & (place < length)
+    seen = _within(step, BLOCK + 2 * HALO) & _within(place, length)
     if BORDER == EXCLUDE:
-        seen = seen & (k >= 0) & (k < length)
+        seen = seen & _within(k, length)
     elif BORDER == WRAP:
         seen = seen & (_wrapped(k, axis) < length)
     return seen
@@ -172,9 +178,11 @@ def near(s, group, head, qi, ki, args):
     if len(neighbor) > 0:
         Y_BLOCK: tl.constexpr = y_axis[5]
         X_BLOCK: tl.constexpr = x_axis[5]
-        dy = (ky - _begin(qy, y_length, y_axis)) // Y_BLOCK - 1
-        dx = (kx - _begin(qx, x_length, x_axis)) // X_BLOCK - 1
-        seen = seen & (((dy == 0) & (dx == 0)) | ((dy == neighbor[0]) & (dx == neighbor[1])))
+        dy = ky - _begin(qy, y_length, y_axis) - Y_BLOCK  # from the query's own block
+        dx = kx - _begin(qx, x_length, x_axis) - X_BLOCK
+        own = _within(dy, Y_BLOCK) & _within(dx, X_BLOCK)
+        chosen = _within(dy - neighbor[0] * Y_BLOCK, Y_BLOCK) & _within(dx - neighbor[1] * X_BLOCK, X_BLOCK)
+        seen = seen & (own | chosen)
     if len(table) > 0:
         pointer, HEIGHT, WIDTH = table
         place = (ky * WIDTH + kx) - (qy * WIDTH + qx) + (HEIGHT // 2 * WIDTH + WIDTH // 2)
