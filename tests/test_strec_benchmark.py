@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from benchmarks import strec
 from vitkern.report import BadInput
+from vitkern.strec import checkpoint
 from vitkern.strec.synthetic import write_planted_log
 
 RECORD = Path(strec.__file__).parent / "results" / "strec" / "ml-100k.json"
@@ -55,6 +57,18 @@ def test_every_run_has_the_same_patience_and_cap(log, tmp_path):
         assert run["valid"]["ndcg@10"] == pytest.approx(run["history"][best - 1]["ndcg@10"])
     assert models["strec"]["test"]["count"] == models["sasrec"]["test"]["count"]
     assert record["settings"]["patience"] == 2 and record["settings"]["ks"] == [4, 1]
+
+
+def test_runs_that_are_kept_go_on(log, tmp_path):
+    told = [str(log), *TINY, "--epochs", "2", "--runs", str(tmp_path / "runs")]
+    strec.main([*told, "--save", str(tmp_path / "first.json")])
+    finetune = tmp_path / "runs" / "0" / "finetune"
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob(checkpoint.STATE)}
+    shutil.rmtree(finetune)
+    strec.main([*told, "--save", str(tmp_path / "second.json")])
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ("first.json", "second.json"))
+    assert first["means"] == second["means"] and len(before) == 4
+    assert [p.parent for p, time in before.items() if p.stat().st_mtime_ns != time] == [finetune]
 
 
 def test_fine_tuning_starts_from_pre_training_at_its_own_rate(log, tmp_path, monkeypatch):

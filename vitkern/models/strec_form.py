@@ -54,7 +54,11 @@ ACTIVATION = {50: "tanh", 8: "relu"}
 
 
 def default_ks(max_len: int, n_layers: int) -> tuple[int, ...]:
-    """k_l of the authors for 8 layers and lengths 8 and 50; else the fractions of length 50, read at the same depth."""
+    """k_l of the authors for 8 layers and lengths 8 and 50; else the fractions of length 50, read at the same depth.
+
+    Their first layer computes every row and the last one row: two layers leave the sampler nothing to choose, and need
+    k_1 of their own.
+    """
     if n_layers == 8 and max_len in KS:
         return KS[max_len]
     middle = [KS[50][1 + round(i * 5 / max(1, n_layers - 3))] / 50 for i in range(n_layers - 2)]
