@@ -98,7 +98,7 @@ def test_the_record_of_movielens_says_what_its_seeds_say():
 )
 def test_movielens_from_the_log_to_the_table(tmp_path):
     path, log = tmp_path / "found.json", os.environ["VITKERN_ML_100K"]
-    strec.main([log, "--epochs", "1", "--epoch-samples", "4000", "--save", str(path)])
+    strec.main([log, "--epochs", "1", "--epoch-samples", "20000", "--tuning-lr", "2e-3", "--save", str(path)])
     record = json.loads(path.read_text())
     means = record["means"]
     assert record["log"] == json.loads(RECORD.read_text())["log"]
