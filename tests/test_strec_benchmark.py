@@ -2,17 +2,19 @@
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import strec
 from vitkern.report import BadInput
-from vitkern.strec.settings import Settings
+from vitkern.strec import checkpoint
 from vitkern.strec.synthetic import write_planted_log
 
 RECORD = Path(strec.__file__).parent / "results" / "strec" / "ml-100k.json"
-TINY = ["--epochs", "1", "--max-len", "8", "--d", "8", "--layers", "2", "--batch", "64"]
+TINY = ["--epochs", "1", "--max-len", "8", "--d", "8", "--ks", "4", "1", "--batch", "64"]
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +41,49 @@ def test_seeds_of_two_runs_count_together(log, tmp_path, capsys):
         strec.main([str(log), *TINY, "--seeds"])
 
 
-def test_all_models_have_the_same_budget(log, tmp_path):
+def test_every_run_has_the_same_patience_and_cap(log, tmp_path):
     path = tmp_path / "0.json"
-    strec.main([str(log), *TINY, "--save", str(path)])
-    models = json.loads(path.read_text())["seeds"]["0"]["models"]
-    assert {name: len(found["history"]) for name, found in models.items()} == {
-        "popularity": 0, "sasrec": 2, "dense": 2, "strec": 1,
-    }  # fmt: skip
+    strec.main(
+        [str(log), *TINY, "--epochs", "9", "--patience", "2", "--decay", "0", "--lr", "0.02", "--save", str(path)]
+    )
+    record = json.loads(path.read_text())
+    models = record["seeds"]["0"]["models"]
+    assert list(models) == ["popularity", "sasrec", "dense", "strec"]
+    for run in (models["sasrec"], models["dense"], models["strec"], models["strec"]["pretraining"]):
+        epochs, best = len(run["history"]), run["best_epoch"]
+        assert epochs == min(9, best + 2) and best == 1 + max(
+            range(epochs), key=lambda i: (run["history"][i]["ndcg@10"], -i)
+        )
+        assert run["valid"]["ndcg@10"] == pytest.approx(run["history"][best - 1]["ndcg@10"])
     assert models["strec"]["test"]["count"] == models["sasrec"]["test"]["count"]
+    assert record["settings"]["patience"] == 2 and record["settings"]["ks"] == [4, 1]
 
 
-def test_fine_tuning_gets_as_many_rows_of_layers_as_pretraining():
-    settings = Settings(max_len=20, layers=3, epochs=6, ks=(20, 5, 5))
-    assert strec.tuning(settings, "updates").epochs == 6
-    assert strec.tuning(settings, "rows").epochs == 12  # half the rows
+def test_runs_that_are_kept_go_on(log, tmp_path):
+    told = [str(log), *TINY, "--epochs", "2", "--runs", str(tmp_path / "runs")]
+    strec.main([*told, "--save", str(tmp_path / "first.json")])
+    finetune = tmp_path / "runs" / "0" / "finetune"
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob(checkpoint.STATE)}
+    shutil.rmtree(finetune)
+    strec.main([*told, "--save", str(tmp_path / "second.json")])
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ("first.json", "second.json"))
+    assert first["means"] == second["means"] and len(before) == 4
+    assert [p.parent for p, time in before.items() if p.stat().st_mtime_ns != time] == [finetune]
+
+
+def test_fine_tuning_starts_from_pre_training_at_its_own_rate(log, tmp_path, monkeypatch):
+    started = {}
+
+    def trained(log, settings, folder, weights=None):
+        started[folder.name] = settings, weights
+        return whole(log, settings, folder, weights)
+
+    whole = strec.trained
+    monkeypatch.setattr(strec, "trained", trained)
+    strec.main([str(log), *TINY, "--tuning-lr", "0.003"])
+    assert started["finetune"][0] == replace(started["pretrain"][0], stage="finetune", lr=0.003)
+    assert all(weights is None for name, (_, weights) in started.items() if name != "finetune")
+    assert started["finetune"][1] is not None
 
 
 def test_the_record_of_movielens_says_what_its_seeds_say():
@@ -67,7 +98,7 @@ def test_the_record_of_movielens_says_what_its_seeds_say():
 )
 def test_movielens_from_the_log_to_the_table(tmp_path):
     path, log = tmp_path / "found.json", os.environ["VITKERN_ML_100K"]
-    strec.main([log, "--epochs", "1", "--epoch-samples", "4000", "--save", str(path)])
+    strec.main([log, "--epochs", "1", "--epoch-samples", "20000", "--tuning-lr", "2e-3", "--save", str(path)])
     record = json.loads(path.read_text())
     means = record["means"]
     assert record["log"] == json.loads(RECORD.read_text())["log"]

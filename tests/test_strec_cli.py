@@ -1,11 +1,16 @@
 """``python -m vitkern strec``: the commands one after another, and one line for bad input."""
 
+import argparse
 import json
+import os
+import shutil
 
 import pytest
 import torch
 
 from vitkern.cli import main
+from vitkern.commands import strec
+from vitkern.report import BadInput
 from vitkern.strec import checkpoint
 
 TINY = ["--dim", "16", "--layers", "2", "--max-len", "8", "--batch", "64", "--epochs", "1"]
@@ -69,13 +74,26 @@ def test_unseen_items_at_evaluation(folder, capsys):
         ("train log.csv --out new --attention-dropout -1", "attention_dropout is -1"),
         ("train log.csv --out new --decay 2", "decay is 2.0"),
         ("train log.csv --out new --batch 0", "batch is 0"),
+        ("train log.csv --out new --heads 0", "heads is 0"),
+        ("train log.csv --out new --hidden -1", "hidden is -1"),
+        ("train log.csv --out new --seed -1", "seed is -1"),
+        ("train log.csv --out new --weight-decay nan", "weight_decay is nan"),
+        ("train log.csv --out new --clip nan", "clip is nan"),
+        ("train log.csv --out new --checkpoint-every -1", "--checkpoint-every is -1"),
+        ("train log.csv --out log.csv --dim 8 --layers 2", "cannot be written"),
         ("train log.csv --out new --split ratio --ratio 0.8 0.2", "three parts"),
         ("train log.csv --out new --item-column thing", "no item column"),
         ("evaluate log.csv --run none", "there is no model.safetensors"),
         ("recommend log.csv --run pre --user u", "no user 'u'. Near: u"),
         ("recommend log.csv --run pre --user u1 -k 0", "k is 0"),
         ("recommend log.csv --run pre --user u1 -k 31", "k is 31"),
-        ("synthetic new.csv --users 0", "--users is 0"),
+        ("synthetic new --users 0", "--users is 0"),
+        ("synthetic new --seed -1", "--seed is -1"),
+        ("synthetic new --memory inf", "--memory is inf"),
+        ("demo --seed -1", "--seed is -1"),
+        ("demo --out log.csv", "log.csv is no empty folder"),
+        ("speed --heads 0", "a size is below 1"),
+        ("speed --budget nan", "--budget is nan"),
         ("speed --ks 50 60", "STRec"),
     ],
 )
@@ -111,14 +129,62 @@ def test_demo(capsys):
     assert "verdict: everything holds" in capsys.readouterr().out
 
 
+def test_a_checkpoint_of_another_kind_is_refused(folder, tmp_path, capsys):
+    shutil.copy(folder / "pre" / checkpoint.WEIGHTS, tmp_path / checkpoint.STATE)
+    assert command("train", folder / "log.csv", "--out", tmp_path, "--resume", *TINY) == 2
+    assert "is no checkpoint of a run: it lacks groups, log, processes, state." in capsys.readouterr().err
+
+
+def test_resuming_on_another_log_leaves_the_run_as_it_was(folder, tmp_path, capsys):
+    run, other = tmp_path / "run", tmp_path / "other.csv"
+    shutil.copytree(folder / "pre", run)
+    assert command("synthetic", other, "--users", 30, "--seed", 5) == 0
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert command("train", other, "--out", run, "--resume", "--stage", "pretrain", *TINY) == 2
+    assert "was trained on another log" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("action", strec.ACTIONS)
+def test_help_says_what_each_option_is(action):
+    parser = argparse.ArgumentParser()
+    strec.ACTIONS[action][1](parser)
+    assert not [a.dest for a in parser._actions if not a.help or a.help.startswith("the default")]
+    assert parser.format_help()
+
+
+def test_users_of_one_event_get_recommendations(folder, capsys):
+    item = (folder / "log.csv").read_text().splitlines()[1].split(",")[1]
+    (folder / "one.csv").write_text(f"user,item,timestamp\nnew,{item},1800000000\n")
+    assert command("recommend", folder / "one.csv", "--run", folder / "pre", "--user", "new", "-k", 2) == 0
+    assert len(json.loads(capsys.readouterr().out)["new"]) == 2
+    assert command("evaluate", folder / "one.csv", "--run", folder / "pre") == 2
+    assert "every user has one event (row 2)" in capsys.readouterr().err
+
+
+def test_weights_without_a_checkpoint_are_not_said_to_resume(folder, tmp_path, capsys):
+    shutil.copy(folder / "pre" / checkpoint.WEIGHTS, tmp_path)
+    assert command("train", folder / "log.csv", "--out", tmp_path, *TINY) == 2
+    error = capsys.readouterr().err
+    assert "holds a run already" in error and "--resume" not in error
+
+
 def test_an_interrupted_write_leaves_the_file_before(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
+    (tmp_path / "x.json.tmp").write_text("of a process that was killed")
     checkpoint.write_json(path, {"a": 1})
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
     def full(descriptor):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(BadInput, match="cannot be written: no space"):
         checkpoint.write_json(path, {"a": 2})
     assert checkpoint.read_json(path) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -73,8 +73,11 @@ def test_ties_keep_the_order_of_the_file(tmp_path):
         ("user,item\nu,a\n", "row 1: no timestamp column"),
         ("user,item,timestamp\nu,a,1\nu,b,soon\nu,c,nan\n", "rows 3, 4: a timestamp that cannot be read: 'soon'"),
         ("user,item,timestamp\nu,a,1\n,b,2\n", "row 3: an empty user or item"),
+        (
+            "user,item,timestamp\nu,a,x\n,b,2\nu,c,y\n",
+            "rows 2, 4: a timestamp that cannot be read: 'x'; row 3: an empty",
+        ),
         ("user,item,timestamp\nu,a,1\nu,b\n", "row 3: another number of fields than the header: '2 for 3'"),
-        ("user,item,timestamp\nu,a,1\nv,b,2\n", "every user has one event (rows 2, 3)"),
     ],
 )
 def test_bad_logs_name_their_rows(tmp_path, text, message):
@@ -138,6 +141,13 @@ def test_ratio_split_is_ordered_in_time(tmp_path):
         times = [log.time[e[(e >= events.start) & (e < events.stop)]] for e in parts.values()]
         times = [t for t in times if len(t)]
         assert all(a.max() < b.min() for a, b in itertools.pairwise(times))
+
+
+def test_users_of_one_event_cannot_be_split(tmp_path):
+    log = read_log(written(tmp_path, "user,item,timestamp\nu,a,1\nv,b,2\n"))
+    for how in ("leave-last-out", "ratio"):
+        with pytest.raises(BadInput, match=r"every user has one event \(rows 2, 3\)"):
+            split(log, how)
 
 
 def test_splits_that_cannot_be(tmp_path):

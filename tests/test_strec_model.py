@@ -117,6 +117,23 @@ def test_soft_mask_where_it_is_sharp_equals_sampling(form):
     torch.testing.assert_close(soft, model.set_stage("finetune")(seq, times, noise), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_pretraining_ends_with_the_last_row_alone(form):
+    model, (seq, times) = build(form=form).set_stage("pretrain"), sequences(padding=3)
+    *_, rows = model.hidden_states(seq, times)
+    *_, row = model.hidden_states(seq, times, whole=False)
+    assert rows.shape == (5, N, 16) and row.shape == (5, 1, 16)
+    torch.testing.assert_close(row, rows[:, -1:], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model(seq, times), rows[:, -1], rtol=1e-9, atol=1e-9)
+
+
+def test_without_noise_the_gates_of_evaluation_are_those_of_its_mean():
+    seq, times = sequences()
+    model = build(noise="uniform").set_stage("pretrain")
+    assert torch.equal(model(seq, times), model(seq, times, torch.full(seq.shape, 0.5)))
+    assert torch.equal(build(noise="normal").score(seq, times), build().score(seq, times, torch.zeros(seq.shape)))
+
+
 def test_one_state_dict_for_both_stages():
     model = build()
     before = {name: t.clone() for name, t in model.set_stage("pretrain").state_dict().items()}
@@ -245,6 +262,7 @@ def test_topk():
         (dict(ks=(N + 1, 4, 1)), "max_len = 10"),
         (dict(ks=(N, 4, 0)), "expected 1 .."),
         (dict(alphas=(1.0,)), "alphas does not fit"),
+        (dict(alphas=(1.0, 0.0, float("nan"), 0.0)), "expected finite numbers"),
         (dict(form="other"), "unknown form"),
         (dict(sampler="age"), "unknown sampler"),
         (dict(noise="gumbel"), "unknown noise"),

@@ -20,7 +20,7 @@ from vitkern.strec import checkpoint
 from vitkern.strec.distributed import Group
 from vitkern.strec.log import read_log
 from vitkern.strec.serve import load_run, recommend, weights_for
-from vitkern.strec.settings import MODELS, Settings
+from vitkern.strec.settings import MODELS, Settings, build_model
 from vitkern.strec.synthetic import recency, turn_to_old, write_planted_log
 from vitkern.strec.train import Run
 
@@ -176,6 +176,32 @@ def test_every_model_learns_and_serves(model, log, tmp_path):
     assert not seen & {row["item"] for row in best}
 
 
+def test_sasrec_is_the_last_row_of_a_causal_encoder():
+    torch.manual_seed(0)
+    model = build_model(replace(TINY, model="sasrec", layers=3), 30).double().eval()
+    seq = torch.randint(1, 30, (4, 8))
+    seq[0, :5] = seq[1, :7] = 0
+    mask = torch.ones(8, 8, dtype=torch.bool).triu(1)
+    with torch.enable_grad():  # else PyTorch drops padded rows
+        x = model.embed(seq)
+        for row in range(4):
+            real = slice(8 - int((seq[row] != 0).sum()), None)
+            expected = model.encoder(x[row : row + 1, real], mask=mask[real, real])[:, -1]
+            torch.testing.assert_close(model(seq, seq)[row : row + 1], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_attention_weights_of_every_transformer_are_dropped_alike():
+    for model in ("strec", "sasrec", "bert4rec"):
+        torch.manual_seed(0)
+        settings = replace(TINY, model=model, dropout=0.0)
+        plain, dropped = (build_model(replace(settings, attention_dropout=p), 30) for p in (0.0, 0.5))
+        dropped.load_state_dict(plain.state_dict())
+        seq = torch.randint(1, 30, (4, 8))
+        noise = torch.zeros(4, 8)
+        assert torch.equal(plain(seq, seq, noise), plain(seq, seq, noise)), model
+        assert not torch.allclose(plain(seq, seq, noise), dropped(seq, seq, noise)), model
+
+
 def test_the_sampler_learns_to_prefer_recent_items(tmp_path):
     """From a sampler that was turned to prefer old ones."""
     write_planted_log(tmp_path / "log.csv", users=150, items=60, events=24, seed=3)
@@ -248,6 +274,15 @@ def test_broken_and_missing_files(log, tmp_path):
         (broken / name).write_bytes((run / name).read_bytes()[:keep])
         with pytest.raises(BadInput, match="is damaged"):
             load_run(broken)
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_out_before_training(log, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    run = Run(TINY, log, tmp_path / "file", ALONE)
+    run._step = lambda *_: pytest.fail("trained in vain")
+    with pytest.raises(BadInput, match="cannot be written"):
+        run.train()
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_a_loss_that_is_not_finite(log, tmp_path):

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from vitkern.report import BadInput, near_matches, progress, table
 
-_DEFAULTS = "the default is "
-
 
 def add_arguments(parser) -> None:
     commands = parser.add_subparsers(dest="action", required=True, metavar="{" + ",".join(ACTIONS) + "}")
@@ -48,26 +46,24 @@ def _add_train(parser) -> None:
 
 def add_settings(parser) -> None:
     """One option for each field of `vitkern.strec.settings.Settings`."""
-    from vitkern.strec import settings
+    from vitkern.strec.settings import Settings
 
-    known = dict(
-        model=settings.MODELS, stage=settings.STAGES, form=tuple(settings.FORMS), sampler=settings.SAMPLERS,
-        noise=("form", "normal", "uniform", "none"), loss=settings.LOSSES, sharding=settings.SHARDINGS,
-        split=("leave-last-out", "ratio"),
-    )  # fmt: skip
-    for field in fields(settings.Settings):
+    metavars = {"ks": "K", "alphas": "ALPHA", "ratio": "PART"}
+    for field in fields(Settings):
         # torchrun takes --d for a beginning of options of its own.
-        option, default = "--dim" if field.name == "d" else "--" + field.name.replace("_", "-"), field.default
+        name = "--dim" if field.name == "d" else "--" + field.name.replace("_", "-")
+        default, known = field.default, field.metadata["known"]
         if isinstance(default, bool):
-            parser.add_argument(option, action="store_true")
-        elif isinstance(default, tuple):
-            kind = int if field.name == "ks" else float
-            parser.add_argument(option, type=kind, nargs="+", default=default, metavar=field.name[:-1].upper())
-        else:
-            shown = f"{_DEFAULTS}{default}" if default != "" else None
-            parser.add_argument(
-                option, dest=field.name, type=type(default), choices=known.get(field.name), default=default, help=shown
-            )
+            parser.add_argument(name, action="store_true", help=field.metadata["meaning"])
+            continue
+        many = isinstance(default, tuple)
+        shown = " ".join(map(str, default)) if many else default
+        kind = (int if field.name == "ks" else float) if many else type(default)
+        parser.add_argument(
+            name, dest=field.name, type=kind, nargs="+" if many else None, default=default,
+            choices=known or None, metavar=metavars.get(field.name),
+            help=field.metadata["meaning"] + (f"; the default is {shown}" if default != () else ""),
+        )  # fmt: skip
 
 
 def settings_of(arguments):
@@ -94,11 +90,14 @@ def _train(arguments) -> int:
     from vitkern.strec.train import Run
 
     settings, folder = settings_of(arguments), arguments.out
-    held = [name for name in (checkpoint.STATE, checkpoint.WEIGHTS) if (folder / name).exists()]
-    if held and not arguments.resume:
-        raise BadInput(f"{folder} holds a run already. --resume goes on with it; otherwise give another --out.")
-    if arguments.resume and not (folder / checkpoint.STATE).exists():
+    resumable, trained = ((folder / name).exists() for name in (checkpoint.STATE, checkpoint.WEIGHTS))
+    if arguments.resume and not resumable:
         raise BadInput(f"there is no checkpoint in {folder} to resume.")
+    if not arguments.resume and (resumable or trained):
+        remedy = "--resume goes on with it; otherwise give another --out." if resumable else "Give another --out."
+        raise BadInput(f"{folder} holds a run already. {remedy}")
+    if arguments.checkpoint_every < 0:
+        raise BadInput(f"--checkpoint-every is {arguments.checkpoint_every}; expected 0 or more steps.")
     log = _log(arguments)
     weights = weights_for(settings, log, arguments.init) if arguments.init and not arguments.resume else None
     group = distributed.start()
@@ -124,10 +123,12 @@ def _print_metrics(found: dict[str, dict], what: str) -> None:
 
 
 def _add_evaluate(parser) -> None:
+    from vitkern.strec.data import SPLITS
+
     _add_log(parser, how="may be another than the one trained on")
     parser.add_argument("--run", type=Path, required=True, help="folder of a trained run")
-    parser.add_argument("--part", choices=("valid", "test"), default="test")
-    parser.add_argument("--split", choices=("leave-last-out", "ratio"), help="the run's own unless given")
+    parser.add_argument("--part", choices=("valid", "test"), default="test", help="what is ranked; the default is test")
+    parser.add_argument("--split", choices=SPLITS, help="the run's own unless given")
     parser.add_argument("--exclude-seen", action="store_true", help="rank no item of the history")
     parser.add_argument("--unseen", choices=("error", "skip"), default="error", help="events with items it never saw")
     parser.add_argument("--json", type=Path, help="write the metrics there too")
@@ -177,11 +178,13 @@ def _recommend(arguments) -> int:
 
 def _add_synthetic(parser) -> None:
     parser.add_argument("out", type=Path, help="CSV to write")
-    parser.add_argument("--users", type=int, default=2000)
-    parser.add_argument("--items", type=int, default=200)
-    parser.add_argument("--events", type=int, default=24, help="mean number for a user")
-    parser.add_argument("--memory", type=float, default=600.0, help="seconds for which an event counts")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--users", type=int, default=2000, help="how many; the default is 2000")
+    parser.add_argument("--items", type=int, default=200, help="how many there are; the default is 200")
+    parser.add_argument("--events", type=int, default=24, help="mean number for a user; the default is 24")
+    parser.add_argument(
+        "--memory", type=float, default=600.0, help="seconds in which an influence falls to 1 / e; the default is 600"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random; the default is 0")
 
 
 def _synthetic(arguments) -> int:
@@ -189,11 +192,11 @@ def _synthetic(arguments) -> int:
 
     names = ("users", "items", "events", "memory", "seed")
     values = {name: getattr(arguments, name) for name in names}
-    for name, least in (("users", 1), ("items", 2), ("events", 4)):
+    for name, least in (("users", 1), ("items", 2), ("events", 4), ("seed", 0)):
         if values[name] < least:
             raise BadInput(f"--{name} is {values[name]}; expected at least {least}.")
-    if not values["memory"] > 0:
-        raise BadInput(f"--memory is {values['memory']}; expected more than 0 seconds.")
+    if not 0 < values["memory"] < 1e9:
+        raise BadInput(f"--memory is {values['memory']}; expected seconds, more than 0 and less than 1e9.")
     print(f"wrote {write_planted_log(arguments.out, **values)} events to {arguments.out}")
     return 0
 

@@ -11,17 +11,18 @@ from vitkern.report import BadInput, progress, table
 
 def add_arguments(parser) -> None:
     parser.add_argument("--out", type=Path, help="new folder for the log and the runs; thrown away unless given")
-    parser.add_argument("--users", type=int, default=600)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--users", type=int, default=600, help="of the log; the default is 600")
+    parser.add_argument("--seed", type=int, default=0, help="of the log and of training; the default is 0")
 
 
 def run(arguments) -> int:
     if arguments.users < 20:
         raise BadInput(f"--users is {arguments.users}; expected at least 20.")
+    if arguments.seed < 0:
+        raise BadInput(f"--seed is {arguments.seed}; expected at least 0.")
     if arguments.out is not None:
-        if arguments.out.exists() and any(arguments.out.iterdir()):
-            raise BadInput(f"{arguments.out} is not empty; give a new folder.")
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
+            raise BadInput(f"{arguments.out} is no empty folder; give a new one.")
         return _demo(arguments.out, arguments.users, arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         return _demo(Path(folder), arguments.users, arguments.seed)

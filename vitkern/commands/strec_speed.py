@@ -11,13 +11,13 @@ BASELINES = ("dense", "dense, as published")
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--max-len", type=int, default=50)
+    parser.add_argument("--max-len", type=int, default=50, help="length of the sequences; the default is 50")
     parser.add_argument("--ks", type=int, nargs="+", metavar="K", help="k_1 .. k_L; the authors' unless given")
-    parser.add_argument("--dim", dest="d", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--items", type=int, default=1683, help="rows of the item table")
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--dim", dest="d", type=int, default=128, help="channels; the default is 128")
+    parser.add_argument("--layers", type=int, default=8, help="layers; the default is 8")
+    parser.add_argument("--heads", type=int, default=4, help="heads of attention; the default is 4")
+    parser.add_argument("--items", type=int, default=1683, help="rows of the item table; the default is 1683")
+    parser.add_argument("--batch", type=int, default=256, help="sequences of a step; the default is 256")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--train", action="store_true", help="forward, loss and backward of fine-tuning")
     what.add_argument(
@@ -25,15 +25,17 @@ def add_arguments(parser) -> None:
         help="a forward in eval mode that keeps what a gradient would need, as the authors' own test of speed does",
     )  # fmt: skip
     parser.add_argument("--padded", action="store_true", help="sequences of all lengths, not full ones")
-    parser.add_argument("--budget", type=float, default=20.0, help="seconds to spend")
+    parser.add_argument("--budget", type=float, default=20.0, help="seconds to spend; the default is 20")
     parser.add_argument("--save", type=Path, help="write the figures there as JSON")
 
 
 def run(arguments) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     n, batch = arguments.max_len, arguments.batch
-    if min(n, arguments.layers, batch, arguments.items) < 1 or arguments.budget <= 0:
-        raise BadInput("sizes and the budget have to be above 0.")
+    if min(n, arguments.d, arguments.layers, arguments.heads, batch, arguments.items) < 1:
+        raise BadInput("a size is below 1; expected at least 1.")
+    if not 0 < arguments.budget < float("inf"):
+        raise BadInput(f"--budget is {arguments.budget}; expected seconds above 0.")
     torch.manual_seed(0)
     models, ks = contenders(arguments, device)
     steps = {name: step(model, *inputs(arguments, device), arguments) for name, model in models.items()}

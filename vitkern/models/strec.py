@@ -8,15 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitkern.models.strec_form import (
-    ACTIVATION,
-    Form,
-    check_alphas,
-    check_form,
-    check_ks,
-    default_alphas,
-    default_ks,
-)
+from vitkern.models import strec_form as forms
 from vitkern.models.strec_sampling import gates, sampled_order
 from vitkern.models.strec_slices import sequences_at_once
 from vitkern.nn.mlp import LayerNorm
@@ -77,7 +69,7 @@ class STRec(nn.Module):
         *,
         sampler: str = "mlp",
         noise: str | None = "form",
-        form: str | Form = "log",
+        form: str | forms.Form = "log",
         hidden: int | None = None,
         activation: str | None = None,
         dropout: float = 0.5,
@@ -88,16 +80,16 @@ class STRec(nn.Module):
         if n_items < 2 or max_len < 1 or n_layers < 1:
             got = f"n_items={n_items}, max_len={max_len}, n_layers={n_layers}"
             raise ValueError(f"STRec: sizes are not usable: got {got}; expected n_items >= 2 and the others >= 1.")
-        self.form, self.noise = check_form(form, noise, sampler)
-        self.ks = check_ks(default_ks(max_len, n_layers) if ks is None else ks, max_len, n_layers)
-        self.alphas = check_alphas(default_alphas(n_layers) if alphas is None else alphas, n_layers)
+        self.form, self.noise = forms.check_form(form, noise, sampler)
+        self.ks = forms.check_ks(forms.default_ks(max_len, n_layers) if ks is None else ks, max_len, n_layers)
+        self.alphas = forms.check_alphas(forms.default_alphas(n_layers) if alphas is None else alphas, n_layers)
         self.n_items, self.max_len, self.eval_noise, self.dropout = n_items, max_len, eval_noise, dropout
         self.item_embedding = nn.Embedding(n_items, d, padding_idx=0)
         self.position_embedding = nn.Embedding(max_len, d)
         self.LayerNorm = LayerNorm(d, 1e-12)
         self.ffn = Sampler(
             sampler,
-            activation=activation or ACTIVATION.get(max_len, "tanh"),
+            activation=activation or forms.ACTIVATION.get(max_len, "tanh"),
             clock=self.form.clock,
             normalise=self.form.normalise,
         )
@@ -142,26 +134,30 @@ class STRec(nn.Module):
     def score(self, seq: Tensor, timestamps: Tensor, noise: Tensor | None = None) -> Tensor:
         """MLP(T) + R, in the sampler's precision also under autocast: (B, N) and (B, N) -> (B, N).
 
-        noise: (B, N); None draws it in training (and in eval mode with ``eval_noise`` or a random sampler), else 0.
+        noise: (B, N); None draws it in training (and in eval mode with ``eval_noise`` or a random sampler), and is its
+            mean else.
         """
         real = seq != 0
         noise = self._drawn(seq) if noise is None else noise
         with torch.autocast(seq.device.type, enabled=False):
             score = self.ffn(ages(timestamps, real, self.LayerNorm.weight.dtype), real)
-        return score if noise is None else score + noise.to(score.dtype)
+        return score + (forms.MEANS[self.noise] if noise is None else noise.to(score.dtype))
 
     def _drawn(self, seq: Tensor) -> Tensor | None:
         draws = self.training or self.eval_noise or self.ffn.kind == "random"
         return self.draw_noise(tuple(seq.shape), seq.device) if draws else None
 
-    def hidden_states(self, seq: Tensor, timestamps: Tensor, noise: Tensor | None = None) -> Iterator[Tensor]:
+    def hidden_states(
+        self, seq: Tensor, timestamps: Tensor, noise: Tensor | None = None, *, whole: bool = True
+    ) -> Iterator[Tensor]:
         """The output of each layer in turn: (B, N, C) in pre-training, (B, k_l, C) in sampled order, last item first,
-        in fine-tuning. Arguments as `forward`."""
+        in fine-tuning. Arguments as `forward`; without ``whole`` pre-training ends with the last row alone, (B, 1, C),
+        which is all that a prediction needs."""
         self._check(seq, timestamps, noise)
         length = seq.shape[1]
         positions = torch.arange(self.max_len - length, self.max_len, device=seq.device).expand_as(seq)
         if self.stage == "pretrain" and not self.dense:
-            yield from self._soft(seq, positions, self.score(seq, timestamps, noise))
+            yield from self._soft(seq, positions, self.score(seq, timestamps, noise), whole)
             return
         if not self.dense:
             order = sampled_order(seq, self.score(seq, timestamps, noise))
@@ -171,12 +167,15 @@ class STRec(nn.Module):
             x = layer(x[:, :k], x, real if real is None else real[:, : x.shape[1]])
             yield x
 
-    def _soft(self, seq: Tensor, positions: Tensor, score: Tensor) -> Iterator[Tensor]:
+    def _soft(self, seq: Tensor, positions: Tensor, score: Tensor, whole: bool) -> Iterator[Tensor]:
         log = self.form.relaxation == "log"
         soft = gates(self.form, self.alphas, score, log=log)
         x, real = self.embed(seq, positions), _mask(seq)
+        last = self.trm_encoder["layer"][-1]
         for layer, keys, queries in zip(self.trm_encoder["layer"], soft, soft[1:], strict=False):
-            x = layer(x, x, real, torch.ones_like(queries) if log else queries, keys)
+            rows = slice(None) if whole or layer is not last else slice(-1, None)
+            queries = (torch.ones_like(queries) if log else queries)[:, rows]
+            x = layer(x[:, rows], x, real, queries, keys)
             yield x
 
     def forward(self, seq: Tensor, timestamps: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -202,7 +201,7 @@ class STRec(nn.Module):
         return torch.cat([self._state(seq[p], timestamps[p], None if noise is None else noise[p]) for p in parts])
 
     def _state(self, seq: Tensor, timestamps: Tensor, noise: Tensor | None) -> Tensor:
-        for x in self.hidden_states(seq, timestamps, noise):
+        for x in self.hidden_states(seq, timestamps, noise, whole=False):
             last = x
         return last[:, -1] if self.stage == "pretrain" or self.dense else last[:, 0]
 

@@ -7,6 +7,7 @@ normalised over the sequence, the forced last item, projections in the attention
 (``eval_noise`` of the model). One is no choice: items are sorted once, and later layers take prefixes.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -44,7 +45,8 @@ FORMS = {
     "log": Form("uniform", 5.0, True, True, True, True, "log", "log", strength=1.0),
 }
 
-NOISES = ("normal", "uniform", None)
+# Of each noise, by its name. The gates of pre-training are trained with the noise and would be stricter without.
+MEANS = {"normal": 0.0, "uniform": 0.5, None: 0.0}
 
 KS = {50: (50, 20, 20, 5, 5, 5, 5, 1), 8: (8, 3, 3, 3, 3, 3, 3, 1)}
 ALPHAS = (2.0, -0.2, -0.2, -0.3, -0.3, -0.5, -0.5, -0.7, -0.7)
@@ -52,7 +54,11 @@ ACTIVATION = {50: "tanh", 8: "relu"}
 
 
 def default_ks(max_len: int, n_layers: int) -> tuple[int, ...]:
-    """k_l of the authors for 8 layers and lengths 8 and 50; else the fractions of length 50, read at the same depth."""
+    """k_l of the authors for 8 layers and lengths 8 and 50; else the fractions of length 50, read at the same depth.
+
+    Their first layer computes every row and the last one row: two layers leave the sampler nothing to choose, and need
+    k_1 of their own.
+    """
     if n_layers == 8 and max_len in KS:
         return KS[max_len]
     middle = [KS[50][1 + round(i * 5 / max(1, n_layers - 3))] / 50 for i in range(n_layers - 2)]
@@ -74,7 +80,7 @@ def check_form(form: str | Form, noise: str | None, sampler: str) -> tuple[Form,
         raise ValueError(f"STRec: unknown form: got {form!r}; expected one of {', '.join(FORMS)}.")
     form = FORMS[form] if isinstance(form, str) else form
     chosen = form.noise if noise == "form" else noise
-    if chosen not in NOISES:
+    if chosen not in MEANS:
         raise ValueError(f"STRec: unknown noise: got {noise!r}; expected normal, uniform, None or form.")
     if sampler == "random" and chosen is None:
         raise ValueError("STRec: a random sampler needs noise: got noise=None; expected normal or uniform.")
@@ -84,9 +90,11 @@ def check_form(form: str | Form, noise: str | None, sampler: str) -> tuple[Form,
 def check_alphas(alphas, n_layers: int) -> tuple[float, ...]:
     """
     Raises:
-        ValueError: another count than layers and one.
+        ValueError: another count than layers and one, or one that is not finite.
     """
     alphas = tuple(map(float, alphas))
+    if not all(map(math.isfinite, alphas)):
+        raise ValueError(f"STRec: alphas is not usable: got {list(alphas)}; expected finite numbers.")
     if len(alphas) != n_layers + 1:
         got = f"{len(alphas)} for {n_layers} layers"
         raise ValueError(f"STRec: alphas does not fit n_layers: got {got}; expected alpha_0 .. alpha_L.")

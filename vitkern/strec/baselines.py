@@ -45,19 +45,33 @@ class Positional(Recommender):
                 nn.init.zeros_(module.weight[0].detach())
 
 
-def _encoder(d: int, layers: int, heads: int, hidden: int, dropout: float) -> nn.TransformerEncoder:
-    layer = nn.TransformerEncoderLayer(
-        d, heads, hidden, dropout, activation="gelu", layer_norm_eps=1e-12, batch_first=True, norm_first=False
-    )
+def _encoder(
+    d: int, layers: int, heads: int, hidden: int, dropout: float, attention_dropout: float
+) -> nn.TransformerEncoder:
+    """RecBole's post-norm GELU blocks: dropout of both branches, none between the two linear layers."""
+    layer = nn.TransformerEncoderLayer(d, heads, hidden, dropout, F.gelu, 1e-12, batch_first=True)
+    layer.dropout, layer.self_attn.dropout = nn.Identity(), attention_dropout
     return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+
+def _last_row(layer: nn.TransformerEncoderLayer, x: Tensor, padding: Tensor) -> Tensor:
+    """The last row of ``layer(x)`` alone: (B, N, d), and (B, N) True at padding -> (B, d)."""
+    row = x[:, -1:]
+    branch = layer.self_attn(row, x, x, key_padding_mask=padding, need_weights=False)[0]
+    row = layer.norm1(row + layer.dropout1(branch))
+    branch = layer.linear2(layer.activation(layer.linear1(row)))
+    return layer.norm2(row + layer.dropout2(branch))[:, 0]
 
 
 class SASRec(Positional):
     """Causal self-attention (Kang and McAuley, ICDM 2018) with the post-norm GELU blocks of RecBole."""
 
-    def __init__(self, n_items, max_len, d=64, n_layers=2, n_heads=2, *, hidden=None, dropout=0.5):
+    def __init__(
+        self, n_items, max_len, d=64, n_layers=2, n_heads=2, *, hidden=None, dropout=0.5, attention_dropout=0.5
+    ):
         super().__init__(n_items, max_len, d, dropout, positions=max_len)
-        self.encoder, self.heads = _encoder(d, n_layers, n_heads, hidden or 4 * d, dropout), n_heads
+        self.encoder = _encoder(d, n_layers, n_heads, hidden or 4 * d, dropout, attention_dropout)
+        self.heads = n_heads
         self.initialise()
 
     def forward(self, seq: Tensor, timestamps: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -65,7 +79,11 @@ class SASRec(Positional):
         causal = torch.ones(length, length, dtype=torch.bool, device=seq.device).tril()
         attended = causal & (seq != 0)[:, None, :] | torch.eye(length, dtype=torch.bool, device=seq.device)
         mask = ~attended.repeat_interleave(self.heads, 0)  # (B H, N, N), True is not attended to
-        return self.encoder(self.embed(seq), mask=mask)[:, -1]
+        *layers, final = self.encoder.layers
+        x = self.embed(seq)
+        for layer in layers:
+            x = layer(x, src_mask=mask)
+        return _last_row(final, x, seq == 0)
 
 
 class BERT4Rec(Positional):
@@ -75,9 +93,12 @@ class BERT4Rec(Positional):
     it is when serving.
     """
 
-    def __init__(self, n_items, max_len, d=64, n_layers=2, n_heads=2, *, hidden=None, dropout=0.5, mask_ratio=0.2):
+    def __init__(
+        self, n_items, max_len, d=64, n_layers=2, n_heads=2, *,
+        hidden=None, dropout=0.5, attention_dropout=0.5, mask_ratio=0.2,
+    ):  # fmt: skip
         super().__init__(n_items, max_len, d, dropout, positions=max_len + 1, extra_items=1)
-        self.encoder = _encoder(d, n_layers, n_heads, hidden or 4 * d, dropout)
+        self.encoder = _encoder(d, n_layers, n_heads, hidden or 4 * d, dropout, attention_dropout)
         self.dense, self.norm, self.mask_ratio = nn.Linear(d, d), nn.LayerNorm(d, eps=1e-12), mask_ratio
         self.initialise()
 

@@ -5,7 +5,6 @@ One file is one consistent state: a process that is killed leaves the state befo
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 from torch import Tensor
@@ -18,17 +17,35 @@ WEIGHTS, STATE, ITEMS, METRICS, CURVES = (
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file in one step, durably."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
+    """Replace a file in one step, durably. What a killed process leaves of ``path.tmp`` the next write overwrites.
+
+    Raises:
+        BadInput: the folder or the file cannot be written, or the disk is full; the file before is whole.
+    """
+    part = path.with_name(f"{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+            _sync_folder(path.parent)
         except BaseException:
-            os.unlink(file.name)
+            part.unlink(missing_ok=True)
             raise
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror or error}.") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Names are durable too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value) -> None:

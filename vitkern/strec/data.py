@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from vitkern.report import BadInput
-from vitkern.strec.log import Log
+from vitkern.strec.log import Log, rows_text
+
+SPLITS = ("leave-last-out", "ratio")
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,10 @@ def split(log: Log, how: str = "leave-last-out", ratio: tuple[float, float, floa
         ratio: parts of "ratio", in the sum 1.
 
     Raises:
-        BadInput: an unknown split, a ratio that is none, or a part without events.
+        BadInput: an unknown split, a ratio that is none, every user has one event, or a part is without events.
     """
+    if len(log) == len(log.users):
+        raise BadInput(f"every user has one event ({rows_text(np.sort(log.row))}); nothing can be predicted.")
     length = np.diff(log.starts)[log.user_of()]
     place = np.arange(len(log)) - log.starts[log.user_of()]  # 0 for a user's first event
     if how == "leave-last-out":
@@ -49,7 +53,7 @@ def split(log: Log, how: str = "leave-last-out", ratio: tuple[float, float, floa
         test = place >= length - tests
         valid = (place >= length - tests - valids) & ~test
     else:
-        raise BadInput(f"unknown split {how!r}; expected leave-last-out or ratio.")
+        raise BadInput(f"unknown split {how!r}; expected {' or '.join(SPLITS)}.")
     predicted = place > 0
     parts = {"train": predicted & ~valid & ~test, "valid": predicted & valid, "test": predicted & test}
     found = {name: np.flatnonzero(mask) for name, mask in parts.items()}

@@ -126,8 +126,9 @@ def _read(file, path: Path, columns: dict[str, str], known: list[str] | None, un
     strange = bad.pop("an item that the model does not know", []) if unseen == "skip" else []
     if strange:
         notes.append(f"skipped {len(strange)} events with items that the model does not know: {rows_text(strange)}")
-    for what, rows in bad.items():
-        raise BadInput(f"{path}: {rows_text(rows)}: {what}: {examples[what]!r}.")
+    if bad:
+        found = "; ".join(f"{rows_text(rows)}: {what}: {examples[what]!r}" for what, rows in bad.items())
+        raise BadInput(f"{path}: {found}.")
     if not item:
         raise BadInput(f"{path} holds no events.")
     times = np.array(time, dtype=np.int64 if all(isinstance(t, int) for t in time) else np.float64)
@@ -183,10 +184,6 @@ def _sorted(path, users, items, user, item, time, row, order: str, notes: list[s
         notes.append(f"{ties} events have the time of the one before of their user; they keep the order of the file")
     starts = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users)))])
     single = starts[:-1][np.diff(starts) == 1]
-    if len(single) == len(users):
-        raise BadInput(
-            f"{path}: every user has one event ({rows_text(np.sort(row[single]))}); nothing can be predicted."
-        )
     if len(single):
         rows = rows_text(np.sort(row[single]))
         notes.append(f"{len(single)} users have one event and are neither trained on nor evaluated: {rows}")

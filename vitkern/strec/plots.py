@@ -1,8 +1,10 @@
 """Curves of a run as a PNG, where matplotlib is installed."""
 
+import io
 from pathlib import Path
 
 from vitkern.report import progress
+from vitkern.strec import checkpoint
 
 
 def save_curves(path: Path, history: list[dict]) -> bool:
@@ -21,5 +23,7 @@ def save_curves(path: Path, history: list[dict]) -> bool:
         right.plot(epochs, [row[name] for row in history], marker=".", label=name)
     right.set(xlabel="epoch", ylabel="validation", ylim=(0, None))
     right.legend()
-    figure.savefig(path, dpi=120)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120)
+    checkpoint.write_bytes(path, content.getvalue())
     return True

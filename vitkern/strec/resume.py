@@ -49,6 +49,8 @@ def load(path: Path, objective, optimizer, settings: Settings, log: Log, group: 
         BadInput: no such file, a damaged one, or a run with other settings, another log or another number of processes.
     """
     tensors, found = checkpoint.read_tensors(path)
+    if missing := {"state", "settings", "log", "groups", "processes"} - found.keys():
+        raise BadInput(f"{path} is no checkpoint of a run: it lacks {', '.join(sorted(missing))}.")
     stored = replace(Settings.from_json(found["settings"]), epochs=settings.epochs, patience=settings.patience)
     if stored != settings:
         changed = ", ".join(name for name, value in stored.json().items() if value != settings.json()[name])

@@ -1,6 +1,6 @@
 """All that a run depends on beside its log, and the model that follows from it."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 import torch.nn as nn
 
@@ -9,70 +9,66 @@ from vitkern.models.strec_form import FORMS
 from vitkern.nn.strec import SAMPLERS
 from vitkern.report import BadInput
 from vitkern.strec.baselines import BERT4Rec, GRU4Rec, Popularity, SASRec
+from vitkern.strec.data import SPLITS
 from vitkern.strec.losses import LOSSES
 
 MODELS = ("strec", "dense", "sasrec", "bert4rec", "gru4rec", "popularity")
 SHARDINGS = ("ddp", "fsdp")
 
 
+def _setting(default, meaning: str, known: tuple[str, ...] = ()):
+    return field(default=default, metadata={"meaning": meaning, "known": known})
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Of one training run; JSON holds them in checkpoints.
+    """Of one training run; the command line shows what each means, and JSON holds them in checkpoints.
 
-    model: of MODELS; stage: "pretrain" or "finetune", for strec and dense. d, layers, heads, hidden (0: 4 d), dropout,
-    max_len: of the model; attention_dropout: of the attention weights of strec and dense. ks, alphas, form, sampler,
-    noise: see `vitkern.models.strec.STRec`; empty: its defaults.
-    loss: "full", "sampled", "bpr" or "bce"; negatives: how many the last three draw a step. lr, decay (the last part of
-    all updates, in which lr falls linearly to 0), weight_decay, batch (sequences a step, all processes together),
-    epochs, epoch_samples (a fresh random part of the log for each epoch; 0: all of it), patience (epochs without a
-    better NDCG@10 in validation; 0: never stop early), clip (largest norm of the gradient, 0: none), seed. split,
-    ratio: see `vitkern.strec.data.split`.
-    exclude_seen: rank no item of the history. sharding: "ddp" or "fsdp", among many processes.
+    Raises:
+        BadInput: a value that is out of range, or not known.
     """
 
-    model: str = "strec"
-    stage: str = "finetune"
-    max_len: int = 50
-    d: int = 64
-    layers: int = 8
-    heads: int = 2
-    hidden: int = 0
-    dropout: float = 0.2
-    attention_dropout: float = 0.0
-    ks: tuple[int, ...] = ()
-    alphas: tuple[float, ...] = ()
-    form: str = "log"
-    sampler: str = "mlp"
-    noise: str = "form"
-    loss: str = "full"
-    negatives: int = 256
-    lr: float = 1e-3
-    decay: float = 0.0
-    weight_decay: float = 0.0
-    batch: int = 256
-    epochs: int = 30
-    epoch_samples: int = 0
-    patience: int = 3
-    clip: float = 5.0
-    seed: int = 0
-    split: str = "leave-last-out"
-    ratio: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    exclude_seen: bool = False
-    sharding: str = "ddp"
+    model: str = _setting("strec", "what is trained; dense is strec with every row in every layer", MODELS)
+    stage: str = _setting("finetune", "of strec: soft masks that train the sampler, or its chosen rows alone", STAGES)
+    max_len: int = _setting(50, "newest events of a history that count")
+    d: int = _setting(64, "channels")
+    layers: int = _setting(8, "layers")
+    heads: int = _setting(2, "heads of attention")
+    hidden: int = _setting(0, "width of the feed-forward part; 0: four times the channels")
+    dropout: float = _setting(0.2, "of the embedding and of both branches of a layer")
+    attention_dropout: float = _setting(0.0, "of the attention weights, where the model has any")
+    ks: tuple[int, ...] = _setting((), "k_1 .. k_L, the rows that strec's layers compute; the authors' unless given")
+    alphas: tuple[float, ...] = _setting((), "alpha_0 .. alpha_L of pre-training; the authors' unless given")
+    form: str = _setting("log", "reading of the paper, see vitkern.models.strec.STRec", tuple(FORMS))
+    sampler: str = _setting("mlp", "what strec chooses rows by; mlp and hash: their ages", SAMPLERS)
+    noise: str = _setting("form", "of the choice, in training", ("form", "normal", "uniform", "none"))
+    loss: str = _setting("full", "cross-entropy over all items or sampled ones, pairs of items, or binary", LOSSES)
+    negatives: int = _setting(256, "items that the losses but full draw for a step")
+    lr: float = _setting(1e-3, "learning rate of Adam")
+    decay: float = _setting(0.0, "last part of all updates, in which the learning rate falls linearly to 0")
+    weight_decay: float = _setting(0.0, "of Adam")
+    batch: int = _setting(256, "sequences of a step, all processes together")
+    epochs: int = _setting(30, "at most")
+    epoch_samples: int = _setting(0, "a fresh random part of the log for each epoch; 0: all of it")
+    patience: int = _setting(3, "epochs without a better NDCG@10 in validation that end the run; 0: none do")
+    clip: float = _setting(5.0, "largest norm of the gradient; 0: any")
+    seed: int = _setting(0, "of weights, order, noise and dropout")
+    split: str = _setting("leave-last-out", "what validates and tests: the last two events, or parts", SPLITS)
+    ratio: tuple[float, float, float] = _setting((0.8, 0.1, 0.1), "parts of that split: training, validation, test")
+    exclude_seen: bool = _setting(False, "rank no item of the history")
+    sharding: str = _setting("ddp", "many processes have copies of the model, or pieces of it", SHARDINGS)
 
     def __post_init__(self):
-        for name, known in (
-            ("model", MODELS), ("stage", STAGES), ("form", tuple(FORMS)), ("sampler", SAMPLERS),
-            ("noise", ("form", "normal", "uniform", "none")), ("loss", LOSSES), ("sharding", SHARDINGS),
-        ):  # fmt: skip
-            if getattr(self, name) not in known:
-                raise BadInput(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(known)}.")
-        for name in ("max_len", "d", "layers", "batch", "negatives"):
+        for each in fields(self):
+            known, value = each.metadata["known"], getattr(self, each.name)
+            if known and value not in known:
+                raise BadInput(f"unknown {each.name} {value!r}; expected one of {', '.join(known)}.")
+        for name in ("max_len", "d", "layers", "heads", "batch", "negatives"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} is {getattr(self, name)}; expected at least 1.")
-        for name in ("epochs", "epoch_samples", "patience", "clip", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise BadInput(f"{name} is {getattr(self, name)}; expected 0 or more.")
+        for name in ("hidden", "epochs", "epoch_samples", "patience", "clip", "weight_decay", "seed"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise BadInput(f"{name} is {getattr(self, name)}; expected a finite number, 0 or more.")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise BadInput(f"{name} is {getattr(self, name)}; expected 0 <= {name} < 1.")
@@ -83,7 +79,7 @@ class Settings:
 
     @classmethod
     def from_json(cls, found: dict) -> "Settings":
-        known = {field.name for field in fields(cls)}
+        known = {each.name for each in fields(cls)}
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in known})
 
     def json(self) -> dict:
@@ -98,6 +94,8 @@ def build_model(settings: Settings, n_items: int) -> nn.Module:
     """
     sizes = dict(d=settings.d, n_layers=settings.layers, n_heads=settings.heads)
     common = dict(hidden=settings.hidden or None, dropout=settings.dropout)
+    if settings.model != "gru4rec":
+        common["attention_dropout"] = settings.attention_dropout
     try:
         if settings.model in ("strec", "dense"):
             dense = settings.model == "dense"
@@ -105,7 +103,7 @@ def build_model(settings: Settings, n_items: int) -> nn.Module:
             model = STRec(
                 n_items, settings.max_len, **sizes, ks=ks, alphas=settings.alphas or None, sampler=settings.sampler,
                 noise=None if settings.noise == "none" else settings.noise, form=settings.form,
-                attention_dropout=settings.attention_dropout, **common,
+                **common,
             )  # fmt: skip
             return model.set_stage("finetune" if dense else settings.stage)
         if settings.model == "popularity":

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vitkern.strec.checkpoint import write_bytes
+
 
 def planted_log(
     *,
@@ -51,7 +53,7 @@ def write_planted_log(path: str | Path, **arguments) -> int:
     """Write `planted_log` as CSV; returns the number of events."""
     rows = planted_log(**arguments)
     text = "".join(f"{user},{item},{time}\n" for user, item, time in rows)
-    Path(path).write_text("user,item,timestamp\n" + text)
+    write_bytes(Path(path), f"user,item,timestamp\n{text}".encode())
     return len(rows)
 
 

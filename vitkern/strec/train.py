@@ -61,6 +61,8 @@ class Run:
             every: steps between checkpoints within an epoch; 0: at the end of epochs alone.
         """
         settings = self.settings
+        if self.group.first and not proceed:  # first of all: a folder that cannot be written to is found out at once
+            checkpoint.write_json(self.folder / checkpoint.ITEMS, self.log.items)
         objective = Objective(self.model, settings.loss)
         trains = any(p.requires_grad for p in objective.parameters())
         self.objective = distributed.spread(objective, self.group, settings.sharding) if trains else objective
@@ -68,7 +70,7 @@ class Run:
             self._save_best()
             return self._finish()
         trained = [p for p in self.objective.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=settings.lr, weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.Adam(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         torch.manual_seed(settings.seed + 1 + self.group.rank)
         if proceed:
             path = self.folder / checkpoint.STATE
@@ -158,7 +160,6 @@ class Run:
         if self.group.first:
             weights = {name.removeprefix("model."): value for name, value in weights.items()}
             found = dict(settings=self.settings.json(), n_items=len(self.log.items), epoch=self.state["best_epoch"])
-            checkpoint.write_json(self.folder / checkpoint.ITEMS, self.log.items)
             checkpoint.write_tensors(self.folder / checkpoint.WEIGHTS, weights, found)
 
     def _finish(self) -> dict:
