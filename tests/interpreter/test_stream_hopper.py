@@ -256,7 +256,7 @@ class _Kernel:
         return lambda *args, **options: setattr(self, "allocator", _allocation._allocator.get())
 
 
-def test_the_users_allocator_stays():
+def test_the_users_allocator_stays(monkeypatch):
     def mine(size, alignment, stream):
         raise AssertionError("asked for memory")
 
@@ -267,5 +267,8 @@ def test_the_users_allocator_stays():
         assert kernel.allocator is mine
         launch(kernel, (1,), num_warps=1, num_stages=1, scratch=True)
         assert kernel.allocator is not mine and _allocation._allocator.get() is mine
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", lambda size, **options: (size, options["device"]))
+            assert kernel.allocator(384, 128, None) == (384, "cuda")
 
     contextvars.copy_context().run(run)
