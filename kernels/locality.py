@@ -139,8 +139,7 @@ def first_seen(group, i, args):
 
 @triton.jit
 def _within(i, count):
-    """0 <= i < count in one comparison: as an unsigned number a negative one is large."""
-    return i.to(tl.uint32) < tl.cast(count, tl.uint32)
+    return (i >= 0) & (i < count)
 
 
 @triton.jit
@@ -148,9 +147,9 @@ def _seen(q, k, length, axis):
     """Whether there is a query, and a key in its interval, along one axis."""
     _, _, _, _, _, BLOCK, HALO, BORDER, _ = axis
     step, place = k - _begin(q, length, axis), _wrapped(q, axis)
-    seen = _within(step, BLOCK + 2 * HALO) & _within(place, length)
+    seen = (step >= 0) & (step < BLOCK + 2 * HALO) & (place >= 0) & (place < length)
     if BORDER == EXCLUDE:
-        seen = seen & _within(k, length)
+        seen = seen & (k >= 0) & (k < length)
     elif BORDER == WRAP:
         seen = seen & (_wrapped(k, axis) < length)
     return seen

@@ -112,10 +112,12 @@ _FEW_BYTES = "few bytes, outside the products: coordinates of a query and of a k
 for _name, _kernel, _arch in (
     ("local-fp32", "_stream_bwd_dkdv", 942),
     ("local-halonet-d32", "_stream_bwd_axes", 942),
+    ("local-sasa", "_stream_bwd_axes", 90),
     ("local-vitdet-window", "_stream_bwd_axes", 942),
     ("local-vitdet-h", "_stream_bwd_axes", 120),
-    ("local-vil-cyclic", "_stream_fwd", 120),
+    ("local-vil", "_stream_bwd_dkdv", 80),
     ("local-maxvit-grid", "_stream_bwd_dkdv", 120),
+    ("local-twins", "_stream_bwd_dkdv", 100),
 ):
     EXCEPTIONS[_name, _kernel, _arch] = ("spills: ", _FEW_BYTES)
 EXCEPTIONS["local-odd-strides", "_stream_fwd", 90] = (
