@@ -138,7 +138,8 @@ def _prepared(function: Callable, tensors: list[dict[str, Tensor]], gradients, m
 def _note(case: Layer, name: str, mode: str, results: list[Tensor], expected: list[Tensor]) -> str:
     """What is wrong with a peer; of ours, why PyTorch ran in the place of a kernel."""
     if name == OURS:
-        return "; ".join(f"in PyTorch: {reason}" for reason in faults.reasons(case.operator, results[0].device))
+        stopped = faults.faulted(results[0].device)  # of some sizes, which the reason names, or of all
+        return "; ".join(f"in PyTorch: {reason}" for op, reason in stopped if op == case.operator)
     wrong = peers.known_fault(name, case, mode), difference(results, expected)
     return "; ".join(f"{WRONG}: {fault}" for fault in wrong if fault)
 

@@ -323,7 +323,8 @@ def test_what_takes_too_long_on_a_gpu_is_timed_once(monkeypatch):
 def test_operators_that_met_a_fault_say_that_pytorch_ran(monkeypatch, fast):
     from vitkern import faults
 
-    monkeypatch.setattr(faults, "reasons", lambda op, device: ["the kernel could not be started"])
+    met = [("layernorm", "the kernel could not be started"), ("attention", "another's")]
+    monkeypatch.setattr(faults, "faulted", lambda device: met)
     case = next(case for case in QUICK if case.op == "layernorm")
     found = measure.measure(case, torch.float32, CPU, batch=1, quick=True, compiled=False)
     assert found[0].note == "in PyTorch: the kernel could not be started" and not found[1].note

@@ -171,7 +171,7 @@ def reasons_of_sizes(op: str, device: Device, arguments: Iterable) -> list[str]:
 
 def faulted(device: Device) -> list[tuple[str, str]]:
     """(operator, reason) for each operator that does not try its kernel on ``device`` again, for some sizes or all."""
-    found = [*_reasons.items(), *((where, reason) for (where, _), reason in _too_large.items())]
+    found = list(_reasons.items()) + [(where, reason) for (where, _), reason in list(_too_large.items())]
     return [(where.split()[0], reason) for where, reason in found if where.split()[1] == str(device)]
 
 
