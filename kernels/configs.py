@@ -32,6 +32,21 @@ def head_tile(head_dim):
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
+def head_parts(head_dim, arch, hooked):
+    """Widths of the one or two tiles that hold a head: 80 dims are (64, 16), 64 are (64, 0). See heads.py; ``hooked``:
+    see `stream.hooked`.
+
+    Beyond 128 dims, where rows are no whole pieces of 16 bytes, and with a hook on consumer Blackwell, two tiles spill
+    where one does not.
+    """
+    whole = head_tile(head_dim)
+    half = whole // 2
+    spills = head_dim % 8 or (hooked and arch >= 120 and family(arch) == AMPERE)
+    if whole in (64, 128) and not spills and head_tile(head_dim - half) < half:
+        return half, head_tile(head_dim - half)
+    return whole, 0
+
+
 def alignment(itemsize, *strides):
     """Largest power of two of elements, up to 16 bytes, that divides every stride.
 
@@ -156,7 +171,7 @@ def stream_forward_config(head_dim, itemsize, arch, queries, hooked, causal, dro
     if itemsize == 4:
         return Config(32, 32, 8, 1) if block_d <= 64 else Config(32, 16, 8, 1)
     if block_d <= 64:
-        if hooked or queries <= 64 or head_dim < block_d:
+        if hooked or queries <= 64 or _masked(head_dim, arch):
             if kind == CDNA:
                 return Config(128, 32, 4, 2)
             narrow = (hooked and kind == AMPERE) or (dropout and kind == BLACKWELL)
@@ -166,8 +181,22 @@ def stream_forward_config(head_dim, itemsize, arch, queries, hooked, causal, dro
     if block_d <= 128:
         if hooked or queries <= 64:
             return Config(64, 32 if kind == AMPERE or dropout else 64, 4, 2)
-        return Config(128, 32 if head_dim < block_d and kind == AMPERE else 64, 8, 2)
+        if _split(head_dim, arch) and kind == AMPERE and arch < 120:
+            return Config(128, 32, 4, 2)
+        if _split(head_dim, arch) and kind in (HOPPER, BLACKWELL) and not causal:
+            return Config(128, 128, 8, 2)
+        return Config(128, 32 if _masked(head_dim, arch) and kind == AMPERE else 64, 8, 2)
     return Config(64, 64 if kind == BLACKWELL else 32, 8, 2)
+
+
+def _split(head_dim, arch):
+    """Whether two tiles hold a head where no hook is."""
+    return head_parts(head_dim, arch, False)[1] > 0
+
+
+def _masked(head_dim, arch):
+    """Whether one tile does, and has columns to spare."""
+    return head_parts(head_dim, arch, False)[0] > head_dim
 
 
 @contextmanager
@@ -209,6 +238,8 @@ def stream_dq_config(head_dim, itemsize, arch, queries, hooked):
             return Config(128, 32, 4, 2)
         return Config(128, 32, 8, 2) if hooked and kind == AMPERE else Config(64, 64, 4, 2)
     if block_d <= 128:
+        if _split(head_dim, arch) and not hooked and kind in (AMPERE, HOPPER) and arch < 120:
+            return Config(128, 32, 4, 2) if kind == AMPERE else Config(64, 64, 4, 2)
         return Config(64, 32, 4, 2)
     return Config(64, 32, 4, 1) if kind == CDNA else Config(32, 32, 8, 1)
 
@@ -224,12 +255,12 @@ def stream_dkdv_config(head_dim, itemsize, arch, keys, hooked):
         if kind == CDNA:
             return Config(32, 64 if hooked else 128, 4, 2)
         if kind == AMPERE:
-            return Config(32, 64, 4, 1 if arch >= 120 and (hooked or head_dim < block_d) else 2)
-        return Config(64 if kind == BLACKWELL or not (hooked or head_dim < block_d) else 32, 64, 4, 2)
+            return Config(32, 64, 4, 1 if arch >= 120 and (hooked or _masked(head_dim, arch)) else 2)
+        return Config(64 if kind == BLACKWELL or not (hooked or _masked(head_dim, arch)) else 32, 64, 4, 2)
     if block_d <= 128:
-        if kind in (AMPERE, HOPPER) and (hooked or (kind == AMPERE and arch >= 120 and head_dim < block_d)):
+        if kind in (AMPERE, HOPPER) and (hooked or (kind == AMPERE and arch >= 120 and _masked(head_dim, arch))):
             return Config(32, 64, 8, 2)
-        return Config(32, 64, 4, 1 if kind == AMPERE and head_dim < block_d else 2)
+        return Config(32, 64, 4, 1 if kind == AMPERE and _masked(head_dim, arch) else 2)
     return Config(32, 32, 4 if kind == CDNA else 8, 1)
 
 

@@ -94,9 +94,9 @@ def _short_fwd(
         else:
             k_at, k_inside = K_TOKENS(group, ki, k_strides[1], k_args)
             v_at = k_at if SHARED == "kv" else K_TOKENS(group, ki, v_strides[1], k_args)[0]
-        q_rows = gather_rows(q, q_at, q_inside, qi < N, padding, head, HEAD_DIM, BLOCK_D, ALIGN)
-        k_rows = gather_rows(k, k_at, k_inside, ki < M, padding, heads + head, HEAD_DIM, BLOCK_D, ALIGN)
-        v_rows = gather_rows(v, v_at, k_inside, ki < M, padding, 2 * heads + head, HEAD_DIM, BLOCK_D, ALIGN)
+        q_rows = gather_rows(q, q_at, q_inside, qi < N, padding, head, HEAD_DIM, ALIGN, 0, BLOCK_D)
+        k_rows = gather_rows(k, k_at, k_inside, ki < M, padding, heads + head, HEAD_DIM, ALIGN, 0, BLOCK_D)
+        v_rows = gather_rows(v, v_at, k_inside, ki < M, padding, 2 * heads + head, HEAD_DIM, ALIGN, 0, BLOCK_D)
         if cosine is not None:
             q_rows = normalize(q_rows)[0].to(q_rows.dtype)
             k_rows = normalize(k_rows)[0].to(k_rows.dtype)
@@ -111,7 +111,7 @@ def _short_fwd(
         o = tl.dot(p.to(v_rows.dtype), v_rows, input_precision=PRECISION)  # [BLOCK_M, BLOCK_D]
         o *= (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
         out_at = Q_TOKENS(group, qi, out_strides[1], q_args)[0]
-        store_rows(out, out_at, o, q_inside & (qi < N), HEAD_DIM, ALIGN, BLOCK_D, HEAD_DIM == BLOCK_D)
+        store_rows(out, out_at, o, q_inside & (qi < N), HEAD_DIM, ALIGN, 0, BLOCK_D)
         if lse is not None:
             row = (group.to(tl.int64) * heads + head) * N + qi
             tl.store(lse + row, (top + tl.log2(total)) * LN2, mask=qi < N)

@@ -33,7 +33,6 @@ def _short_bwd(
     TILE_ROWS: tl.constexpr, ALIGN: tl.constexpr, BIAS: tl.constexpr, DBIAS: tl.constexpr,
     SHARED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    EVEN_D: tl.constexpr = HEAD_DIM == BLOCK_D
     PADDED: tl.constexpr = padding is not None
     COSINE: tl.constexpr = cosine is not None
     pid = tl.program_id(0)
@@ -67,8 +66,8 @@ def _short_bwd(
         v_at = k_at if SHARED != "none" else K_TOKENS(group, ki, v_strides[1], k_args)[0]
         k_valid = k_inside & (ki < M)
         outside = (ki < M) & (k_inside == 0)
-        k_rows = gather_rows(k, k_at, k_inside, ki < M, padding, heads + head, HEAD_DIM, BLOCK_D, ALIGN)
-        v_rows = gather_rows(v, v_at, k_inside, ki < M, padding, 2 * heads + head, HEAD_DIM, BLOCK_D, ALIGN)
+        k_rows = gather_rows(k, k_at, k_inside, ki < M, padding, heads + head, HEAD_DIM, ALIGN, 0, BLOCK_D)
+        v_rows = gather_rows(v, v_at, k_inside, ki < M, padding, 2 * heads + head, HEAD_DIM, ALIGN, 0, BLOCK_D)
         if COSINE:
             k_unit, k_inverse = normalize(k_rows)
             k_rows = k_unit.to(k_rows.dtype)
@@ -82,8 +81,8 @@ def _short_bwd(
                 q_at, q_inside = Q_TOKENS(group, qi, q_strides[1], q_args)
             grad_at = Q_TOKENS(group, qi, grad_strides[1], q_args)[0]
             q_valid = q_inside & (qi < N)
-            q_rows = gather_rows(q, q_at, q_inside, qi < N, padding, head, HEAD_DIM, BLOCK_D, ALIGN)
-            g_rows = load_rows(grad, grad_at, q_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+            q_rows = gather_rows(q, q_at, q_inside, qi < N, padding, head, HEAD_DIM, ALIGN, 0, BLOCK_D)
+            g_rows = load_rows(grad, grad_at, q_valid, HEAD_DIM, ALIGN, 0, BLOCK_D)
             if COSINE:
                 q_unit, q_inverse = normalize(q_rows)
                 q_rows = q_unit.to(q_rows.dtype)
@@ -99,7 +98,7 @@ def _short_bwd(
             dv_sum += tl.dot(tl.trans(p.to(g_rows.dtype)), g_rows, input_precision=PRECISION)  # [BLOCK_N, BLOCK_D]
             if ROW_BLOCKS == 1:  # at once, which frees the registers
                 dv_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dv_strides[1], k_args)[0]
-                store_rows(dv, dv_at, dv_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+                store_rows(dv, dv_at, dv_sum, k_valid, HEAD_DIM, ALIGN, 0, BLOCK_D)
                 if PADDED:
                     pad_dv += tl.sum(tl.where(outside[:, None], dv_sum, 0.0), 0)
             dp = tl.dot(g_rows, tl.trans(v_rows), input_precision=PRECISION)
@@ -123,26 +122,26 @@ def _short_bwd(
             dk_sum += tl.dot(tl.trans(low), q_rows, input_precision=PRECISION)
             dq_rows = tl.dot(low, k_rows, input_precision=PRECISION)  # [BLOCK_M, BLOCK_D]
             if COSINE:  # the unit rows once more: loading them again costs less than registers held since
-                q_rows = gather_rows(q, q_at, q_inside, qi < N, padding, head, HEAD_DIM, BLOCK_D, ALIGN)
+                q_rows = gather_rows(q, q_at, q_inside, qi < N, padding, head, HEAD_DIM, ALIGN, 0, BLOCK_D)
                 q_unit, q_inverse = normalize(q_rows)
                 scale_sum += tl.sum(dq_rows * q_unit, 1)
                 dq_rows = normalize_backward(dq_rows * scale, q_unit, q_inverse)
             else:
                 dq_rows *= scale
             dq_at = q_at if SHARED == "qkv" else Q_TOKENS(group, qi, dq_strides[1], q_args)[0]
-            store_rows(dq, dq_at, dq_rows, q_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+            store_rows(dq, dq_at, dq_rows, q_valid, HEAD_DIM, ALIGN, 0, BLOCK_D)
         if ROW_BLOCKS > 1:
             dv_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dv_strides[1], k_args)[0]
-            store_rows(dv, dv_at, dv_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+            store_rows(dv, dv_at, dv_sum, k_valid, HEAD_DIM, ALIGN, 0, BLOCK_D)
             if PADDED:
                 pad_dv += tl.sum(tl.where(outside[:, None], dv_sum, 0.0), 0)
         dk_sum *= scale
         if COSINE:
-            k_rows = gather_rows(k, k_at, k_inside, ki < M, padding, heads + head, HEAD_DIM, BLOCK_D, ALIGN)
+            k_rows = gather_rows(k, k_at, k_inside, ki < M, padding, heads + head, HEAD_DIM, ALIGN, 0, BLOCK_D)
             k_unit, k_inverse = normalize(k_rows)
             dk_sum = normalize_backward(dk_sum, k_unit, k_inverse)
         dk_at = k_at if SHARED != "none" else K_TOKENS(group, ki, dk_strides[1], k_args)[0]
-        store_rows(dk, dk_at, dk_sum, k_valid, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+        store_rows(dk, dk_at, dk_sum, k_valid, HEAD_DIM, ALIGN, 0, BLOCK_D)
         if PADDED:
             pad_dk += tl.sum(tl.where(outside[:, None], dk_sum, 0.0), 0)
         if DBIAS == "chunk":

@@ -61,20 +61,19 @@ def _sparse_fwd(
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     ROW_BLOCKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    EVEN_D: tl.constexpr = HEAD_DIM == BLOCK_D
     pid = tl.program_id(0)
     head, row = pid % heads, pid // heads
     sequence = row // ROW_BLOCKS
     qi = row % ROW_BLOCKS * BLOCK_M + tl.arange(0, BLOCK_M)
     ki = tl.arange(0, BLOCK_N)
     q_at = _rows_of(q_strides, sequence, head, _places(index, sequence, qi, K))
-    q_rows = load_rows(q, q_at, qi < K, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
-    k_rows = load_rows(k, _rows_of(k_strides, sequence, head, ki), ki < M, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
-    v_rows = load_rows(v, _rows_of(v_strides, sequence, head, ki), ki < M, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+    q_rows = load_rows(q, q_at, qi < K, HEAD_DIM, ALIGN, 0, BLOCK_D)
+    k_rows = load_rows(k, _rows_of(k_strides, sequence, head, ki), ki < M, HEAD_DIM, ALIGN, 0, BLOCK_D)
+    v_rows = load_rows(v, _rows_of(v_strides, sequence, head, ki), ki < M, HEAD_DIM, ALIGN, 0, BLOCK_D)
     product = tl.dot(q_rows, tl.trans(k_rows), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
     p = _weights(product, query_gate, key_gate, key_mask, sequence, qi, ki, K, M, scale, strength)[0]
     o = tl.dot(p.to(v_rows.dtype), v_rows, input_precision=PRECISION)  # [BLOCK_M, BLOCK_D]
-    store_rows(out, _rows_of(out_strides, sequence, head, qi), o, qi < K, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+    store_rows(out, _rows_of(out_strides, sequence, head, qi), o, qi < K, HEAD_DIM, ALIGN, 0, BLOCK_D)
 
 
 @triton.jit
@@ -92,12 +91,11 @@ def _sparse_bwd(
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     ROW_BLOCKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    EVEN_D: tl.constexpr = HEAD_DIM == BLOCK_D
     pid = tl.program_id(0)
     head, sequence = pid % heads, pid // heads
     ki = tl.arange(0, BLOCK_N)
-    k_rows = load_rows(k, _rows_of(k_strides, sequence, head, ki), ki < M, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
-    v_rows = load_rows(v, _rows_of(v_strides, sequence, head, ki), ki < M, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+    k_rows = load_rows(k, _rows_of(k_strides, sequence, head, ki), ki < M, HEAD_DIM, ALIGN, 0, BLOCK_D)
+    v_rows = load_rows(v, _rows_of(v_strides, sequence, head, ki), ki < M, HEAD_DIM, ALIGN, 0, BLOCK_D)
     dk_sum = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_sum = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     if query_gate is not None:
@@ -105,8 +103,8 @@ def _sparse_bwd(
     for block in tl.range(0, ROW_BLOCKS):
         qi = block * BLOCK_M + tl.arange(0, BLOCK_M)
         place = _places(index, sequence, qi, K)
-        q_rows = load_rows(q, _rows_of(q_strides, sequence, head, place), qi < K, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
-        g_rows = load_rows(grad, _rows_of(grad_strides, sequence, head, qi), qi < K, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+        q_rows = load_rows(q, _rows_of(q_strides, sequence, head, place), qi < K, HEAD_DIM, ALIGN, 0, BLOCK_D)
+        g_rows = load_rows(grad, _rows_of(grad_strides, sequence, head, qi), qi < K, HEAD_DIM, ALIGN, 0, BLOCK_D)
         product = tl.dot(q_rows, tl.trans(k_rows), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         p, g, h = _weights(product, query_gate, key_gate, key_mask, sequence, qi, ki, K, M, scale, strength)
         dv_sum += tl.dot(tl.trans(p.to(g_rows.dtype)), g_rows, input_precision=PRECISION)
@@ -119,10 +117,10 @@ def _sparse_bwd(
         low = ds.to(q_rows.dtype)
         dk_sum += tl.dot(tl.trans(low), q_rows, input_precision=PRECISION)
         dq_rows = tl.dot(low, k_rows, input_precision=PRECISION) * scale
-        store_rows(dq, _rows_of(dq_strides, sequence, head, place), dq_rows, qi < K, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+        store_rows(dq, _rows_of(dq_strides, sequence, head, place), dq_rows, qi < K, HEAD_DIM, ALIGN, 0, BLOCK_D)
     dk_at, dv_at = _rows_of(dk_strides, sequence, head, ki), _rows_of(dv_strides, sequence, head, ki)
-    store_rows(dk, dk_at, dk_sum * scale, ki < M, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
-    store_rows(dv, dv_at, dv_sum, ki < M, HEAD_DIM, ALIGN, BLOCK_D, EVEN_D)
+    store_rows(dk, dk_at, dk_sum * scale, ki < M, HEAD_DIM, ALIGN, 0, BLOCK_D)
+    store_rows(dv, dv_at, dv_sum, ki < M, HEAD_DIM, ALIGN, 0, BLOCK_D)
     if query_gate is not None:
         row = (sequence.to(tl.int64) * heads + head) * M + ki
         tl.store(dkey_gate + row, strength * dh_sum, mask=ki < M)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from . import configs
 from .architecture import arch_of
+from .heads import load_head, products
 from .launch import launch
 from .problem import Problem, Rows, aligned
 from .stream import constants
-from .tiles import LOG2E, key_range, load_pivot, load_scalars, load_tokens, probabilities
+from .tiles import LOG2E, key_range, load_pivot, load_scalars, probabilities
 
 
 @triton.jit
@@ -40,7 +41,7 @@ def _stream_bwd_axes(
     FIRST: tl.constexpr, SIDE: tl.constexpr, EXTENT_H: tl.constexpr, EXTENT_W: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, PADDED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -52,12 +53,13 @@ def _stream_bwd_axes(
     group, head = row // heads, row % heads
     qi = block * BLOCK_M + tl.arange(0, BLOCK_M)
 
-    queries = load_tokens(
-        q, q_strides, q_args, padding, head, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_N, PADDED
-    )  # [BLOCK_M, BLOCK_D]
-    grads = load_tokens(
+    queries = load_head(
+        q, q_strides, q_args, padding, head, group, head, qi, N,
+        Q_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, not EVEN_N, PADDED,
+    )  # fmt: skip
+    grads = load_head(
         grad, grad_strides, q_args, None, 0, group, head, qi, N,
-        Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, not EVEN_N, PADDED,
+        Q_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, OUT_ALIGN, not EVEN_N, PADDED,
     )  # fmt: skip
     deltas = load_scalars(delta, lse_strides, q_args, group, head, qi, N, 0.0, Q_TOKENS, PADDED)
     pivot = load_pivot(lse, lse_strides, q_args, group, head, qi, N, Q_TOKENS, PADDED)
@@ -67,20 +69,20 @@ def _stream_bwd_axes(
     _, end = key_range(block, N, M, BLOCK_M, BLOCK_N, CAUSAL)
     for start in tl.range(0, end, BLOCK_N):
         ki = start + tl.arange(0, BLOCK_N)
-        keys = load_tokens(
+        keys = load_head(
             k, k_strides, k_args, padding, heads + head, group, head, ki, M,
-            K_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_M, PADDED,
+            K_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, not EVEN_M, PADDED,
         )  # fmt: skip
-        values = load_tokens(
+        values = load_head(
             v, v_strides, k_args, padding, 2 * heads + head, group, head, ki, M,
-            K_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_M, PADDED,
+            K_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, not EVEN_M, PADDED,
         )  # fmt: skip
-        product = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+        product = products(queries, keys, PRECISION)  # [BLOCK_M, BLOCK_N]
         weights = probabilities(
             product, scale * LOG2E, pivot[:, None], group, head, qi[:, None], ki[None, :], score_args, N, M,
             SCORE, PLAIN, CAUSAL, not EVEN_M,
         )  # fmt: skip
-        slope = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+        slope = products(grads, values, PRECISION)
         slope = (weights * (slope - deltas[:, None])).to(q.dtype.element_ty)
         rows = ((ki // SIDE)[:, None] == tl.arange(0, BLOCK_H)[None, :]).to(q.dtype.element_ty)  # [BLOCK_N, BLOCK_H]
         columns = ((ki % SIDE)[:, None] == tl.arange(0, BLOCK_W)[None, :]).to(q.dtype.element_ty)

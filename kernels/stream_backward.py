@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import configs
 from .architecture import arch_of
+from .heads import add_products, inner_products, load_head, products, scaled, store_head, store_sums, zeros
 from .launch import launch
 from .problem import Problem, Rows, aligned
 from .stream import constants, hooked
@@ -24,12 +25,10 @@ from .tiles import (
     key_range,
     load_pivot,
     load_scalars,
-    load_tokens,
     normalize,
     normalize_backward,
     probabilities,
     store_scalars,
-    store_tokens,
 )
 
 
@@ -39,9 +38,9 @@ def _stream_bwd_dq(
     q_strides, k_strides, v_strides, out_strides, grad_strides, lse_strides, dq_strides,
     q_args, k_args, score_args, padding, cosine, seed, heads, N, M, scale, dropout_p,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SHARE: tl.constexpr,
-    ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, PADDED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    KV_SHARE: tl.constexpr, ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     COSINE: tl.constexpr = cosine is not None
     pid = tl.program_id(0)
@@ -51,19 +50,19 @@ def _stream_bwd_dq(
     kv_head = head // KV_SHARE
     qi = block * BLOCK_M + tl.arange(0, BLOCK_M)
 
-    rows = load_tokens(
+    rows = load_head(
         q, q_strides, q_args, padding, head, group, head, qi, N,
-        Q_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_N, PADDED,
+        Q_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, not EVEN_N, PADDED,
     )  # fmt: skip
-    grads = load_tokens(
+    grads = load_head(
         grad, grad_strides, q_args, None, 0, group, head, qi, N,
-        Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, not EVEN_N, PADDED,
+        Q_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, OUT_ALIGN, not EVEN_N, PADDED,
     )  # fmt: skip
-    outs = load_tokens(
+    outs = load_head(
         out, out_strides, q_args, None, 0, group, head, qi, N,
-        Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, not EVEN_N, PADDED,
+        Q_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, OUT_ALIGN, not EVEN_N, PADDED,
     )  # fmt: skip
-    deltas = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)  # [BLOCK_M]
+    deltas = inner_products(grads, outs)  # [BLOCK_M]
     if lse_grad is not None:
         deltas -= load_scalars(lse_grad, lse_strides, q_args, group, head, qi, N, 0.0, Q_TOKENS, PADDED)
     store_scalars(delta, lse_strides, q_args, deltas, group, head, qi, N, Q_TOKENS, PADDED)
@@ -73,42 +72,42 @@ def _stream_bwd_dq(
     if COSINE:
         scale = tl.load(cosine + head)
         factor = scale * LOG2E
-        unit, inverse = normalize(rows)
-        queries = unit.to(q.dtype.element_ty)
+        unit, inverse = normalize(rows[0])
+        queries = (unit.to(q.dtype.element_ty),)
 
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    acc = zeros(BLOCK_M, BLOCK_D, TAIL_D)
     whole, end = key_range(block, N, M, BLOCK_M, BLOCK_N, CAUSAL)
     for MASKED in tl.static_range(1 if EVEN_M and not CAUSAL else 2):
         for start in tl.range(whole if MASKED else 0, end if MASKED else whole, BLOCK_N):
             ki = start + tl.arange(0, BLOCK_N)
-            keys = load_tokens(
+            keys = load_head(
                 k, k_strides, k_args, padding, heads + head, group, kv_head, ki, M,
-                K_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, MASKED and not EVEN_M, PADDED,
+                K_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, MASKED and not EVEN_M, PADDED,
             )  # fmt: skip
             if COSINE:
-                keys = normalize(keys)[0].to(k.dtype.element_ty)
-            values = load_tokens(
+                keys = (normalize(keys[0])[0].to(k.dtype.element_ty),)
+            values = load_head(
                 v, v_strides, k_args, padding, 2 * heads + head, group, kv_head, ki, M,
-                K_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, MASKED and not EVEN_M, PADDED,
+                K_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, MASKED and not EVEN_M, PADDED,
             )  # fmt: skip
-            product = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+            product = products(queries, keys, PRECISION)  # [BLOCK_M, BLOCK_N]
             weights = probabilities(
                 product, factor, pivot[:, None], group, head, qi[:, None], ki[None, :], score_args, N, M,
                 SCORE, PLAIN, CAUSAL and MASKED, MASKED and not EVEN_M,
             )  # fmt: skip
-            slope = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+            slope = products(grads, values, PRECISION)
             if seed is not None:
                 keep = keep_mask(tl.load(seed), row, qi[:, None], ki[None, :], dropout_p)
                 slope = tl.where(keep, slope * (1.0 / (1.0 - dropout_p)), 0.0)
             slope = weights * (slope - deltas[:, None])
-            acc = tl.dot(slope.to(k.dtype.element_ty), keys, acc, input_precision=PRECISION)
+            acc = add_products(acc, slope.to(k.dtype.element_ty), keys, PRECISION)
 
     if COSINE:
-        tl.store(cosine_grad + pid, tl.sum(tl.sum(acc * unit, 1), 0))
-        acc = normalize_backward(acc * scale, unit, inverse)
+        tl.store(cosine_grad + pid, tl.sum(tl.sum(acc[0] * unit, 1), 0))
+        acc = (normalize_backward(acc[0] * scale, unit, inverse),)
     else:
-        acc = acc * scale
-    store_tokens(dq, dq_strides, q_args, acc, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, PADDED)
+        acc = scaled(acc, scale)
+    store_head(dq, dq_strides, q_args, acc, group, head, qi, N, Q_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, OUT_ALIGN, PADDED)
 
 
 @triton.jit
@@ -117,9 +116,9 @@ def _stream_bwd_dkdv(
     q_strides, k_strides, v_strides, grad_strides, lse_strides, dk_strides, dv_strides,
     q_args, k_args, score_args, padding, cosine, seed, heads, N, M, scale, dropout_p,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SHARE: tl.constexpr,
-    ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, PADDED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    KV_SHARE: tl.constexpr, ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     COSINE: tl.constexpr = cosine is not None
     pid = tl.program_id(0)
@@ -129,23 +128,23 @@ def _stream_bwd_dkdv(
     group = pid // (key_blocks * kv_heads)
     ki = block * BLOCK_N + tl.arange(0, BLOCK_N)
 
-    keys = load_tokens(
-        k, k_strides, k_args, padding, heads + kv_head, group, kv_head, ki, M, K_TOKENS, HEAD_DIM, BLOCK_D,
-        ALIGN, not EVEN_M, PADDED,
+    keys = load_head(
+        k, k_strides, k_args, padding, heads + kv_head, group, kv_head, ki, M,
+        K_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, not EVEN_M, PADDED,
     )  # fmt: skip
-    values = load_tokens(
-        v, v_strides, k_args, padding, 2 * heads + kv_head, group, kv_head, ki, M, K_TOKENS, HEAD_DIM, BLOCK_D,
-        ALIGN, not EVEN_M, PADDED,
+    values = load_head(
+        v, v_strides, k_args, padding, 2 * heads + kv_head, group, kv_head, ki, M,
+        K_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, not EVEN_M, PADDED,
     )  # fmt: skip
     factor = scale * LOG2E
     if COSINE:
         scale = tl.load(cosine + kv_head)
         factor = scale * LOG2E
-        unit, inverse = normalize(keys)
-        keys = unit.to(k.dtype.element_ty)
+        unit, inverse = normalize(keys[0])
+        keys = (unit.to(k.dtype.element_ty),)
 
-    acc_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    acc_v = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    acc_k = zeros(BLOCK_N, BLOCK_D, TAIL_D)
+    acc_v = zeros(BLOCK_N, BLOCK_D, TAIL_D)
     first = 0
     if CAUSAL:  # the first query that sees this block
         first = tl.maximum(0, block * BLOCK_N - (M - N)) // BLOCK_M
@@ -154,44 +153,49 @@ def _stream_bwd_dkdv(
         head = kv_head * KV_SHARE + step // blocks
         row = group * heads + head
         qi = (first + step % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
-        queries = load_tokens(
+        queries = load_head(
             q, q_strides, q_args, padding, head, group, head, qi, N,
-            Q_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_N, PADDED,
+            Q_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, not EVEN_N, PADDED,
         )  # fmt: skip
         if COSINE:
-            queries = normalize(queries)[0].to(q.dtype.element_ty)
+            queries = (normalize(queries[0])[0].to(q.dtype.element_ty),)
         pivot = load_pivot(lse, lse_strides, q_args, group, head, qi, N, Q_TOKENS, PADDED)
-        product = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)  # [BLOCK_N, BLOCK_M]
+        product = products(keys, queries, PRECISION)  # [BLOCK_N, BLOCK_M]
         weights = probabilities(
             product, factor, pivot[None, :], group, head, qi[None, :], ki[:, None], score_args, N, M, SCORE,
             PLAIN, CAUSAL, False,
         )  # fmt: skip
-        grads = load_tokens(
+        grads = load_head(
             grad, grad_strides, q_args, None, 0, group, head, qi, N,
-            Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, not EVEN_N, PADDED,
+            Q_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, OUT_ALIGN, not EVEN_N, PADDED,
         )  # fmt: skip
-        slope = tl.dot(values, tl.trans(grads), input_precision=PRECISION)  # [BLOCK_N, BLOCK_M]
+        slope = products(values, grads, PRECISION)  # [BLOCK_N, BLOCK_M]
         dropped = weights
         if seed is not None:
             keep = keep_mask(tl.load(seed), row, qi[None, :], ki[:, None], dropout_p)
             dropped = tl.where(keep, weights * (1.0 / (1.0 - dropout_p)), 0.0)
             slope = tl.where(keep, slope * (1.0 / (1.0 - dropout_p)), 0.0)
-        acc_v = tl.dot(dropped.to(grad.dtype.element_ty), grads, acc_v, input_precision=PRECISION)
+        acc_v = add_products(acc_v, dropped.to(grad.dtype.element_ty), grads, PRECISION)
         deltas = load_scalars(delta, lse_strides, q_args, group, head, qi, N, 0.0, Q_TOKENS, PADDED)
         slope = weights * (slope - deltas[None, :])
-        acc_k = tl.dot(slope.to(q.dtype.element_ty), queries, acc_k, input_precision=PRECISION)
+        acc_k = add_products(acc_k, slope.to(q.dtype.element_ty), queries, PRECISION)
 
-    acc_k = acc_k * scale
+    acc_k = scaled(acc_k, scale)
     if COSINE:
-        acc_k = normalize_backward(acc_k, unit, inverse)
-    store_tokens(dk, dk_strides, k_args, acc_k, group, kv_head, ki, M, K_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, PADDED)
-    store_tokens(dv, dv_strides, k_args, acc_v, group, kv_head, ki, M, K_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, PADDED)
+        acc_k = (normalize_backward(acc_k[0], unit, inverse),)
+    store_head(
+        dk, dk_strides, k_args, acc_k, group, kv_head, ki, M,
+        K_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, OUT_ALIGN, PADDED,
+    )  # fmt: skip
+    store_head(
+        dv, dv_strides, k_args, acc_v, group, kv_head, ki, M,
+        K_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, OUT_ALIGN, PADDED,
+    )  # fmt: skip
     if padding_grad is not None:  # every program leaves the sum over its padding tokens
         outside = ((ki < M) & (K_TOKENS(group, ki, k_strides[1], k_args)[1] == 0))[:, None]
-        d = tl.arange(0, BLOCK_D)
-        where = padding_grad + pid.to(tl.int64) * (2 * HEAD_DIM) + d
-        tl.store(where, tl.sum(tl.where(outside, acc_k, 0.0), 0), mask=d < HEAD_DIM)
-        tl.store(where + HEAD_DIM, tl.sum(tl.where(outside, acc_v, 0.0), 0), mask=d < HEAD_DIM)
+        where = padding_grad + pid.to(tl.int64) * (2 * HEAD_DIM)
+        store_sums(where, acc_k, outside, HEAD_DIM, BLOCK_D, TAIL_D)
+        store_sums(where + HEAD_DIM, acc_v, outside, HEAD_DIM, BLOCK_D, TAIL_D)
 
 
 def _shared(s: Problem) -> tuple:

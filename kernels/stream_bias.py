@@ -11,10 +11,11 @@ from torch import Tensor
 
 from . import configs, tokens
 from .architecture import arch_of
+from .heads import load_head, products
 from .launch import launch
 from .problem import Problem, Rows, aligned
 from .stream import constants
-from .tiles import LOG2E, keep_mask, load_pivot, load_scalars, load_tokens, normalize, probabilities
+from .tiles import LOG2E, keep_mask, load_pivot, load_scalars, normalize, probabilities
 
 
 @triton.jit
@@ -23,9 +24,9 @@ def _stream_bwd_bias(
     q_args, k_args, score_args, padding, cosine, seed, groups, heads, N, M, scale, dropout_p, splits,
     PER_GROUP: tl.constexpr, PER_HEAD: tl.constexpr,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SHARE: tl.constexpr,
-    ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, PADDED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    KV_SHARE: tl.constexpr, ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """partial (splits, groups or 1, H or 1, N, M): dS summed over a share of the (group, head) pairs that read the
     same bias.
@@ -52,34 +53,34 @@ def _stream_bwd_bias(
         group = first_group + member // shared_heads
         head = first_head + member % shared_heads
         kv_head = head // KV_SHARE
-        queries = load_tokens(
+        queries = load_head(
             q, q_strides, q_args, padding, head, group, head, qi, N,
-            Q_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_N, PADDED,
+            Q_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, not EVEN_N, PADDED,
         )  # fmt: skip
-        keys = load_tokens(
+        keys = load_head(
             k, k_strides, k_args, padding, heads + head, group, kv_head, ki, M,
-            K_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_M, PADDED,
+            K_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, not EVEN_M, PADDED,
         )  # fmt: skip
         factor = scale * LOG2E
         if cosine is not None:
             factor = tl.load(cosine + head) * LOG2E
-            queries = normalize(queries)[0].to(q.dtype.element_ty)
-            keys = normalize(keys)[0].to(k.dtype.element_ty)
-        product = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+            queries = (normalize(queries[0])[0].to(q.dtype.element_ty),)
+            keys = (normalize(keys[0])[0].to(k.dtype.element_ty),)
+        product = products(queries, keys, PRECISION)  # [BLOCK_M, BLOCK_N]
         pivot = load_pivot(lse, lse_strides, q_args, group, head, qi, N, Q_TOKENS, PADDED)
         weights = probabilities(
             product, factor, pivot[:, None], group, head, qi[:, None], ki[None, :], score_args, N, M, SCORE,
             PLAIN, CAUSAL, False,
         )  # fmt: skip
-        grads = load_tokens(
+        grads = load_head(
             grad, grad_strides, q_args, None, 0, group, head, qi, N,
-            Q_TOKENS, HEAD_DIM, BLOCK_D, OUT_ALIGN, not EVEN_N, PADDED,
+            Q_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, OUT_ALIGN, not EVEN_N, PADDED,
         )  # fmt: skip
-        values = load_tokens(
+        values = load_head(
             v, v_strides, k_args, padding, 2 * heads + head, group, kv_head, ki, M,
-            K_TOKENS, HEAD_DIM, BLOCK_D, ALIGN, not EVEN_M, PADDED,
+            K_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, not EVEN_M, PADDED,
         )  # fmt: skip
-        slope = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+        slope = products(grads, values, PRECISION)
         if seed is not None:
             keep = keep_mask(tl.load(seed), group * heads + head, qi[:, None], ki[None, :], dropout_p)
             slope = tl.where(keep, slope * (1.0 / (1.0 - dropout_p)), 0.0)

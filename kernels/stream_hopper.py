@@ -11,9 +11,10 @@ import triton.language as tl
 
 from . import configs, scores, tokens
 from .architecture import arch_of
+from .heads import store_softmax
 from .launch import launch
 from .problem import Problem, Rows, aligned
-from .tiles import LOG2E, softmax_step, store_softmax
+from .tiles import LOG2E, softmax_step
 
 START = 16  # bytes: every row that a descriptor reaches starts at a multiple
 
@@ -63,14 +64,15 @@ def _stream_hopper_fwd(
             s = s * factor + all_biases.load([block * BLOCK_M, start]).to(tl.float32) * LOG2E
         if not EVEN_M:  # in every turn: a last turn of its own would be work for the warps that only load
             s = tl.where((start + tl.arange(0, BLOCK_N))[None, :] < M, s, float("-inf"))
-        weights, maximum, total, acc = softmax_step(s, factor, maximum, total, acc, PLAIN)
+        weights, maximum, total, shrink = softmax_step(s, factor, maximum, total, PLAIN)
+        acc = acc * shrink[:, None]
         values = all_values.load([start, 0])
         acc = tl.dot(weights.to(v.dtype.element_ty), values, acc)
 
     qi = block * BLOCK_M + tl.arange(0, BLOCK_M)
     store_softmax(
-        out, lse, out_strides, lse_strides, (), maximum, total, acc, group, head, qi, N,
-        tokens.dense, HEAD_DIM, BLOCK_D, OUT_ALIGN, False,
+        out, lse, out_strides, lse_strides, (), maximum, total, (acc,), group, head, qi, N,
+        tokens.dense, HEAD_DIM, BLOCK_D, 0, OUT_ALIGN, False,
     )  # fmt: skip
 
 

@@ -12,90 +12,59 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def load_rows(pointer, offsets, row_mask, head_dim, ALIGN: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr):
-    """Rows of D contiguous elements that start at ``offsets * ALIGN``: [BLOCK] -> [BLOCK, BLOCK_D], zero outside.
-    row_mask None: all.
+def load_rows(
+    pointer, offsets, row_mask,
+    HEAD_DIM: tl.constexpr, ALIGN: tl.constexpr, FIRST_D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Dims [FIRST_D, FIRST_D + BLOCK_D) of rows that start at ``offsets * ALIGN``: [BLOCK] -> [BLOCK, BLOCK_D], zero
+    from HEAD_DIM on and outside ``row_mask``, None for all rows.
     """
-    d = tl.arange(0, BLOCK_D)
+    d = FIRST_D + tl.arange(0, BLOCK_D)
     where = pointer + (offsets * ALIGN)[:, None] + d[None, :]
+    EVEN_D: tl.constexpr = FIRST_D + BLOCK_D <= HEAD_DIM
     if row_mask is None:
         if EVEN_D:
             rows = tl.load(where)
         else:
-            rows = tl.load(where, mask=(d < head_dim)[None, :], other=0.0)
+            rows = tl.load(where, mask=(d < HEAD_DIM)[None, :], other=0.0)
     elif EVEN_D:
         rows = tl.load(where, mask=row_mask[:, None], other=0.0)
     else:
-        rows = tl.load(where, mask=row_mask[:, None] & (d < head_dim)[None, :], other=0.0)
+        rows = tl.load(where, mask=row_mask[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
     return rows
 
 
 @triton.jit
 def store_rows(
-    pointer, offsets, rows, row_mask, head_dim, ALIGN: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr
-):
+    pointer, offsets, rows, row_mask,
+    HEAD_DIM: tl.constexpr, ALIGN: tl.constexpr, FIRST_D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """The inverse of `load_rows`; rounds to the pointer's dtype."""
-    d = tl.arange(0, BLOCK_D)
+    d = FIRST_D + tl.arange(0, BLOCK_D)
     where = pointer + (offsets * ALIGN)[:, None] + d[None, :]
-    if EVEN_D:
+    if FIRST_D + BLOCK_D <= HEAD_DIM:
         tl.store(where, rows.to(pointer.dtype.element_ty), mask=row_mask[:, None])
     else:
-        tl.store(where, rows.to(pointer.dtype.element_ty), mask=row_mask[:, None] & (d < head_dim)[None, :])
+        tl.store(where, rows.to(pointer.dtype.element_ty), mask=row_mask[:, None] & (d < HEAD_DIM)[None, :])
 
 
 @triton.jit
 def gather_rows(
     pointer, offsets, inside, valid, padding, padding_row,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr,
+    HEAD_DIM: tl.constexpr, ALIGN: tl.constexpr, FIRST_D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """`load_rows` of tokens: [BLOCK, BLOCK_D], zero where not ``valid``. A token that is not ``inside`` is row
-    ``padding_row`` of ``padding`` [rows, D], or zero where that is None.
+    """`load_rows` of tokens, zero where not ``valid``. A token that is not ``inside`` is row ``padding_row`` of
+    ``padding`` [rows, D], or zero where that is None.
     """
     if padding is None:
-        rows = load_rows(pointer, offsets, valid & inside, HEAD_DIM, ALIGN, BLOCK_D, HEAD_DIM == BLOCK_D)
+        rows = load_rows(pointer, offsets, valid & inside, HEAD_DIM, ALIGN, FIRST_D, BLOCK_D)
     else:
-        d = tl.arange(0, BLOCK_D)
+        d = FIRST_D + tl.arange(0, BLOCK_D)
         outside = (padding + padding_row * HEAD_DIM + d)[None, :]
         # Choosing between addresses, not values, leaves the load a plain copy to shared memory.
         where = tl.where(inside[:, None], pointer + (offsets * ALIGN)[:, None] + d[None, :], outside)
         rows = tl.load(where, mask=valid[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
     return rows
-
-
-@triton.jit
-def load_tokens(
-    pointer, strides, args, padding, padding_row, group, head, i, count,
-    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr,
-    MASKED: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
-    """Rows of tokens ``i`` [BLOCK] of a group and head -> [BLOCK, BLOCK_D]; strides (head, strides of TOKENS) in
-    units of ALIGN.
-
-    MASKED: zero from ``count`` on. PADDED: some tokens have no row, see `gather_rows`.
-    """
-    offsets, inside = TOKENS(group, i, strides[1], args)
-    offsets += head.to(tl.int64) * strides[0]
-    if PADDED:
-        rows = gather_rows(pointer, offsets, inside, i < count, padding, padding_row, HEAD_DIM, BLOCK_D, ALIGN)
-    elif MASKED:
-        rows = load_rows(pointer, offsets, i < count, HEAD_DIM, ALIGN, BLOCK_D, HEAD_DIM == BLOCK_D)
-    else:
-        rows = load_rows(pointer, offsets, None, HEAD_DIM, ALIGN, BLOCK_D, HEAD_DIM == BLOCK_D)
-    return rows
-
-
-@triton.jit
-def store_tokens(
-    pointer, strides, args, rows, group, head, i, count,
-    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
-    """The inverse of `load_tokens`; tokens without a row are not stored."""
-    offsets, inside = TOKENS(group, i, strides[1], args)
-    offsets += head.to(tl.int64) * strides[0]
-    mask = i < count
-    if PADDED:
-        mask = mask & inside
-    store_rows(pointer, offsets, rows, mask, HEAD_DIM, ALIGN, BLOCK_D, HEAD_DIM == BLOCK_D)
 
 
 @triton.jit
@@ -127,9 +96,9 @@ def key_range(block, N, M, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL:
 
 
 @triton.jit
-def softmax_step(s, factor, maximum, total, acc, FOLDED: tl.constexpr):
-    """One turn of the online softmax: weights [BLOCK_M, BLOCK_N] of the tile ``s``, and the running maximum [BLOCK_M],
-    total [BLOCK_M] and sum of values [BLOCK_M, BLOCK_D], relative to the new maximum.
+def softmax_step(s, factor, maximum, total, FOLDED: tl.constexpr):
+    """One turn of the online softmax: weights [BLOCK_M, BLOCK_N] of the tile ``s``, the running maximum and total
+    [BLOCK_M], and what a sum of values relative to the old maximum shrinks by [BLOCK_M].
 
     FOLDED: ``s`` is a bare product, and ``factor`` is folded into the exponent: one multiply-add for each score.
     """
@@ -143,8 +112,7 @@ def softmax_step(s, factor, maximum, total, acc, FOLDED: tl.constexpr):
         weights = tl.math.exp2(s - pivot[:, None])
     shrink = tl.math.exp2(maximum - pivot)
     total = total * shrink + tl.sum(weights, 1)
-    acc = acc * shrink[:, None]
-    return weights, new_maximum, total, acc
+    return weights, new_maximum, total, shrink
 
 
 @triton.jit
@@ -195,21 +163,6 @@ def store_scalars(pointer, strides, args, values, group, head, i, count, TOKENS:
     if PADDED:
         mask = mask & inside
     tl.store(pointer + (offsets + head.to(tl.int64) * strides[0]), values, mask=mask)
-
-
-@triton.jit
-def store_softmax(
-    out, lse, out_strides, lse_strides, args, maximum, total, acc, group, head, qi, count,
-    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
-    """What the turns of `softmax_step` come to: rows of the output, and the natural logarithms of their denominators.
-    ALIGN: that of ``out_strides``.
-    """
-    total = tl.where(total == 0.0, 1.0, total)  # a row without keys: 0 / 1, and log(1) - inf
-    acc = acc * (1.0 / total)[:, None]
-    store_tokens(out, out_strides, args, acc, group, head, qi, count, TOKENS, HEAD_DIM, BLOCK_D, ALIGN, PADDED)
-    logs = maximum * LN2 + tl.log(total)
-    store_scalars(lse, lse_strides, args, logs, group, head, qi, count, TOKENS, PADDED)
 
 
 @triton.jit

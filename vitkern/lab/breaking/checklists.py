@@ -25,6 +25,7 @@ CHECKS: dict[str, Checks] = {
     "attention": Checks(SHORT + STREAMED[:8], ("dropout",), ("test_attention.py",)),
     "configs": Checks(MLPS[:15] + NORMS[:3], (), ("test_mlp.py",)),
     "epilogues": _MLP,
+    "heads": _LOOP,
     "launch": Checks(HOPPER[:1], (), ("test_stream_hopper.py",)),
     "layernorm": Checks(NORMS + MLPS[:5], (), ("test_layernorm.py", "test_mlp.py")),
     "local_attention": _LOCAL,

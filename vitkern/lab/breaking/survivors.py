@@ -21,6 +21,10 @@ SURVIVORS: dict[str, Survivor] = {
         "sample_rows, mask=row < rows)",
         "masked lanes are rows past the last, which the store at the end leaves out",
     ),
+    "heads.store_head:drop-int64:1": Survivor(
+        "head.to(tl.int64) -> head",
+        "launchers allocate what is stored with heads side by side: head * stride stays below the channels of a row",
+    ),
     "layernorm._layernorm_fwd:drop-other:1": Survivor(
         "tl.load(row_scale + row // sample_rows, mask=row_mask, other=0.0) -> tl.load(row_scale + row // "
         "sample_rows, mask=row_mask)",
@@ -142,10 +146,6 @@ SURVIVORS: dict[str, Survivor] = {
     "tiles.load_pivot:wrong-constant:1": Survivor(
         "0.0 -> 1.0",
         "only in rows without a key, where every logit is -inf: exp2(-inf - 1) is exp2(-inf - 0)",
-    ),
-    "tiles.store_tokens:drop-int64:1": Survivor(
-        "head.to(tl.int64) -> head",
-        "launchers allocate what is stored with heads side by side: head * stride stays below the channels of a row",
     ),
     "tokens.window:compare:7": Survivor(
         "SHIFT_W > 0 -> (SHIFT_W >= 0)",

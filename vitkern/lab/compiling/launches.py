@@ -161,6 +161,7 @@ CASES = [
     for name, function, arguments, options in (
         # streaming attention
         ("attention-d32", _packed, (577, 12, 32), {}),
+        ("attention-d40", _packed, (577, 8, 40), {}),
         ("attention-d64-vit-s-384", _packed, (577, 6, 64), {}),
         ("attention-d80-vit-h-14", _packed, (257, 16, 80), {}),
         ("attention-d96", _packed, (577, 8, 96), {}),
@@ -177,10 +178,10 @@ CASES = [
         ("attention-causal-d80", _packed, (257, 16, 80), {"causal": True}),
         ("attention-cross-masks", _separate, (100, 1024, 8, 8, 32), {"key_padding": True, "boolean": True}),
         ("attention-grouped-heads", _separate, (577, 577, 8, 2, 64), {}),
-        *((f"attention-d{d}-bias", _packed, (577, 4, d), {"bias": (1, 4, 577, 577)}) for d in (16, 128, 256)),
+        *((f"attention-d{d}-bias", _packed, (577, 4, d), {"bias": (1, 4, 577, 577)}) for d in (16, 80, 128, 256)),
         *(
             (f"attention-fp32-d{d}-bias", _packed, (300, 4, d, torch.float32), {"bias": (1, 4, 300, 300)})
-            for d in (64, 128, 256)
+            for d in (64, 80, 128, 256)
         ),
         ("attention-tf32", _tf32, (_packed, 577, 6, 64), {}),
         ("attention-d16", _packed, (577, 8, 16), {}),
