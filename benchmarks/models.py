@@ -36,6 +36,9 @@ GPU_MODELS = (
     "swinv2_base_window8_256",
     "vit_large_patch16_224",
     "vil_tiny_window7_224",
+    "nat_tiny",
+    "dinat_tiny",
+    "halonet50ts",
 )
 BLOCKS = (
     "swin_tiny_patch4_window7_224:layers.0.blocks.1",

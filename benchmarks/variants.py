@@ -1,7 +1,11 @@
-"""The two streaming forwards of Hopper, timed beside each other: with pointers (kernels/stream.py) and with descriptors
-and specialised warps (kernels/stream_hopper.py). What comes of it is a row of `configs.DESCRIPTORS_FROM`.
+"""Two ways of one streaming forward, timed beside each other.
+
+On Hopper: with pointers (kernels/stream.py) and with descriptors and specialised warps (kernels/stream_hopper.py). What
+comes of it is a row of `configs.DESCRIPTORS_FROM`. Anywhere: with one tile for a head and with two (kernels/heads.py),
+which says whether `configs.head_parts` is right.
 """
 
+import contextlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -19,19 +23,26 @@ GAIN = 1.05  # less is no reason to leave the kernel that runs everywhere
 
 
 class Pair(NamedTuple):
-    """A case with both kernels; ``kind``: its head's tile and whether it has a bias; ``tokens``: the fewer of queries
-    and keys."""
+    """A case both ways; ``kind``: its head's tile and whether it has a bias; ``tokens``: the fewer of queries and
+    keys."""
 
     case: Layer
     kind: tuple[int, bool]
     tokens: int
-    pointers: Row
-    descriptors: Row
+    plain: Row
+    other: Row
 
     @property
     def gain(self) -> float | None:
-        rows = self.pointers, self.descriptors
+        rows = self.plain, self.other
         return rows[0].seconds / rows[1].seconds if all(row.counts for row in rows) else None
+
+
+def has_tails(case: Layer, dtype: torch.dtype, arch: int) -> bool:
+    """Whether two tiles hold a head in the streaming forward of ``case`` there."""
+    if case.op != "attention" or configs.head_parts(case.head_dim, arch, case.bias)[1] == 0:
+        return False
+    return any(call.function == "stream_forward_config" for call in configured.asked(case, dtype, 2, "forward", arch))
 
 
 def has_variant(case: Layer, dtype: torch.dtype, arch: int) -> bool:
@@ -44,11 +55,11 @@ def has_variant(case: Layer, dtype: torch.dtype, arch: int) -> bool:
         )
 
 
-def timed(case: Layer, dtype: torch.dtype) -> Pair:
-    """Both kernels on this GPU, each verified against float64 first."""
+def timed(case: Layer, dtype: torch.dtype, ways: Iterable[contextlib.AbstractContextManager]) -> Pair:
+    """Both ways on this GPU, each verified against float64 first."""
     rows = []
-    for asked in (False, True):
-        with configs.descriptors(asked):
+    for way in ways:
+        with way:
             batch = batch_for(case, gpu=True, quick=False)
             rows.append(measure(case, dtype, torch.device("cuda"), batch=batch, compiled=False)[0])
     tokens = min(case.tokens, case.keys or case.tokens)
@@ -66,18 +77,29 @@ def descriptors_from(pairs: Iterable[Pair]) -> dict[tuple[int, bool], int]:
     return found
 
 
+def _show(pairs: Iterable[Pair], plain: str, other: str) -> None:
+    lines = [
+        (pair.case, *(row.note if row.seconds is None else seconds(row.seconds) for row in pair[3:]),
+         f"{pair.gain:.2f}" if pair.gain else "-")
+        for pair in pairs
+    ]  # fmt: skip
+    print(table(("forward", plain, other, "gain"), lines), flush=True)
+
+
 def show_variants(cases: Iterable[Layer], dtype: torch.dtype, arch: int) -> None:
-    """Time what has both kernels, print the table and the row; nothing where nothing has."""
-    pairs = []
+    """Time what has two ways, print the tables and what comes of them; nothing where nothing has."""
+    described, parted = [], []
     for case in cases:
         if has_variant(case, dtype, arch):
             progress(f"descriptors: {case}")
-            pairs.append(timed(case, dtype))
-    if pairs:
-        lines = [
-            (pair.case, *(row.note if row.seconds is None else seconds(row.seconds) for row in pair[3:]),
-             f"{pair.gain:.2f}" if pair.gain else "-")
-            for pair in pairs
-        ]  # fmt: skip
-        print(table(("forward", "pointers", "descriptors", "gain"), lines))
-        print(f"DESCRIPTORS_FROM = {descriptors_from(pairs)}  # for kernels/configs.py\n", flush=True)
+            described.append(timed(case, dtype, (configs.descriptors(False), configs.descriptors(True))))
+        if has_tails(case, dtype, arch):
+            progress(f"two tiles: {case}")
+            parted.append(timed(case, dtype, (configs.one_tile(), contextlib.nullcontext())))
+    if described:
+        _show(described, "pointers", "descriptors")
+        print(f"DESCRIPTORS_FROM = {descriptors_from(described)}  # for kernels/configs.py\n", flush=True)
+    if parted:
+        _show(parted, "one tile", "two tiles")
+        slower = sorted({pair.case.head_dim for pair in parted if (pair.gain or 0.0) < 1.0})
+        print(f"configs.head_parts should leave whole: {slower or 'none of these'}\n", flush=True)

@@ -16,6 +16,7 @@ from .architecture import AMPERE, BLACKWELL, CDNA, HOPPER, INTERPRETER, SMALL_SH
 # than stream.py on sm_90. UNMEASURED: no GPU has timed it, so nothing is here and the pointer kernel runs.
 DESCRIPTORS_FROM = {}
 _asked_descriptors = None
+_one_tile = False
 
 
 class Config(NamedTuple):
@@ -42,7 +43,7 @@ def head_parts(head_dim, arch, hooked):
     whole = head_tile(head_dim)
     half = whole // 2
     spills = head_dim % 8 or (hooked and arch >= 120 and family(arch) == AMPERE)
-    if whole in (64, 128) and not spills and head_tile(head_dim - half) < half:
+    if whole in (64, 128) and not spills and not _one_tile and head_tile(head_dim - half) < half:
         return half, head_tile(head_dim - half)
     return whole, 0
 
@@ -197,6 +198,17 @@ def _split(head_dim, arch):
 def _masked(head_dim, arch):
     """Whether one tile does, and has columns to spare."""
     return head_parts(head_dim, arch, False)[0] > head_dim
+
+
+@contextmanager
+def one_tile():
+    """Within the block one tile holds a head, whatever its dims: what `head_parts` is measured against."""
+    global _one_tile
+    before, _one_tile = _one_tile, True
+    try:
+        yield
+    finally:
+        _one_tile = before
 
 
 @contextmanager

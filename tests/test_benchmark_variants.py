@@ -1,4 +1,4 @@
-"""Hopper's two streaming forwards side by side: which cases have both, and what a run says of `DESCRIPTORS_FROM`."""
+"""Two ways of a streaming forward side by side: which cases have both, and what a run says of configs.py."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from benchmarks import variants
 from benchmarks.cases import CASES
 from benchmarks.rows import OURS, Row
-from benchmarks.variants import Pair, descriptors_from, has_variant
+from benchmarks.variants import Pair, descriptors_from, has_tails, has_variant
 from vitkern.kernels import configs
 
 HALF = torch.bfloat16
@@ -51,6 +51,21 @@ def test_both_are_measured_and_shown(monkeypatch, capsys):
     assert asked == [False, True] and "2.00" in out and "DESCRIPTORS_FROM = {(64, False): 577}" in out
     variants.show_variants(cases, HALF, 80)
     assert capsys.readouterr().out == "" and len(asked) == 2
+
+
+def test_heads_of_two_tiles_are_measured_against_one(monkeypatch, capsys):
+    split = []
+
+    def measured(case, dtype, device, **options):
+        split.append(configs.head_parts(80, 90, False) == (64, 16))
+        return [row(3e-5 if split[-1] else 2e-5)]
+
+    monkeypatch.setattr(variants, "measure", measured)
+    cases = [case for case in CASES if str(case).startswith(("ViT-B/16 384 H", "ViT-H/14 224 H"))]
+    assert [has_tails(case, HALF, 80) for case in cases] == [case.head_dim == 80 for case in cases]
+    variants.show_variants(cases, HALF, 80)
+    out = capsys.readouterr().out
+    assert split == [False, True] and "0.67" in out and "should leave whole: [80]" in out
 
 
 @pytest.fixture(autouse=True)

@@ -39,8 +39,8 @@ BREAKS = {
     ),
     "the running sum is not rescaled": Break(
         "tiles",
-        "acc = acc * shrink[:, None]",
-        "acc = acc",
+        "total = total * shrink + tl.sum(weights, 1)",
+        "total = total + tl.sum(weights, 1)",
     ),
     "a gradient misses the scale": Break(
         "short_attention_backward",

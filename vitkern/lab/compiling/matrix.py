@@ -13,6 +13,7 @@ EVERYWHERE = frozenset(
     (
         "attention-bias",
         "attention-causal",
+        "attention-d104-odd",
         "attention-d128",
         "attention-d128-bias",
         "attention-d20-odd",
