@@ -24,7 +24,7 @@ HOPPER = ("d64", "d128", "bias", "d128-bias")
 def test_kernels_of_real_models(compiled, cell):
     found = exceptions.unexcused(*cell, compiled(cell))
     known = golden.load(golden.minor())
-    if known is not None:
+    if cell[1] in golden.architectures(known):
         worse, _, unlisted = golden.compare(known, *cell, compiled(cell))
         found += worse + unlisted
     assert not found, "\n".join(found)
