@@ -56,16 +56,21 @@ def aligned(*operands: Rows) -> int:
 
 
 def _strides(tensor: Tensor) -> list[int]:
-    """Those of ``tensor``. That of a dimension of size 1 is arbitrary: 0 spoils no alignment, and Triton 3.6 loses a
-    second stride of 1 beside that of heads.
+    """Those of ``tensor``. That of a dimension of size 1 or 0 is arbitrary: 0 spoils no alignment, and beside a head
+    stride of 1 Triton 3.6 loses another 1.
     """
-    return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+    return [0 if size <= 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
 
 
 def dense_rows(tensor: Tensor) -> Rows:
     """(B, H, N, D) with a last stride of 1."""
     batch, head, token, _ = _strides(tensor)
     return Rows(tensor, head, (batch, token))
+
+
+def image_rows(packed: Tensor, head_dim: int, parts: int) -> list[Rows]:
+    """Each of ``parts`` consecutive slices of the channels of (B, img_h, img_w, parts * H * D). See `_strides`."""
+    return [Rows(x, head_dim if x.shape[3] > head_dim else 0, x.stride()[:3]) for x in packed.chunk(parts, -1)]
 
 
 def per_token(tensor: Tensor) -> Rows:
