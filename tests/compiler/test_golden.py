@@ -234,6 +234,9 @@ def test_exceptions_excuse_and_are_reported_when_not_needed(kernel, monkeypatch)
     assert exceptions.unexcused(NAME, ARCH, [spilling]) == []
     narrow = _worse(spilling, loads={16: 1})
     assert exceptions.unexcused(NAME, ARCH, [narrow]) == ["_scale w4 s1: widest global load is 16 bits"]
+    both = {(NAME, "_scale", ARCH): (("spills: ", "widest global load is 16 bits"), reason[1])}
+    monkeypatch.setattr(exceptions, "EXCEPTIONS", both)
+    assert exceptions.unexcused(NAME, ARCH, [narrow]) == []
 
 
 def _compiler(name, arch):
