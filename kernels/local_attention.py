@@ -19,7 +19,7 @@ from torch import Tensor
 from . import locality
 from .architecture import arch_of
 from .configs import local_tile
-from .problem import Problem, Rows, per_token, unit_last
+from .problem import Problem, Rows, image_rows, per_token, unit_last
 from .short_attention import LOG2_OF_E
 from .stream import stream_forward
 from .stream_axes import stream_axes_gradient
@@ -89,11 +89,6 @@ def _problem(qkv, kind, table, rel, padding, num_heads, block, halo, border, dil
     )  # fmt: skip
 
 
-def _rows(packed, head_dim, parts):
-    """`Rows` of each of ``parts`` consecutive slices of the channels of (B, img_h, img_w, parts * C)."""
-    return [Rows(part, head_dim, part.stride()[:3]) for part in packed.chunk(parts, -1)]
-
-
 def _table(table):
     """As `locality.near` takes it."""
     if table is None:
@@ -152,7 +147,9 @@ def local_attention_forward(
     out, lse = local_attention_outputs(qkv, table, rel_h, rel_w, padding, *arguments)
     qkv, rel = unit_last(qkv), _rel(*(None if t is None else unit_last(t) for t in (rel_h, rel_w)))
     problem = _problem(qkv, "queries", _table(table), rel, padding, *arguments)
-    stream_forward(problem, *_rows(qkv, problem.head_dim, 3), *_rows(out, problem.head_dim, 1), per_token(lse))
+    stream_forward(
+        problem, *image_rows(qkv, problem.head_dim, 3), *image_rows(out, problem.head_dim, 1), per_token(lse)
+    )
     return out, lse
 
 
@@ -196,8 +193,8 @@ def local_attention_backward(
     qkv, rel_h, rel_w = (None if t is None else unit_last(t) for t in (qkv, rel_h, rel_w))
     hooked = (_table(table), _rel(rel_h, rel_w), padding)
     by_queries, by_keys = (_problem(qkv, kind, *hooked, *arguments) for kind in ("queries", "keys"))
-    operands, (dq, dk, dv) = _rows(qkv, by_queries.head_dim, 3), _rows(dqkv, by_queries.head_dim, 3)
-    (grad,), (out,) = _rows(grad, by_queries.head_dim, 1), _rows(out, by_queries.head_dim, 1)
+    operands, (dq, dk, dv) = image_rows(qkv, by_queries.head_dim, 3), image_rows(dqkv, by_queries.head_dim, 3)
+    (grad,), (out,) = image_rows(grad, by_queries.head_dim, 1), image_rows(out, by_queries.head_dim, 1)
     statistics, delta = per_token(lse), torch.empty_like(lse)
     dtable = drel_h = drel_w = dpadding = None
     stream_dq(

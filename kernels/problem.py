@@ -55,18 +55,27 @@ def aligned(*operands: Rows) -> int:
     return configs.alignment(operands[0].tensor.element_size(), *strides)
 
 
-def dense_rows(tensor: Tensor) -> Rows:
-    """(B, H, N, D) with a last stride of 1. The stride of a dimension of size 1 is arbitrary and must not spoil
-    the alignment.
+def _strides(tensor: Tensor) -> list[int]:
+    """Those of ``tensor``. That of a dimension of size 1 or 0 is arbitrary: 0 spoils no alignment, and beside a head
+    stride of 1 Triton 3.6 loses another 1.
     """
-    strides = (0 if size == 1 else stride for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True))
-    batch, head, token = strides
+    return [0 if size <= 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+
+
+def dense_rows(tensor: Tensor) -> Rows:
+    """(B, H, N, D) with a last stride of 1."""
+    batch, head, token, _ = _strides(tensor)
     return Rows(tensor, head, (batch, token))
+
+
+def image_rows(packed: Tensor, head_dim: int, parts: int) -> list[Rows]:
+    """Each of ``parts`` consecutive slices of the channels of (B, img_h, img_w, parts * H * D). See `_strides`."""
+    return [Rows(x, head_dim if x.shape[3] > head_dim else 0, x.stride()[:3]) for x in packed.chunk(parts, -1)]
 
 
 def per_token(tensor: Tensor) -> Rows:
     """(B, H, tokens) or (B, H, img_h, img_w): one number for each token and head."""
-    batch, head, *token = tensor.stride()
+    batch, head, *token = _strides(tensor)
     return Rows(tensor, head, (batch, *token))
 
 

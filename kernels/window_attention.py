@@ -12,7 +12,7 @@ import triton.language as tl
 
 from . import scores, tokens
 from .configs import short_takes, short_tile
-from .problem import Problem, Rows, per_token, unit_last
+from .problem import Problem, image_rows, per_token, unit_last
 from .relative_table import expand_table, reduce_table
 from .short_attention import LOG2_OF_E, held_bias, run_forward
 from .short_attention_backward import run_backward
@@ -66,11 +66,6 @@ def _bias(table, problem, window):
     return None if table is None else held_bias(expand_table(table, window, *short_tile(problem.n, problem.m)))
 
 
-def _rows(packed, head_dim, parts):
-    """`Rows` of each of ``parts`` consecutive slices of the channels of (B, img_h, img_w, parts * C)."""
-    return [Rows(part, head_dim, part.stride()[:3]) for part in packed.chunk(parts, -1)]
-
-
 def _padding(qkv, padding, num_heads, window):
     """(3, H, D) in the dtype of ``qkv`` where some window sticks out of the image, else None."""
     if qkv.shape[1] % window[0] == 0 and qkv.shape[2] % window[1] == 0:
@@ -103,7 +98,7 @@ def window_attention_forward(qkv, table, padding, head_scale, num_heads, window,
     )
     qkv = unit_last(qkv)
     problem = _problem(qkv, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value)
-    rows = *_rows(qkv, problem.head_dim, 3), *_rows(out, problem.head_dim, 1)
+    rows = *image_rows(qkv, problem.head_dim, 3), *image_rows(out, problem.head_dim, 1)
     if _is_short(qkv, num_heads, window):
         run_forward(problem, *rows, bias=_bias(table, problem, window))
     else:
@@ -131,8 +126,8 @@ def window_attention_backward(
     qkv, grad = unit_last(qkv), unit_last(grad)
     problem = _problem(qkv, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value)
     wants_table, head_dim = table is not None and needs[1], problem.head_dim
-    (q, k, v), gradients = _rows(qkv, head_dim, 3), _rows(dqkv, head_dim, 3)
-    (grad_rows,), (out_rows,) = _rows(grad, head_dim, 1), _rows(out, head_dim, 1)
+    (q, k, v), gradients = image_rows(qkv, head_dim, 3), image_rows(dqkv, head_dim, 3)
+    (grad_rows,), (out_rows,) = image_rows(grad, head_dim, 1), image_rows(out, head_dim, 1)
     if _is_short(qkv, num_heads, window):
         bias = _bias(table, problem, window)
         dbias, dpadding, dhead_scale = run_backward(

@@ -1,9 +1,11 @@
-"""The repaired interpreter, the sanitizer and every operator on another Triton than the installed one.
+"""The repaired interpreter, the sanitizer, all operators and Hopper's kernels on another Triton than the one installed.
 
     python tests/other_triton.py 3.6 [pytest arguments]
+    python tests/other_triton.py 3.6 --compile [arguments of python -m vitkern lab compile]
 
-Triton is installed once, without its dependencies, in build/triton-<version>; torch and everything else stay as they
-are. Only interpreted kernels are run.
+The first interprets, and compiles a launch or two of each kernel for sm_90 against the golden figures of that Triton.
+The second compiles every launch for sm_90; with --update it writes the golden figures. Triton is installed once,
+without its dependencies, in build/triton-<version>; torch and everything else stay as they are.
 """
 
 import importlib.metadata
@@ -18,6 +20,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("test_interpreter_repair.py", "test_sanitizer.py", "test_layernorm.py")  # in tests/interpreter
 KERNELS = ["check", "--device", "cpu", "--dtype", "bf16"]  # every operator against float64, output and gradients
+COMPILE = ["lab", "compile", "--arch", "sm_90", "--jobs", "1"]  # GPUs that are used with another Triton are Hoppers
+SAMPLE = (  # of launches.py: between them every kernel, and strides of 1
+    "attention-d128-bias",
+    "attention-one-query",
+    "attention-hopper-bias",
+    "window-swinv2-w8-unshifted",
+    "local-halonet-d32",
+    "sparse-50-gated",
+    "mlp-192-scaled",
+    "mlp-192-inference",
+    "layernorm-192",
+)
 
 
 class Failed(Exception):
@@ -42,8 +56,21 @@ def installed(version: str) -> Path:
     return folder
 
 
+def _commands(arguments: list[str]) -> dict[str, list[str]]:
+    """What is run, by name."""
+    python, vitkern = [sys.executable, "-m"], [sys.executable, "-m", "vitkern"]
+    if arguments[:1] == ["--compile"]:
+        return {"compiled": [*vitkern, *COMPILE, *arguments[1:]]}
+    tests = [f"tests/interpreter/{name}" for name in TESTS]
+    return {
+        "tests": [*python, "pytest", "-q", "-p", "no:cacheprovider", *tests, *arguments],
+        "kernels": [*vitkern, *KERNELS],
+        "compiled": [*vitkern, *COMPILE, *SAMPLE],
+    }
+
+
 def run(version: str, arguments: list[str]) -> int:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}  # lab compile unsets the first
     if importlib.metadata.version("triton") != version:
         paths = [str(installed(version)), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
@@ -54,10 +81,8 @@ def run(version: str, arguments: list[str]) -> int:
     if found[:1] != [version]:
         raise Failed(f"another Triton is found first: got {' '.join(found)}; expected {version}")
     print(f"== Triton {version} under torch {found[1]}", flush=True)
-    selected = [f"tests/interpreter/{name}" for name in TESTS]
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *selected, *arguments]
     failed = []
-    for name, command in (("tests", pytest), ("kernels", [sys.executable, "-m", "vitkern", *KERNELS])):
+    for name, command in _commands(arguments).items():
         begun = time.monotonic()
         if subprocess.run(command, cwd=ROOT, env=environment).returncode:
             failed.append(name)
@@ -68,7 +93,8 @@ def run(version: str, arguments: list[str]) -> int:
 
 def main(arguments: list[str]) -> int:
     if not arguments or not re.fullmatch(r"3\.\d+(\.\d+)?", arguments[0]):
-        print("usage: python tests/other_triton.py 3.6 [pytest arguments]", file=sys.stderr)
+        usage = "usage: python tests/other_triton.py 3.6 [pytest arguments | --compile [arguments of lab compile]]"
+        print(usage, file=sys.stderr)
         return 2
     version = arguments[0] if arguments[0].count(".") == 2 else f"{arguments[0]}.0"
     try:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import vitkern
+from tests import other_triton
 from tests.compiler import coverage
 from vitkern.kernels import epilogues, scores, tokens
 from vitkern.lab.compiling.compile import cells
@@ -93,6 +94,14 @@ def test_every_kernel_is_launched(launched):
     for arch in ARCHITECTURES:
         assert {kernel for kernel, *_ in launched(arch)[1]} == names - ({"_stream_hopper_fwd"} if arch != 90 else set())
     assert set(TURNS) <= names
+
+
+def test_what_another_triton_compiles_has_every_kernel_of_hopper(launched):
+    runs = {case.name: case.run for case in CASES}
+    sample = cells(list(other_triton.SAMPLE), [90])
+    assert len(sample) == len(other_triton.SAMPLE)  # each names one launch
+    found = set().union(*(coverage.asked(runs[name], 90)[1] for name, _ in sample))
+    assert {kernel for kernel, *_ in found} == {kernel for kernel, *_ in launched(90)[1]}
 
 
 def _empty_linear(input, weight, bias=None):

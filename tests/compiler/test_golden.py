@@ -163,6 +163,20 @@ def test_without_a_golden_file_problems_are_checked(command):
     assert code == 1 and "1 problems" in out
 
 
+def test_a_file_of_one_architecture_says_nothing_of_the_others(command):
+    other, mine = {"else": {"sm_80": {}, "sm_90": {}}}, {"else": {"sm_90": {}}}
+    golden.store(golden.minor(), mine)
+    code, out, _ = command()
+    assert code == 0 and f"0 unlisted; no golden figures for Triton {golden.minor()} of sm_80; " in out
+    code, out, _ = command("--arch", "sm_80")
+    assert code == 1 and "1 unlisted" in out and "! unlisted: _scale has no golden figures" in out
+    golden.store(golden.minor(), other)
+    assert command("--arch", "sm_80", "--update")[0] == 0  # all launches of it: what is launched no more is gone
+    found = golden.load(golden.minor())
+    assert {name: set(of_arch) for name, of_arch in found.items()} == {"else": {"sm_90"}, NAME: {"sm_80"}}
+    assert golden.architectures(found) == {80, 90}
+
+
 def test_a_part_of_the_matrix_is_not_recorded_and_updates_its_own(command):
     other = {"else": {"sm_80": {}}}
     golden.store(golden.minor(), other)
@@ -220,6 +234,9 @@ def test_exceptions_excuse_and_are_reported_when_not_needed(kernel, monkeypatch)
     assert exceptions.unexcused(NAME, ARCH, [spilling]) == []
     narrow = _worse(spilling, loads={16: 1})
     assert exceptions.unexcused(NAME, ARCH, [narrow]) == ["_scale w4 s1: widest global load is 16 bits"]
+    both = {(NAME, "_scale", ARCH): (("spills: ", "widest global load is 16 bits"), reason[1])}
+    monkeypatch.setattr(exceptions, "EXCEPTIONS", both)
+    assert exceptions.unexcused(NAME, ARCH, [narrow]) == []
 
 
 def _compiler(name, arch):

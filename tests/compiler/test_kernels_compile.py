@@ -11,7 +11,7 @@ from vitkern.kernels.launch import launch
 
 from tests.compiler.cases import CELLS
 from vitkern import dispatch
-from vitkern.kernels import architecture, configs
+from vitkern.kernels import architecture, configs, problem
 from vitkern.lab.compiling import budget, exceptions, golden, sass
 from vitkern.lab.compiling import compile as lab
 from vitkern.ops.attention import attention_qkvpacked
@@ -24,7 +24,7 @@ HOPPER = ("d64", "d128", "bias", "d128-bias")
 def test_kernels_of_real_models(compiled, cell):
     found = exceptions.unexcused(*cell, compiled(cell))
     known = golden.load(golden.minor())
-    if known is not None:
+    if cell[1] in golden.architectures(known):
         worse, _, unlisted = golden.compare(known, *cell, compiled(cell))
         found += worse + unlisted
     assert not found, "\n".join(found)
@@ -160,6 +160,15 @@ def test_arguments_are_specialised_as_at_run_time():
     assert len(lab.compile_launches(lambda: start(2), 80)) == 1
     with pytest.raises(Exception, match="to"):
         lab.compile_launches(lambda: start(1), 80)
+
+
+def test_no_stride_of_a_single_head_or_token_is_one():
+    """Triton 3.6 loses the second 1 of (1, (8, 1))."""
+    assert problem.per_token(torch.empty(2, 8, 1)).over(1) == (1, (8, 0))
+    assert problem.per_token(torch.empty(2, 8, 0)).over(1)[1][1] == 0
+    q, _, _ = problem.image_rows(torch.empty(2, 4, 4, 24), 8, 3)
+    assert q.over(8) == (0, (48, 12, 3))
+    assert problem.image_rows(torch.empty(2, 4, 4, 16), 8, 1)[0].over(8) == (1, (32, 8, 2))
 
 
 def test_everything_is_put_back_even_after_a_failure():

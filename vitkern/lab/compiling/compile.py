@@ -2,6 +2,7 @@
 
 Per kernel: what it needs of a multiprocessor, its instructions, problems that `exceptions` does not list,
 what is worse than the golden figures of this Triton minor, and a lower bound of its time, which is uncalibrated.
+Where a minor has no golden figures of an architecture its problems are checked alone, unless --arch asks for it.
 """
 
 import time
@@ -76,24 +77,28 @@ def run(arguments) -> int:
     if arguments.jobs < 0:
         raise BadInput(f"lab compile: --jobs is negative: got {arguments.jobs}; expected at least 1, 0 for all cores.")
     begun, version = time.perf_counter(), golden.minor()
-    chosen = cells(arguments.launch, _architectures(arguments.arch))
+    asked = _architectures(arguments.arch)
+    chosen = cells(arguments.launch, asked)
     whole = not (arguments.launch or arguments.arch)
     known = {} if whole and arguments.update else golden.load(version)
     found = _compile(chosen, arguments.jobs or workers.default_jobs())
-    counts = _print(found, known, arguments.update)
+    lacking = {arch for _, arch in chosen} - golden.architectures(known) - set(asked)
+    nothing = f"no golden figures for Triton {version} of {', '.join(map(budget.name_of, sorted(lacking)))}"
+    counts = _print(found, known, lacking, arguments.update)
     if arguments.update:
-        path = golden.store(version, golden.merged(known or {}, found))
+        kept = known if arguments.launch else golden.without(known, asked)
+        path = golden.store(version, golden.merged(kept, found))
         print(f"golden figures of Triton {version} written: {path}")
         counts |= dict(regressions=0, unlisted=0)
-    elif known is None:
-        print(f"no golden figures for Triton {version}: problems are checked, regressions are not; --update makes them")
+    elif lacking:
+        print(f"{nothing}: problems are checked, regressions are not; --update makes them")
     took = time.perf_counter() - begun
     passed = not any(counts.values())
     kernels = [kernel for done in found for kernel in done.kernels]
     summary = (
         f"{len(found)} cells, {len(kernels)} kernels ({len({kernel.key for kernel in kernels})} distinct), "
         + ", ".join(f"{count} {name}" for name, count in counts.items())
-        + ("" if known is not None else f"; no golden figures for Triton {version}")
+        + (f"; {nothing}" if lacking and not arguments.update else "")
     )
     if whole:
         records.write("compile", passed=passed, summary=summary, seconds=took, cpu_seconds=_cpu(found), **counts)
@@ -122,8 +127,9 @@ def _cpu(found: list[workers.Done]) -> dict[str, float]:
     return total
 
 
-def _print(found: list[workers.Done], known: golden.Cells | None, update: bool) -> dict[str, int]:
-    """The table with what is wrong under each cell; how often it is, by kind."""
+def _print(found: list[workers.Done], known: golden.Cells, lacking: set[int], update: bool) -> dict[str, int]:
+    """The table with what is wrong under each cell; how often it is, by kind. ``lacking``: architectures that are not
+    compared with ``known``."""
     counts = dict(failures=0, problems=0, regressions=0, unlisted=0)
     grown = []
     print(HEADER)
@@ -135,7 +141,7 @@ def _print(found: list[workers.Done], known: golden.Cells | None, update: bool) 
         lines = {"failures": [f"did not compile: {done.failed}"]} if done.failed else {}
         if not done.failed:
             lines["problems"] = exceptions.unexcused(name, arch, done.kernels)
-            if known is not None:
+            if arch not in lacking:
                 lines["regressions"], drifts, lines["unlisted"] = golden.compare(known, name, arch, done.kernels)
                 grown += [f"{name}, {budget.name_of(arch)}, {line}" for line in drifts]
         for kind, of_kind in lines.items():

@@ -1,5 +1,7 @@
 """Golden figures of compiled kernels, one JSON file for each Triton minor, and what counts as a regression.
 
+A file holds all architectures, or those that run with that minor.
+
 A change of a golden file is a decision: ``python -m vitkern lab compile --update`` writes it, and its difference is
 read before it is committed. Compilers drift, so figures of another Triton minor say nothing.
 """
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from vitkern.lab.compiling import budget
 from vitkern.lab.compiling.compiled import Compiled
+from vitkern.lab.compiling.matrix import ARCHITECTURES
 from vitkern.lab.compiling.workers import Done
 from vitkern.report import BadInput
 
@@ -102,9 +105,21 @@ def compare(cells: Cells, name: str, arch: int, kernels: list[Compiled]) -> tupl
     return worse, grown, unlisted
 
 
+def architectures(cells: Cells) -> set[int]:
+    """Those that some launch has figures for."""
+    names = {name for of_arch in cells.values() for name in of_arch}
+    return {arch for arch in ARCHITECTURES if budget.name_of(arch) in names}
+
+
+def without(cells: Cells, archs: Iterable[int]) -> Cells:
+    """``cells`` less those of some architectures."""
+    names = {budget.name_of(arch) for arch in archs}
+    return {name: {arch: of_arch[arch] for arch in of_arch if arch not in names} for name, of_arch in cells.items()}
+
+
 def merged(cells: Cells, done: Iterable[Done]) -> Cells:
     """``cells`` with the figures of what was compiled in their place; a cell that failed keeps what it had."""
-    new = {name: dict(of_arch) for name, of_arch in cells.items()}
+    new = {name: dict(of_arch) for name, of_arch in cells.items() if of_arch}
     for one in done:
         if not one.failed:
             name, arch = one.cell
@@ -138,15 +153,15 @@ def _check(content, version: str) -> Cells:
     return content["cells"]
 
 
-def load(version: str) -> Cells | None:
-    """The golden figures of a Triton minor; None where there is no file.
+def load(version: str) -> Cells:
+    """The golden figures of a Triton minor; none where there is no file.
 
     Raises:
         BadInput: the file is damaged.
     """
     path = path_of(version)
     if not path.exists():
-        return None
+        return {}
     try:
         return _check(json.loads(path.read_text()), version)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
