@@ -296,17 +296,17 @@ def stream_bias_config(head_dim, itemsize, arch, windows):
 
 
 def ragged_config(head_dim, itemsize, arch, backward):
-    """Any kernel of the loop where each score has coordinates of its own to compute: half the scores at a time."""
+    """Any kernel of the loop where each score has coordinates of its own to compute: half the scores at a time, and in
+    the backward, which holds probabilities and slopes of them, a quarter."""
     if arch == INTERPRETER:
         return Config(16, 16, 1, 1)
-    block_d = head_tile(head_dim)
+    block_d, kind = head_tile(head_dim), family(arch)
     if itemsize == 4:
         return Config(32, 32, 8, 1) if block_d <= 64 else Config(16, 16, 8 if backward else 4, 1)
-    rows, lanes, most = 32 if backward or block_d > 64 else 64, 32, 8 if block_d >= 64 else 4
-    if family(arch) == CDNA:
-        lanes, most = 64, 4
-    warps = max(1, min(most, rows * block_d // (8 * lanes)))  # 16 bytes of a row for each lane
-    return Config(rows, 32, warps, 2 if block_d <= 64 else 1)
+    rows, columns = 32 if backward or block_d > 64 else 64, 16 if backward and kind != CDNA else 32
+    lanes, most = (64, 4) if kind == CDNA else (32, 8 if block_d >= 64 and not backward else 4)
+    warps = max(1, min(most, rows * columns * block_d // (256 * lanes)))  # four 16 x 8 x 16 products for each warp
+    return Config(rows, columns, warps, 2 if block_d <= 64 else 1)
 
 
 def local_tile(block, halo, ranks, wraps, keys, arch):

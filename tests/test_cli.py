@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from vitkern import cli
+from vitkern import cli, nn
 from vitkern.lab.proving import check_cases, problems
 from vitkern.report import near_matches, table
 
@@ -101,14 +101,26 @@ def test_check_fails_on_a_wrong_gradient(run, monkeypatch):
 
 def test_check_takes_the_first_words_of_an_operator(run):
     code, out, _ = run("check", "local", "--pytorch", "--dtype", "fp32")
-    assert code == 0 and "local_attention" in out and "window_attention" not in out
+    assert code == 0 and "local_attention" in out and "window_attention" not in out and "cases pooled" in out
 
 
-@pytest.mark.parametrize("family", ["neighborhood", "halo", "standalone", "decomposed_attention", "vil", "partition"])
-def test_check_of_a_family_is_that_of_the_kernel_it_stands_on(run, family):
+FAMILIES = {"neighborhood": 2, "halo": 1, "standalone": 1, "decomposed_attention": 1, "vil": 2, "partition": 1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_check_of_a_family_is_that_of_its_cases(run, family):
     code, out, _ = run("check", family, "--pytorch", "--dtype", "fp32")
-    assert code == 0 and "verdict: all 8 checks passed" in out
-    assert f"{family} has no kernel of its own and stands on that of local_attention" in out
+    assert code == 0 and f"verdict: all {FAMILIES[family]} checks passed" in out
+    cases = [case for case in check_cases.PROBLEMS if case.family.startswith(family)]
+    assert all(case.name in out for case in cases) and len(cases) == FAMILIES[family]
+    assert f"{cases[0].family} has no kernel of its own: these are its cases of local_attention, too few to pool" in out
+    assert "cases pooled" not in out
+
+
+def test_every_case_of_local_attention_is_that_of_a_module():
+    modules = {name.lower() for name in dir(nn)}
+    for case in check_cases.PROBLEMS:
+        assert (case.family.replace("_", "") in modules) == (case.op == "local_attention"), case
 
 
 def test_check_rejects_an_unknown_operator(run):

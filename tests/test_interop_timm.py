@@ -66,6 +66,8 @@ VARIANTS = {
     "swin v2, no qkv bias": lambda: swin_v2(qkv_bias=False),
     "swin v2, pretrained window": lambda: swin_v2(pretrained_window_sizes=(6, 6)),
     "swin v2, window shrunk along one axis": lambda: swin_v2(img_size=(16, 56)),
+    "swin v2, window 16 of 12": lambda: swin_v2(img_size=(80, 96), window_size=16, pretrained_window_sizes=(12, 6)),
+    "swin v2, window 24 of 12": lambda: swin_v2(img_size=(112, 100), window_size=24, pretrained_window_sizes=(12, 6)),
 }
 
 

@@ -223,9 +223,16 @@ TRAINED = [
     ("swin_tiny_patch4_window7_224", dict(SMALL, img_size=(60, 76)), (60, 76)),
     ("swinv2_tiny_window8_256", dict(SMALL, img_size=(60, 76)), (60, 76)),
 ]
+# Windows of 256 and 576 tokens, shifted and not, and one that the grid makes smaller: two stages, so that it is quick.
+LARGE = dict(embed_dim=16, num_heads=(1, 2), depths=(2, 1), num_classes=5)
+WIDE = [
+    ("swinv2_tiny_window16_256", dict(LARGE, img_size=96), 96),
+    ("swinv2_base_window12to16_192to256", dict(LARGE, img_size=96), 96),
+    ("swinv2_base_window12to24_192to384", dict(LARGE, img_size=(112, 100)), (112, 100)),
+]
 
 
-@pytest.mark.parametrize("name, overrides, size", TRAINED, ids=[t[0] for t in TRAINED])
+@pytest.mark.parametrize("name, overrides, size", TRAINED + WIDE, ids=[t[0] for t in TRAINED + WIDE])
 def test_gradients_agree_with_timm(name, overrides, size):
     """Training in float64 with DropPath: one seed drops the same samples, every parameter gets timm's gradient."""
     ours, theirs = pair(name, drop_path_rate=0.2, **overrides)

@@ -18,20 +18,14 @@ from vitkern.lab.proving.verify import GPU_POOLED_MARGIN, PYTORCH_MARGIN, Result
 from vitkern.report import BadInput, counted, near_matches, table
 from vitkern.testing import Pool
 
-FAMILIES = {  # operators and modules without a kernel of their own
-    "neighborhood_attention": "local_attention",
-    "halo_attention": "local_attention",
-    "standalone_attention": "local_attention",
-    "decomposed_attention": "local_attention",
-    "vil_attention": "local_attention",
-    "partition_attention": "local_attention",
-}
+FAMILIES = {case.family: case.op for case in PROBLEMS if case.family}  # what has no kernel of its own -> its operator
+KNOWN = [*OPS, *FAMILIES]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def add_arguments(parser) -> None:
     parser.add_argument(
-        "op", nargs="*", help=f"operators, or first words of theirs, of {', '.join(OPS)}; all unless given"
+        "op", nargs="*", help=f"operators, or first words of theirs, of {', '.join(KNOWN)}; all unless given"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="all three unless given")
     parser.add_argument(
@@ -42,7 +36,7 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> int:
-    ops = [op for name in arguments.op for op in _named(name)] or OPS
+    named = dict.fromkeys(found for name in arguments.op for found in _named(name)) or OPS
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadInput(
@@ -54,7 +48,7 @@ def run(arguments) -> int:
     if backend != "torch" and (backend == "interpreter") != dispatch.INTERPRETED:
         return _again(arguments, interpreted=backend == "interpreter")
     dtypes = [DTYPES[arguments.dtype]] if arguments.dtype else list(DTYPES.values())
-    cases = [case for case in PROBLEMS if case.op in ops]
+    cases = [case for case in PROBLEMS if case.op in named or case.family in named]
     place = {
         "torch": f"the PyTorch path on {device}",
         "interpreter": "kernels in Triton's interpreter",
@@ -66,20 +60,18 @@ def run(arguments) -> int:
         print(
             f"{place[backend]} against float64; use is the error over what the tolerance rule allows (vitkern.testing)"
         )
-        for name in arguments.op:
-            if not any(op == name or op.startswith(f"{name}_") for op in OPS):
-                print(f"{name} has no kernel of its own and stands on that of {', '.join(_named(name))}")
+        for name in named:
+            if name in FAMILIES:
+                print(f"{name} has no kernel of its own: these are its cases of {FAMILIES[name]}, too few to pool")
         return _check(cases, dtypes, device, backend, every_tensor=arguments.all)
 
 
 def _named(name: str) -> list[str]:
-    """The operators of that name, or whose name begins with it and goes on with another word; for a family without a
-    kernel of its own the operator that it stands on."""
-    known = [*OPS, *FAMILIES]
-    found = [op for op in known if op == name] or [op for op in known if op.startswith(f"{name}_")]
+    """The operators and families of that name, or whose name begins with it and goes on with another word."""
+    found = [op for op in KNOWN if op == name] or [op for op in KNOWN if op.startswith(f"{name}_")]
     if not found:
-        raise BadInput(f"no operator is called {name!r}.{near_matches(name, known)} There are {', '.join(OPS)}.")
-    return list(dict.fromkeys(FAMILIES.get(op, op) for op in found))
+        raise BadInput(f"no operator is called {name!r}.{near_matches(name, KNOWN)} There are {', '.join(KNOWN)}.")
+    return found
 
 
 @contextmanager
@@ -146,13 +138,12 @@ def _check(
         )
     )
     print()
-    pools = {op: pool_of(results) for op, results in verified.items()}
-    _print_pooled(pools)
+    whole = {op: found for op, found in verified.items() if all(case in cases for case in PROBLEMS if case.op == op)}
+    if whole:
+        _print_pooled({op: pool_of(found) for op, found in whole.items()})
     if backend != "torch":
         pooled_margin = 1.0 if device.type == "cpu" else GPU_POOLED_MARGIN
-        failures += [
-            f"{op}: {line}" for op, found in verified.items() for line in pooled_failures(found, pooled_margin)
-        ]
+        failures += [f"{op}: {line}" for op, found in whole.items() for line in pooled_failures(found, pooled_margin)]
     if any(case.op == "attention" for case in cases):
         problems = _dropout(device)
         print(

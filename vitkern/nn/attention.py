@@ -3,6 +3,7 @@
 import torch.nn as nn
 from torch import Tensor
 
+from vitkern.nn.heads import head_dim
 from vitkern.nn.mlp import LayerNorm
 from vitkern.ops.attention import attention, attention_qkvpacked
 
@@ -37,13 +38,8 @@ class Attention(nn.Module):
         eps: float = 1e-6,
     ):
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(
-                f"Attention: channels do not split into heads: got dim={dim}, num_heads={num_heads}; "
-                "expected a divisor."
-            )
         self.num_heads = num_heads
-        self.head_dim = dim // num_heads
+        self.head_dim = head_dim("Attention", dim, num_heads)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.q_norm = LayerNorm(self.head_dim, eps=eps) if qk_norm else nn.Identity()
         self.k_norm = LayerNorm(self.head_dim, eps=eps) if qk_norm else nn.Identity()

@@ -11,14 +11,13 @@ than leave a repair out.
 """
 
 import inspect
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from vitkern import dispatch
 from vitkern.lab.interpreting import bfloat16, hardware
-from vitkern.lab.interpreting.patches import Patches
+from vitkern.lab.interpreting.patches import Patches, outermost
 
 # class or module in triton.runtime.interpreter -> the parts that are replaced or called, with their parameters
 _EXPECTED = {
@@ -156,10 +155,7 @@ def _self_check(interp) -> None:
         raise InterpreterChanged(f"interpreter: the repairs did not take: got a wrong bfloat16 {', '.join(wrong)}.")
 
 
-_depth = 0
-
-
-@contextmanager
+@outermost
 def repaired():
     """Within the block Triton's interpreter is repaired, and ops hand it bfloat16 as it is. Nests.
 
@@ -167,14 +163,6 @@ def repaired():
         RuntimeError: TRITON_INTERPRET is not set.
         InterpreterChanged: this Triton's interpreter is built otherwise.
     """
-    global _depth
-    if _depth:
-        _depth += 1
-        try:
-            yield
-        finally:
-            _depth -= 1
-        return
     interp = _module()
     patches = Patches()
     scope = _NoScope()
@@ -186,9 +174,7 @@ def repaired():
         hardware.enforce(interp, patches)
         _self_check(interp)
         patches.set(dispatch, "interpreter_is_repaired", True)
-        _depth = 1
         yield
     finally:
-        _depth = 0
         patches.undo()
         scope.restore()

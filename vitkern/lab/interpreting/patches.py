@@ -1,5 +1,8 @@
 """Attributes of other modules, replaced for a while."""
 
+import functools
+from contextlib import contextmanager, nullcontext
+
 
 class Patches:
     """Replaced attributes, put back in reverse."""
@@ -25,3 +28,21 @@ class Patches:
                 setattr(owner, name, value)
             else:
                 delattr(owner, name)
+
+
+def outermost(block):
+    """A context manager of the generator function ``block``, of which a block within another opens nothing."""
+    opened, depth = contextmanager(block), 0
+
+    @contextmanager
+    @functools.wraps(block)
+    def nested():
+        nonlocal depth
+        with nullcontext() if depth else opened():
+            depth += 1
+            try:
+                yield
+            finally:
+                depth -= 1
+
+    return nested

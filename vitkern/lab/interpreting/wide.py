@@ -11,7 +11,6 @@ import importlib
 import inspect
 import pkgutil
 import types
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ import torch
 import vitkern.kernels
 from vitkern import dispatch
 from vitkern.lab.interpreting.interpreter import InterpreterChanged, repaired
-from vitkern.lab.interpreting.patches import Patches
+from vitkern.lab.interpreting.patches import Patches, outermost
 
 _SINGLE = torch.float32.itemsize
 
@@ -97,10 +96,7 @@ def _self_check(interp) -> None:
         raise InterpreterChanged(f"wide: the interpreter still rounds to single precision: got {', '.join(wrong)}.")
 
 
-_depth = 0
-
-
-@contextmanager
+@outermost
 def wide():
     """Within the block the interpreter is repaired, float32 is float64 in kernels and launchers, and ops run their
     kernels on float64 tensors and on no others. Nests.
@@ -109,14 +105,6 @@ def wide():
         RuntimeError: TRITON_INTERPRET is not set.
         InterpreterChanged: this Triton's interpreter is built otherwise.
     """
-    global _depth
-    if _depth:
-        _depth += 1
-        try:
-            yield
-        finally:
-            _depth -= 1
-        return
     patches = Patches()
     with repaired():
         from triton.runtime import interpreter as interp
@@ -127,8 +115,6 @@ def wide():
             _widen_launchers(patches)
             patches.set(torch.Tensor, "float", torch.Tensor.double)
             patches.set(dispatch, "KERNEL_DTYPES", (torch.float64,))
-            _depth = 1
             yield
         finally:
-            _depth = 0
             patches.undo()

@@ -17,6 +17,7 @@ class Problem:
 
     ``inputs(generator)`` returns float64 (or bool, or int) CPU tensors by argument name; ``gradients`` names those that
     get one. ``outputs`` names what the operator returns, the first ``differentiable`` of which have a gradient.
+    ``family``: the operator or module, without a kernel of its own, that calls ``op`` so.
     """
 
     op: str
@@ -28,6 +29,7 @@ class Problem:
     outputs: tuple[str, ...] = ("out",)
     differentiable: int = 1
     formula: Callable | None = None
+    family: str = ""
 
     def __str__(self) -> str:
         return f"{self.op}: {self.name}"
@@ -145,9 +147,10 @@ def window_problem(
 
 def local_problem(
     name: str, image: tuple, block: tuple, halo: tuple = (0, 0), border: str = "keep",
-    *, heads=2, dim=16, batch=1, table=False, rel=False, padding=False, lse=False, **options,
+    *, heads=2, dim=16, batch=1, table=False, rel=False, padding=False, lse=False, of="", **options,
 ) -> Problem:  # fmt: skip
-    """``image`` (img_h, img_w). ``table``, ``rel``, ``padding``: such operands are given; ``lse``: it is returned."""
+    """``image`` (img_h, img_w). ``table``, ``rel``, ``padding``: such operands are given; ``lse``: it is returned.
+    ``of``: first word of its family."""
     channels, extent = heads * dim, [b + 2 * h for b, h in zip(block, halo, strict=True)]
     reach = [e - 1 if border == "clamp" else b + h - 1 for e, b, h in zip(extent, block, halo, strict=True)]
 
@@ -165,7 +168,10 @@ def local_problem(
     options |= dict(num_heads=heads, block=block, halo=halo, border=border)
     options |= dict(return_lse=True) if lse else {}
     outputs = ("out", "lse") if lse else ("out",)
-    return Problem("local_attention", name, inputs, names, options, outputs=outputs, differentiable=len(outputs))
+    family = f"{of}_attention" if of else ""
+    return Problem(
+        "local_attention", name, inputs, names, options, outputs=outputs, differentiable=len(outputs), family=family
+    )
 
 
 def sparse_problem(
