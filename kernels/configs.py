@@ -181,7 +181,9 @@ def stream_forward_config(head_dim, itemsize, arch, queries, hooked, causal, dro
         return Config(128, 32 if causal and kind == AMPERE else 64, warps, 3)
     if block_d <= 128:
         if hooked or queries <= 64:
-            return Config(64, 32 if kind == AMPERE or dropout else 64, 4, 2)
+            if kind == AMPERE or dropout:
+                return Config(64, 32, 4, 2)
+            return Config(64, 64, 4, 3 if kind == BLACKWELL and _split(head_dim, arch) else 2)
         if _split(head_dim, arch) and kind == AMPERE and arch < 120:
             return Config(128, 32, 4, 2)
         if _split(head_dim, arch) and kind in (HOPPER, BLACKWELL) and not causal:
@@ -250,8 +252,10 @@ def stream_dq_config(head_dim, itemsize, arch, queries, hooked):
             return Config(128, 32, 4, 2)
         return Config(128, 32, 8, 2) if hooked and kind == AMPERE else Config(64, 64, 4, 2)
     if block_d <= 128:
-        if _split(head_dim, arch) and not hooked and kind in (AMPERE, HOPPER) and arch < 120:
-            return Config(128, 32, 4, 2) if kind == AMPERE else Config(64, 64, 4, 2)
+        if _split(head_dim, arch) and (kind == BLACKWELL or (kind == HOPPER and not hooked)):
+            return Config(64, 64, 4, 2)
+        if _split(head_dim, arch) and kind == AMPERE and arch < 120 and not hooked:
+            return Config(128, 32, 4, 2)
         return Config(64, 32, 4, 2)
     return Config(64, 32, 4, 1) if kind == CDNA else Config(32, 32, 8, 1)
 
@@ -291,7 +295,7 @@ def stream_bias_config(head_dim, itemsize, arch, windows):
             return Config(64, 64, 4, 1)
         return Config(64, 64, 8 if windows else 4, 1 if windows else 2)
     if block_d <= 128:
-        return Config(64, 32, 4, 1)
+        return Config(32 if family(arch) == AMPERE and arch >= 120 else 64, 32, 4, 1)
     return Config(32 if family(arch) == AMPERE else 64, 32, 8, 1)
 
 

@@ -54,6 +54,20 @@ def test_warps_that_were_not_specialised_are_flagged(monkeypatch):
     assert kernel.problems() == ["asks for specialised warps and has none"]
 
 
+def _heads_of_80():
+    with torch.no_grad():
+        attention_qkvpacked(torch.empty(2, 1024, 3, 4, 80, dtype=torch.bfloat16))
+
+
+def test_heads_of_80_dims_multiply_80():
+    (two,) = lab.compile_launches(_heads_of_80, 80)
+    with configs.one_tile():
+        (one,) = lab.compile_launches(_heads_of_80, 80)
+    for kernel, width in ((two, 80), (one, 128)):
+        assert kernel.work.programs * kernel.work.turns * kernel.work.flop == 4 * 2 * 4 * 1024 * 1024 * width
+    assert two.shared < one.shared and two.spills == one.spills == 0
+
+
 def test_the_sample_is_part_of_the_matrix():
     assert set(CELLS) <= set(lab.cells([], []))
 

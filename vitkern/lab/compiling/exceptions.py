@@ -99,10 +99,6 @@ EXCEPTIONS |= {
 }
 
 EXCEPTIONS |= {
-    ("attention-d128-bias", "_stream_bwd_bias", 120): (
-        "spills: ",
-        "8 bytes, outside the products: four operands of 128 dimensions and a tile of the sum",
-    ),
     ("window-swinv2-w16-unshifted", "_stream_bwd_dq", 120): (
         "spills: ",
         "8 bytes, outside the products, at the limit of 255 registers",
