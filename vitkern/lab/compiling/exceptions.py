@@ -128,7 +128,7 @@ EXCEPTIONS |= {
 # is compiled for sm_90, with 3.9 those that have their place there.
 ELSEWHERE: dict[str, dict[Cell, Excuse | None]] = {
     "3.6": {
-        ("local-sasa", "_stream_bwd_axes", 90): None,
+        ("local-odd-strides", "_stream_bwd_dq", 90): None,
         ("attention-odd-strides", "_stream_fwd", 90): (
             "widest global load is 16 bits",
             "rows at odd strides start at any element, so that is the widest load",
@@ -153,11 +153,6 @@ for _head_dim in (20, 36):
             "widest global load is 64 bits",
             "rows of 20 and 36 half-precision elements start at multiples of 8 bytes only",
         )
-for _name in ("local-vil", "local-vil-exact", "local-vil-cyclic", "local-vil-neighbour"):
-    ELSEWHERE["3.6"][_name, "_stream_bwd_dq", 90] = (
-        "spills: ",
-        "at most 16 bytes: the compiler keeps to 128 registers, for two programs on a multiprocessor",
-    )
 
 
 def listed_for(version: str) -> dict[Cell, Excuse]:
