@@ -98,7 +98,7 @@ _BIASES = tuple(
 _ALONG = attention_problem("causal, bias of the batch", (3, 2, 17, 16), keys=20, bias=(1, 1, 17, 20), causal=True)
 _STREAMED_WINDOWS = (
     window_problem("streamed, padded, cosine", (4, 7), (4, 5), shift=(0, 1), dim=40, cosine=True),
-    window_problem("streamed, padded", (5, 9), (4, 5), shift=(1, 2), dim=48, heads=1, wrap="padded"),
+    window_problem("streamed, padded", (5, 9), (4, 5), shift=(1, 2), dim=40, heads=1, wrap="padded"),
     window_problem("streamed, two rows", (8, 5), (4, 5), shift=(2, 0), dim=36, heads=1, batch=2, mask_value=None),
 )
 _HALF_CAUSAL = attention_problem(

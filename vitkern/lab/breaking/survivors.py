@@ -21,6 +21,10 @@ SURVIVORS: dict[str, Survivor] = {
         "sample_rows, mask=row < rows)",
         "masked lanes are rows past the last, which the store at the end leaves out",
     ),
+    "heads.inner_products:drop-float32:4": Survivor(
+        "b[n].to(tl.float32) -> b[n]",
+        "the other factor is float32, and widens it just so",
+    ),
     "heads.store_head:drop-int64:1": Survivor(
         "head.to(tl.int64) -> head",
         "launchers allocate what is stored with heads side by side: head * stride stays below the channels of a row",
@@ -120,11 +124,7 @@ SURVIVORS: dict[str, Survivor] = {
         "v -> q",
         "q, k and v are slices of one tensor and have their strides in common",
     ),
-    "stream_backward._stream_bwd_dq:drop-float32:1": Survivor(
-        "grads.to(tl.float32) -> grads",
-        "the other factor is float32, and widens it just so",
-    ),
-    "stream_backward._stream_bwd_dq:wrong-axis:3": Survivor(
+    "stream_backward._stream_bwd_dq:wrong-axis:2": Survivor(
         "1 -> 0",
         "the two sums add up the whole tile, in either order of its axes",
     ),
