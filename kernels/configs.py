@@ -48,6 +48,27 @@ def head_parts(head_dim, arch, hooked):
     return whole, 0
 
 
+def _split(head_dim, arch):
+    """Whether two tiles hold a head where no hook is."""
+    return head_parts(head_dim, arch, False)[1] > 0
+
+
+def _masked(head_dim, arch):
+    """Whether one tile does, and has columns to spare."""
+    return head_parts(head_dim, arch, False)[0] > head_dim
+
+
+@contextmanager
+def one_tile():
+    """Within the block one tile holds a head, whatever its dims: what `head_parts` is measured against."""
+    global _one_tile
+    before, _one_tile = _one_tile, True
+    try:
+        yield
+    finally:
+        _one_tile = before
+
+
 def alignment(itemsize, *strides):
     """Largest power of two of elements, up to 16 bytes, that divides every stride.
 
@@ -190,27 +211,6 @@ def stream_forward_config(head_dim, itemsize, arch, queries, hooked, causal, dro
             return Config(128, 128, 8, 2)
         return Config(128, 32 if _masked(head_dim, arch) and kind == AMPERE else 64, 8, 2)
     return Config(64, 64 if kind == BLACKWELL else 32, 8, 2)
-
-
-def _split(head_dim, arch):
-    """Whether two tiles hold a head where no hook is."""
-    return head_parts(head_dim, arch, False)[1] > 0
-
-
-def _masked(head_dim, arch):
-    """Whether one tile does, and has columns to spare."""
-    return head_parts(head_dim, arch, False)[0] > head_dim
-
-
-@contextmanager
-def one_tile():
-    """Within the block one tile holds a head, whatever its dims: what `head_parts` is measured against."""
-    global _one_tile
-    before, _one_tile = _one_tile, True
-    try:
-        yield
-    finally:
-        _one_tile = before
 
 
 @contextmanager

@@ -113,9 +113,7 @@ def inner_products(a, b):
 
 
 @triton.jit
-def store_sums(
-    pointer, rows, mask, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr
-):  # fmt: skip
+def store_sums(pointer, rows, mask, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr):
     """The sum over the rows of ``mask`` [BLOCK, 1] at ``pointer``: D numbers."""
     d = tl.arange(0, BLOCK_D)
     tl.store(pointer + d, tl.sum(tl.where(mask, rows[0], 0.0), 0), mask=d < HEAD_DIM)

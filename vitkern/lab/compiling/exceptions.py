@@ -96,23 +96,10 @@ EXCEPTIONS |= {
         "spills: ",
         "8 bytes: full float32 has no tensor cores, and the compiler keeps to 128 registers",
     ),
-}
-
-EXCEPTIONS |= {
     ("window-swinv2-w16-unshifted", "_stream_bwd_dq", 120): (
         "spills: ",
         "8 bytes, outside the products, at the limit of 255 registers",
     ),
-}
-_FEW_BYTES = "few bytes, outside the products: coordinates of a query and of a key at each score"
-for _name, _kernel, _arch in (
-    ("local-fp32", "_stream_bwd_dkdv", 942),
-    ("local-halonet-d32", "_stream_bwd_axes", 942),
-    ("local-halonet-d32", "_stream_bwd_dq", 120),
-    ("local-vitdet-window", "_stream_bwd_axes", 942),
-):
-    EXCEPTIONS[_name, _kernel, _arch] = ("spills: ", _FEW_BYTES)
-EXCEPTIONS |= {
     ("local-odd-strides", "_stream_fwd", 90): (
         "widest global load is 32 bits",
         "rows at odd strides start at any element; the widest load is that of the table",
@@ -122,6 +109,15 @@ EXCEPTIONS |= {
         "rows at odd strides are loaded by the element, and each address takes registers",
     ),
 }
+
+_FEW_BYTES = "few bytes, outside the products: coordinates of a query and of a key at each score"
+for _name, _kernel, _arch in (
+    ("local-fp32", "_stream_bwd_dkdv", 942),
+    ("local-halonet-d32", "_stream_bwd_axes", 942),
+    ("local-halonet-d32", "_stream_bwd_dq", 120),
+    ("local-vitdet-window", "_stream_bwd_axes", 942),
+):
+    EXCEPTIONS[_name, _kernel, _arch] = ("spills: ", _FEW_BYTES)
 
 
 # Of another Triton minor: what it needs beside `EXCEPTIONS`, and None for what it does not need. With 3.6 every launch
