@@ -3,7 +3,11 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["vitkern", "vitkern.*"]), "vitkern.kernels"],
+    packages=[
+        *find_packages(include=["vitkern", "vitkern.*"]),
+        "vitkern.kernels",
+        *(f"vitkern.kernels.{name}" for name in find_packages("kernels")),
+    ],
     package_dir={"vitkern.kernels": "kernels"},
     package_data={"vitkern.lab.compiling": ["golden/*.json"]},
 )

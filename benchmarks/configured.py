@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from vitkern.kernels.configs import Config
 
 import vitkern.kernels
 from benchmarks.layers import Layer
 from benchmarks.runs import tensors_of, training
-from vitkern.kernels import configs
+from vitkern.kernels.machine import configs
+from vitkern.kernels.machine.configs import Config
 from vitkern.lab.compiling.compiled import caught
 
 # What a function may choose; the other fields follow from the shape, or from another kernel's rows.
@@ -73,8 +73,8 @@ def _with_config(result, config: Config | int):
 def _functions() -> dict[str, Callable]:
     """The functions of kernels/configs.py that give a choice. Every module of kernels/ is imported: one imported later
     would keep what it found patched."""
-    for module in pkgutil.iter_modules(vitkern.kernels.__path__):
-        importlib.import_module(f"vitkern.kernels.{module.name}")
+    for module in pkgutil.walk_packages(vitkern.kernels.__path__, "vitkern.kernels."):
+        importlib.import_module(module.name)
     return {name: found for name, found in vars(configs).items() if name.endswith("_config") or name == TILE}
 
 

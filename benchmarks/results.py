@@ -50,7 +50,7 @@ def environment(device: torch.device) -> dict:
 def sources() -> str:
     """A hash of the code that is measured."""
     found = hashlib.sha256()
-    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).glob("*.py")):
+    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")):
         found.update(path.name.encode() + path.read_bytes())
     return found.hexdigest()[:16]
 

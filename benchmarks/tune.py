@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from vitkern.kernels.configs import Config
 
 from benchmarks import configured, results
 from benchmarks.cases import CASES, OPS, QUICK, batch_for, chosen
@@ -21,6 +20,7 @@ from benchmarks.runs import DTYPES
 from benchmarks.search import Task, Trial, ahead, search
 from benchmarks.variants import show_variants
 from vitkern import dispatch
+from vitkern.kernels.machine.configs import Config
 from vitkern.lab.compiling import budget, estimate
 from vitkern.lab.compiling.matrix import ARCHITECTURES
 from vitkern.report import BadInput, near_matches, progress, seconds, table
@@ -103,7 +103,7 @@ def _place(name: str | None) -> tuple[int, str, bool]:
     if name is None:
         if not torch.cuda.is_available():
             raise BadInput("tune: torch sees no GPU to time on. --arch sm_90 ranks by the static estimate instead.")
-        from vitkern.kernels import architecture
+        from vitkern.kernels.machine import architecture
 
         arch = architecture.arch_of(torch.empty(0, device="cuda"))
         if arch not in budget.LIMITS:

@@ -1,8 +1,8 @@
 """Two ways of one streaming forward, timed beside each other.
 
-On Hopper: with pointers (kernels/stream.py) and with descriptors and specialised warps (kernels/stream_hopper.py). What
-comes of it is a row of `configs.DESCRIPTORS_FROM`. Anywhere: with one tile for a head and with two (kernels/heads.py),
-which says whether `configs.head_parts` is right.
+On Hopper: with pointers (kernels/loop/stream.py) and with descriptors and specialised warps (stream_hopper.py). What
+comes of it is a row of `configs.DESCRIPTORS_FROM`. Anywhere: with one tile for a head and with two (heads.py), which
+says whether `configs.head_parts` is right.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from benchmarks.cases import batch_for
 from benchmarks.layers import Layer
 from benchmarks.measure import measure
 from benchmarks.rows import Row
-from vitkern.kernels import configs
+from vitkern.kernels.machine import configs
 from vitkern.report import progress, seconds, table
 
 GAIN = 1.05  # less is no reason to leave the kernel that runs everywhere

@@ -9,13 +9,14 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from . import scores, short_attention
-from .problem import Problem, dense_rows, per_token, unit_last
-from .short_attention_backward import short_backward
-from .stream import stream_forward
-from .stream_backward import stream_dkdv, stream_dq
-from .stream_bias import stream_bias_gradient
-from .stream_hopper import stream_hopper_forward, takes
+from .loop import scores
+from .loop.problem import Problem, dense_rows, per_token, unit_last
+from .loop.stream import stream_forward
+from .loop.stream_backward import stream_dkdv, stream_dq
+from .loop.stream_bias import stream_bias_gradient
+from .loop.stream_hopper import stream_hopper_forward, takes
+from .tile import short_attention
+from .tile.short_attention_backward import short_backward
 
 
 def attention_outputs(q, k, v, bias, mask, key_mask, seed, scale, causal, dropout_p):

@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from . import configs
-from .architecture import arch_of
-from .launch import launch
+from .machine import configs
+from .machine.architecture import arch_of
+from .machine.launch import launch
 
 
 @triton.jit

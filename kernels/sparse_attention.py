@@ -15,11 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .architecture import arch_of
-from .configs import dot_precision, head_tile, sparse_backward_config, sparse_forward_config, sparse_takes
-from .launch import launch
-from .problem import aligned, dense_rows, unit_last
-from .tiles import LOG2E, load_rows, store_rows
+from .loop.problem import aligned, dense_rows, unit_last
+from .machine.architecture import arch_of
+from .machine.configs import dot_precision, head_tile, sparse_backward_config, sparse_forward_config, sparse_takes
+from .machine.launch import launch
+from .machine.tiles import LOG2E, load_rows, store_rows
 
 
 @triton.jit

@@ -10,15 +10,15 @@ Legend: B images of img_h x img_w tokens, C channels, H heads, D = C / H, N = wi
 import torch
 import triton.language as tl
 
-from . import scores, tokens
-from .configs import short_takes, short_tile
-from .problem import Problem, image_rows, per_token, unit_last
-from .relative_table import expand_table, reduce_table
-from .short_attention import LOG2_OF_E, held_bias, run_forward
-from .short_attention_backward import run_backward
-from .stream import stream_forward
-from .stream_backward import stream_dkdv, stream_dq
-from .stream_bias import stream_bias_gradient
+from .loop import scores, tokens
+from .loop.problem import Problem, image_rows, per_token, unit_last
+from .loop.stream import stream_forward
+from .loop.stream_backward import stream_dkdv, stream_dq
+from .loop.stream_bias import stream_bias_gradient
+from .machine.configs import short_takes, short_tile
+from .tile.relative_table import expand_table, reduce_table
+from .tile.short_attention import LOG2_OF_E, held_bias, run_forward
+from .tile.short_attention_backward import run_backward
 
 
 def _is_short(qkv, num_heads, window):

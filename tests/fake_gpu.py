@@ -53,7 +53,7 @@ def installed(driver):
     from triton.runtime import driver as active
 
     from vitkern import dispatch
-    from vitkern.kernels import architecture
+    from vitkern.kernels.machine import architecture
 
     before = dict(vars(active))
     vars(active).update({name: None for name in before})

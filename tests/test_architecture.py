@@ -51,7 +51,7 @@ def test_nothing_imports_upwards(path):
     assert inner <= ALLOWED[layer], f"{layer} imports {sorted(inner - ALLOWED[layer])}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda p: p.name)
 def test_kernels_import_only_triton(path):
     outside = {name.split(".")[0] for name in imported(path)} - {
         "triton",
@@ -74,7 +74,7 @@ def test_kernels_is_no_package():
 
 
 @pytest.mark.parametrize(
-    "path", [*modules(), *sorted((ROOT / "kernels").glob("*.py"))], ids=lambda p: str(p.relative_to(ROOT))
+    "path", [*modules(), *sorted((ROOT / "kernels").rglob("*.py"))], ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_nothing_unsafe(path):
     text = path.read_text()

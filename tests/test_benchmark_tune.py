@@ -4,14 +4,14 @@ import sys
 
 import pytest
 import torch
-from vitkern.kernels.configs import Config
 
 import benchmarks.__main__ as command
 from benchmarks import configured, search, timers, tune
 from benchmarks.cases import CASES, chosen
 from benchmarks.configured import Call, asked, config_of, neighbours, overridden
 from benchmarks.search import Task, Trial
-from vitkern.kernels import configs
+from vitkern.kernels.machine import configs
+from vitkern.kernels.machine.configs import Config
 from vitkern.lab.compiling import workers
 
 pytest.importorskip("triton", reason="kernels/configs.py is imported with the kernels")
@@ -101,7 +101,7 @@ def test_arguments_by_position_and_by_name_are_one_call():
 
 
 def test_other_configurations_reach_the_kernel_and_no_other():
-    from vitkern.kernels import short_attention
+    from vitkern.kernels.tile import short_attention
 
     other = PRESENT._replace(block_m=16, num_warps=2)
     kept = short_attention.short_forward_config

@@ -7,7 +7,7 @@ from benchmarks import variants
 from benchmarks.cases import CASES
 from benchmarks.rows import OURS, Row
 from benchmarks.variants import Pair, descriptors_from, has_tails, has_variant
-from vitkern.kernels import configs
+from vitkern.kernels.machine import configs
 
 HALF = torch.bfloat16
 

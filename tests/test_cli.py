@@ -79,7 +79,7 @@ def test_check_fails_on_an_operator_that_raises(run, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr("vitkern.ops.mlp.layernorm_mlp", broken)
+    monkeypatch.setattr("vitkern.ops.layernorm_mlp.layernorm_mlp", broken)
     code, out, _ = run("check", "layernorm_mlp", "--pytorch", "--dtype", "fp32")
     assert code == 1
     assert "RuntimeError: out of luck" in out

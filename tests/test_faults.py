@@ -581,7 +581,7 @@ def test_launches_happen_on_the_device_of_the_tensors(index, monkeypatch):
 
 
 def test_no_launch_has_more_programs_than_a_gpu_counts():
-    from vitkern.kernels.launch import launch
+    from vitkern.kernels.machine.launch import launch
 
     def kernel():
         raise AssertionError("launched")

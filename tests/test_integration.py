@@ -25,7 +25,8 @@ from vitkern.ops.standalone_attention import standalone_attention
 
 def test_every_registered_operator_has_a_case():
     from vitkern import register
-    from vitkern.ops import attention, layernorm, mlp, window_attention
+    from vitkern.ops import attention, layernorm, window_attention
+    from vitkern.ops import layernorm_mlp as mlp
 
     assert HAS_TRITON and attention and layernorm and mlp and window_attention
     assert {op.name for op in register.operators} == set(CASES)

@@ -14,6 +14,7 @@ from vitkern.lab.breaking.mutations import (
     PER_FILE,
     all_mutants,
     chosen,
+    file_of,
     kernel_files,
     kernels_folder,
 )
@@ -36,7 +37,7 @@ def test_every_file_gives_its_share_spread_over_functions_and_operators():
             assert len({mutant.operator for mutant in kernels}) >= 8, file
             functions = {mutant.function for mutant in mutants if not mutant.launcher}
             assert len({mutant.function for mutant in kernels}) >= min(len(functions), 8), file
-    jitted = {path.stem for path in kernels_folder().glob("*.py") if "@triton.jit" in path.read_text()}
+    jitted = {file_of(path) for path in kernels_folder().rglob("*.py") if "@triton.jit" in path.read_text()}
     assert jitted <= set(kernel_files())
     assert launchers >= 12
 

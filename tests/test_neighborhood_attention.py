@@ -4,7 +4,7 @@ import pytest
 import stored
 import torch
 
-from vitkern.nn.neighborhood import NeighborhoodAttention
+from vitkern.nn.neighborhood_attention import NeighborhoodAttention
 from vitkern.ops.attention import attention
 from vitkern.ops.neighborhood_attention import neighborhood_attention
 from vitkern.reference.neighborhood_attention import neighborhood_attention as reference

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCATE = "import vitkern.kernels.launch as m, vitkern; print(m.__file__)"
+LOCATE = "import vitkern.kernels.machine.launch as m, vitkern; print(m.__file__)"
 
 
 def run(code, cwd, **environment):
@@ -53,7 +53,7 @@ def wheel(tmp_path_factory):
 
 def test_wheel_holds_the_kernels_once_and_no_top_level_kernels(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    kernels = {f"vitkern/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py")}
+    kernels = {f"vitkern/{p.relative_to(ROOT)}" for p in (ROOT / "kernels").rglob("*.py")}
     assert kernels <= set(names)
     golden = Path("vitkern/lab/compiling/golden")
     assert {str(golden / p.name) for p in (ROOT / golden).glob("*.json")} <= set(names)
@@ -63,11 +63,11 @@ def test_wheel_holds_the_kernels_once_and_no_top_level_kernels(wheel):
 def test_wheel_runs_outside_and_beside_the_repository(wheel, tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    assert run(LOCATE, tmp_path, PYTHONPATH=str(site)) == str(site / "vitkern" / "kernels" / "launch.py")
+    assert run(LOCATE, tmp_path, PYTHONPATH=str(site)) == str(site / "vitkern" / "kernels" / "machine" / "launch.py")
 
 
 def test_uninstalled_from_the_repository_root():
-    assert run(LOCATE, ROOT) == str(ROOT / "kernels" / "launch.py")
+    assert run(LOCATE, ROOT) == str(ROOT / "kernels" / "machine" / "launch.py")
 
 
 def test_transformers_imports_beside_our_kernels_folder():

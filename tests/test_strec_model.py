@@ -5,10 +5,10 @@ import torch
 import torch.nn as nn
 
 from vitkern.commands.timing import peak_memory
-from vitkern.models import strec_slices
-from vitkern.models.strec import STRec
-from vitkern.models.strec_form import FORMS, default_alphas, default_ks
-from vitkern.models.strec_sampling import sampled_order
+from vitkern.strec import slices as strec_slices
+from vitkern.strec.form import FORMS, default_alphas, default_ks
+from vitkern.strec.model import STRec
+from vitkern.strec.sampling import sampled_order
 
 N, ITEMS = 10, 40
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitkern.models.strec import STRec
-from vitkern.models.strec_form import default_alphas
-from vitkern.models.strec_sampling import gates, sampled_order
+from vitkern.strec.form import default_alphas
+from vitkern.strec.model import STRec
+from vitkern.strec.sampling import gates, sampled_order
 
 safetensors = pytest.importorskip("safetensors", reason="the golden files are safetensors")
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("strec_*.safetensors"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vitkern.commands.timing import peak_memory
-from vitkern.models.strec import STRec
+from vitkern.strec.model import STRec
 from vitkern.strec.published import AsPublished
 
 N, ITEMS = 50, 60

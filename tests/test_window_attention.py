@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitkern.ops import window_attention as op
-from vitkern.ops import window_steps as steps
-from vitkern.ops import windows as geometry
 from vitkern.ops.window_attention import projected_window_attention, window_attention
+from vitkern.ops.window_attention import steps as steps
+from vitkern.ops.window_attention import windows as geometry
 from vitkern.reference import window_attention as reference
 from vitkern.testing import assert_close
 

@@ -12,7 +12,7 @@ _PUBLIC = {
     "create_model": "vitkern.models.registry",
     "describe": "vitkern.models.registry",
     "layernorm": "vitkern.ops.layernorm",
-    "layernorm_mlp": "vitkern.ops.mlp",
+    "layernorm_mlp": "vitkern.ops.layernorm_mlp",
     "local_attention": "vitkern.ops.local_attention",
     "list_models": "vitkern.models.registry",
     "load_weights": "vitkern.models.weights",

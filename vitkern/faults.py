@@ -65,7 +65,8 @@ _MESSAGES = (
 def fault_of(error: BaseException) -> Fault | None:
     """The fault that ``error`` is, or None: then it is to be raised as it came.
 
-    Only what `vitkern.kernels.launch` saw coming out of Triton can be one; it leaves the kernel's name on the error.
+    Only what `vitkern.kernels.machine.launch` saw coming out of Triton can be one; it leaves the kernel's name on the
+    error.
     """
     kernel = getattr(error, "kernel_of_launch", None)
     if kernel is None or not isinstance(error, Exception):

@@ -4,7 +4,7 @@ import inspect
 import itertools
 import sys
 
-from vitkern.kernels import configs
+from vitkern.kernels.machine import configs
 from vitkern.lab.compiling.compiled import caught
 from vitkern.ops.local_attention import MAX_HEAD_DIM
 

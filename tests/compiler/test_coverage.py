@@ -11,7 +11,8 @@ import torch
 import vitkern
 from tests import other_triton
 from tests.compiler import coverage
-from vitkern.kernels import epilogues, scores, tokens
+from vitkern.kernels.loop import scores, tokens
+from vitkern.kernels.rows import epilogues
 from vitkern.lab.compiling.compile import cells
 from vitkern.lab.compiling.exceptions import ELSEWHERE, EXCEPTIONS
 from vitkern.lab.compiling.launches import CASES
@@ -86,8 +87,8 @@ def test_every_hook_and_activation_is_compiled_on_every_architecture(launched):
 
 
 def test_every_kernel_is_launched(launched):
-    folder, names = Path(inspect.getfile(tokens)).parent, set()
-    for path in folder.glob("*.py"):
+    folder, names = Path(inspect.getfile(tokens)).parent.parent, set()
+    for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "launch":
                 names.add(node.args[0].id)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from vitkern.kernels.launch import launch
 
+from vitkern.kernels.machine.launch import launch
 from vitkern.lab.compiling import amdgcn, budget, estimate, sass, work
 from vitkern.lab.compiling.compile import compile_launches
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from vitkern.kernels.launch import launch
 
 from vitkern import cli
+from vitkern.kernels.machine.launch import launch
 from vitkern.lab import records
 from vitkern.lab.compiling import compile as lab
 from vitkern.lab.compiling import exceptions, golden, launches, workers

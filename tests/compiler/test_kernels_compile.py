@@ -7,11 +7,12 @@ import torch
 import triton
 import triton.language as tl
 from triton.runtime import driver
-from vitkern.kernels.launch import launch
 
 from tests.compiler.cases import CELLS
 from vitkern import dispatch
-from vitkern.kernels import architecture, configs, problem
+from vitkern.kernels.loop import problem
+from vitkern.kernels.machine import architecture, configs
+from vitkern.kernels.machine.launch import launch
 from vitkern.lab.compiling import budget, exceptions, golden, sass
 from vitkern.lab.compiling import compile as lab
 from vitkern.ops.attention import attention_qkvpacked

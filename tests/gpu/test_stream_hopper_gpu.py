@@ -20,7 +20,9 @@ HALVES = (torch.float16, torch.bfloat16)
 @pytest.fixture(autouse=True)
 def launched(monkeypatch):
     """Names of the kernels that were launched; what the one-pass kernels would take comes here, too."""
-    from vitkern.kernels import attention, configs, stream_hopper
+    from vitkern.kernels import attention
+    from vitkern.kernels.loop import stream_hopper
+    from vitkern.kernels.machine import configs
 
     names, launch = [], stream_hopper.launch
 
@@ -81,7 +83,7 @@ def _attention(qkv):
 
 
 def test_many_programs_agree_with_pointers_and_with_themselves():
-    from vitkern.kernels import configs
+    from vitkern.kernels.machine import configs
 
     qkv = _large(0)
     first = _attention(qkv)

@@ -8,13 +8,14 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
-from vitkern.kernels.problem import Problem, Rows, per_token
-from vitkern.kernels.stream import stream_forward
-from vitkern.kernels.stream_backward import stream_dkdv, stream_dq
-from vitkern.kernels.stream_bias import stream_bias_gradient
 
 from vitkern.kernels import attention as launchers
-from vitkern.kernels import configs, tokens
+from vitkern.kernels.loop import tokens
+from vitkern.kernels.loop.problem import Problem, Rows, per_token
+from vitkern.kernels.loop.stream import stream_forward
+from vitkern.kernels.loop.stream_backward import stream_dkdv, stream_dq
+from vitkern.kernels.loop.stream_bias import stream_bias_gradient
+from vitkern.kernels.machine import configs
 from vitkern.ops.attention import attention, attention_op, attention_qkvpacked, attention_qkvpacked_op
 from vitkern.reference import attention as reference
 from vitkern.testing import Pool, compare

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from vitkern.kernels.launch import redirected
 
 from vitkern import dispatch
+from vitkern.kernels.machine.launch import redirected
 from vitkern.lab.fuzzing.cases import DTYPES
 from vitkern.lab.proving.check_cases import PROBLEMS
 from vitkern.lab.proving.verify import Trial

@@ -141,7 +141,7 @@ def test_every_kernel_that_is_launched_is_launched_by_some_case(monkeypatch):
     """Without finite differences, and by the cases of few gradients alone."""
     launched = {
         node.args[0].id
-        for path in KERNELS.glob("*.py")
+        for path in KERNELS.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
         and getattr(node.func, "id", "") == "launch"

@@ -16,7 +16,7 @@ from integration import CASES, CHECKS, TRANSFORMS
 import vitkern
 import vitkern.ops.attention
 import vitkern.ops.layernorm
-import vitkern.ops.mlp
+import vitkern.ops.layernorm_mlp
 import vitkern.ops.window_attention
 from vitkern import register
 

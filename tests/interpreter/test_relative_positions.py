@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import vitkern
-from vitkern.nn.decomposed import DecomposedAttention
-from vitkern.nn.halo import HaloAttention
-from vitkern.nn.standalone import StandaloneAttention
+from vitkern.nn.decomposed_attention import DecomposedAttention
+from vitkern.nn.halo_attention import HaloAttention
+from vitkern.nn.standalone_attention import StandaloneAttention
 
 pytestmark = pytest.mark.interpreter
 

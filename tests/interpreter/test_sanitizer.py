@@ -4,8 +4,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from vitkern.kernels.launch import launch
 
+from vitkern.kernels.machine.launch import launch
 from vitkern.lab.interpreting.sanitizer import MemoryFault, sanitized
 
 pytestmark = [

@@ -6,10 +6,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from vitkern.kernels.short_attention import fits, short_forward
-from vitkern.kernels.short_attention_backward import short_backward
 
-from vitkern.kernels import architecture, configs
+from vitkern.kernels.machine import architecture, configs
+from vitkern.kernels.tile.short_attention import fits, short_forward
+from vitkern.kernels.tile.short_attention_backward import short_backward
 from vitkern.reference import attention as reference
 from vitkern.testing import compare
 

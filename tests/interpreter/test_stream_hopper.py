@@ -10,11 +10,12 @@ import torch
 import triton
 import triton.language as tl
 from triton.runtime import _allocation
-from vitkern.kernels.launch import launch
-from vitkern.kernels.problem import Problem, dense_rows
 
-from vitkern.kernels import architecture, configs, stream_hopper
 from vitkern.kernels import attention as launchers
+from vitkern.kernels.loop import stream_hopper
+from vitkern.kernels.loop.problem import Problem, dense_rows
+from vitkern.kernels.machine import architecture, configs
+from vitkern.kernels.machine.launch import launch
 from vitkern.lab.interpreting.sanitizer import MemoryFault
 from vitkern.lab.proving.problems import attention_problem, packed_problem
 from vitkern.lab.proving.verify import Trial, pooled_failures

@@ -9,10 +9,10 @@ import pytest
 import torch
 import triton.language as tl
 from triton.runtime import interpreter as interp
-from vitkern.kernels.launch import redirected
 
 import vitkern.kernels
 from vitkern import dispatch
+from vitkern.kernels.machine.launch import redirected
 from vitkern.lab.interpreting import interpreter
 from vitkern.lab.interpreting.wide import wide
 from vitkern.lab.proving.problems import (
@@ -50,7 +50,7 @@ def solve(problem, dtype, function=None):
 
 def attributes():
     """Everything that a mode of the interpreter could have replaced."""
-    modules = [sys.modules[f"vitkern.kernels.{m.name}"] for m in pkgutil.iter_modules(vitkern.kernels.__path__)]
+    modules = [sys.modules[found.name] for found in pkgutil.walk_packages(vitkern.kernels.__path__, "vitkern.kernels.")]
     owners = (*modules, tl, tl.core, tl.math, interp, interp.InterpreterBuilder, type(interp.interpreter_semantic))
     owners += (torch.Tensor, dispatch)
     return {(str(owner), name): id(value) for owner in owners for name, value in vars(owner).items()}
@@ -122,7 +122,6 @@ def test_an_interpreter_that_rounds_is_refused(monkeypatch):
 
 def test_float32_tensors_have_no_kernel():
     from vitkern.kernels.layernorm import normalise_rows
-
     from vitkern.ops.layernorm import layernorm
 
     x = torch.ones(2, 4)

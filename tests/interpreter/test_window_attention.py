@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from vitkern.kernels.relative_table import expand_table, reduce_table
 
 from vitkern.dispatch import use_backend
 from vitkern.kernels import window_attention as launchers
+from vitkern.kernels.tile.relative_table import expand_table, reduce_table
 from vitkern.ops.window_attention import window_attention
 from vitkern.reference import window_attention as reference
 from vitkern.testing import compare

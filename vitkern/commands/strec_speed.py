@@ -63,7 +63,7 @@ def run(arguments) -> int:
 def contenders(arguments, device: torch.device) -> tuple[dict, dict]:
     """Models and their k_l by name: STRec, the dense backbone, the backbone with its last layer for the last row alone,
     which is all that a prediction needs of it, and the first two as the authors compute them, who take no padding."""
-    from vitkern.models.strec import STRec
+    from vitkern.strec.model import STRec
     from vitkern.strec.published import AsPublished
 
     n, layers = arguments.max_len, arguments.layers
@@ -123,7 +123,7 @@ def figures(name: str, timings: dict[str, Timing]) -> dict:
 
 
 def _row(name: str, found: dict, baselines: list[str], n: int) -> tuple[str, ...]:
-    from vitkern.models.strec_form import density
+    from vitkern.strec.form import density
 
     cells = []
     for baseline in baselines:

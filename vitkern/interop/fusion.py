@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from vitkern.ops.mlp import layernorm_mlp
+from vitkern.ops.layernorm_mlp import layernorm_mlp
 
 # Classes an adapter may look through. Each library's module adds its own.
 LAYER_NORMS: list[type] = [nn.LayerNorm]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from vitkern.dispatch import autocast, runs_kernel
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
-from vitkern.nn.halo import attend
+from vitkern.nn.halo_attention import attend
 
 
 class HaloAttn(Adapter, TimmHaloAttn):

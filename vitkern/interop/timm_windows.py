@@ -14,7 +14,7 @@ from vitkern.dispatch import autocast, runs_kernel
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
 from vitkern.interop.timm import mlp_fit, mlp_of
-from vitkern.nn.grid import project_head_first
+from vitkern.nn.partition_attention import project_head_first
 from vitkern.ops.local_attention import local_attention
 from vitkern.ops.window_attention import projected_window_attention
 

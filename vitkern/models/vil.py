@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint
 from vitkern.models.head import check_pool, init_linear
 from vitkern.models.registry import register
 from vitkern.nn.embed import pair
+from vitkern.nn.layernorm_mlp import LayerNorm, Mlp
 from vitkern.nn.layers import DropPath, drop_path_rates, mlp_residual
-from vitkern.nn.mlp import LayerNorm, Mlp
-from vitkern.nn.vil import ViLAttention
-from vitkern.nn.vil_dense import ViLDenseAttention
+from vitkern.nn.vil_attention import ViLAttention
+from vitkern.nn.vil_dense_attention import ViLDenseAttention
 
 PAPER = "Multi-Scale Vision Longformer, Zhang et al. 2021, arXiv 2103.15358"
 

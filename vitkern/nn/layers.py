@@ -4,8 +4,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from vitkern.nn.mlp import LayerNorm, Mlp
-from vitkern.ops.mlp import layernorm_mlp
+from vitkern.nn.layernorm_mlp import LayerNorm, Mlp
+from vitkern.ops.layernorm_mlp import layernorm_mlp
 
 
 class LayerScale(nn.Module):
@@ -68,7 +68,7 @@ def mlp_residual(
 ) -> Tensor:
     """``x + drop_path(layer_scale(mlp(norm(x))))``, or with ``post_norm`` (SwinV2) ``x + drop_path(norm(mlp(x)))``.
 
-    One call of `vitkern.ops.mlp.layernorm_mlp` where that computes the same; modules that are adapted, hooked or drop
+    One call of `vitkern.ops.layernorm_mlp` where that computes the same; modules that are adapted, hooked or drop
     activations are called.
 
     Args:

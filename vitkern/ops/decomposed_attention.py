@@ -9,9 +9,9 @@ from torch import Tensor
 from vitkern.dispatch import autocast
 from vitkern.ops.checks import check_same, check_scale, check_shape, check_tensor
 from vitkern.ops.local_attention import local_attention
-from vitkern.ops.local_checks import check_locality
+from vitkern.ops.local_attention.checks import check_locality
 from vitkern.ops.relative_logits import places, queries_of, relative_logits, resized
-from vitkern.ops.window_checks import int_pair
+from vitkern.ops.window_attention.checks import int_pair
 
 
 def decomposed_attention(

@@ -7,7 +7,7 @@ from torch import Tensor
 from vitkern.dispatch import autocast, runs_kernel
 from vitkern.ops.checks import check_number, check_same, check_scale, check_shape, check_tensor
 from vitkern.ops.local_attention import head_dim_reasons, local_attention
-from vitkern.ops.local_checks import check_locality
+from vitkern.ops.local_attention.checks import check_locality
 from vitkern.ops.relative_logits import places, queries_of, relative_logits
 
 

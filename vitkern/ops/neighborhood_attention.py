@@ -6,8 +6,8 @@ from torch import Tensor
 from vitkern.dispatch import autocast
 from vitkern.ops.checks import check_same, check_scale, check_shape, check_tensor
 from vitkern.ops.local_attention import local_attention
-from vitkern.ops.local_checks import LIMIT
-from vitkern.ops.window_checks import int_pair
+from vitkern.ops.local_attention.checks import LIMIT
+from vitkern.ops.window_attention.checks import int_pair
 
 
 def neighborhood_attention(

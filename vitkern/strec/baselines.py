@@ -1,7 +1,7 @@
 """What STRec is compared with: SASRec, BERT4Rec, GRU4Rec and popularity, behind the same interface.
 
 A recommender has ``forward(seq, timestamps, noise=None) -> (B, d)``, the state of a right-aligned sequence (B, N) whose
-product with ``item_table()`` (n_items, d) scores the next item. The dense backbone is `vitkern.models.strec.STRec` with
+product with ``item_table()`` (n_items, d) scores the next item. The dense backbone is `vitkern.strec.model.STRec` with
 every k_l = N.
 """
 

@@ -12,10 +12,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitkern.models.strec import STRec
-from vitkern.models.strec_sampling import sampled_order
-from vitkern.nn.mlp import LayerNorm
+from vitkern.nn.layernorm_mlp import LayerNorm
 from vitkern.nn.strec import FeedForward, SampledAttention
+from vitkern.strec.model import STRec
+from vitkern.strec.sampling import sampled_order
 
 
 class AsPublished(nn.Module):

@@ -4,13 +4,13 @@ from dataclasses import asdict, dataclass, field, fields
 
 import torch.nn as nn
 
-from vitkern.models.strec import STAGES, STRec
-from vitkern.models.strec_form import FORMS
 from vitkern.nn.strec import SAMPLERS
 from vitkern.report import BadInput
 from vitkern.strec.baselines import BERT4Rec, GRU4Rec, Popularity, SASRec
 from vitkern.strec.data import SPLITS
+from vitkern.strec.form import FORMS
 from vitkern.strec.losses import LOSSES
+from vitkern.strec.model import STAGES, STRec
 
 MODELS = ("strec", "dense", "sasrec", "bert4rec", "gru4rec", "popularity")
 SHARDINGS = ("ddp", "fsdp")
@@ -39,7 +39,7 @@ class Settings:
     attention_dropout: float = _setting(0.0, "of the attention weights, where the model has any")
     ks: tuple[int, ...] = _setting((), "k_1 .. k_L, the rows that strec's layers compute; the authors' unless given")
     alphas: tuple[float, ...] = _setting((), "alpha_0 .. alpha_L of pre-training; the authors' unless given")
-    form: str = _setting("log", "reading of the paper, see vitkern.models.strec.STRec", tuple(FORMS))
+    form: str = _setting("log", "reading of the paper, see vitkern.strec.model.STRec", tuple(FORMS))
     sampler: str = _setting("mlp", "what strec chooses rows by; mlp and hash: their ages", SAMPLERS)
     noise: str = _setting("form", "of the choice, in training", ("form", "normal", "uniform", "none"))
     loss: str = _setting("full", "cross-entropy over all items or sampled ones, pairs of items, or binary", LOSSES)

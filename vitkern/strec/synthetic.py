@@ -59,7 +59,7 @@ def write_planted_log(path: str | Path, **arguments) -> int:
 
 @torch.no_grad()
 def recency(model, memory: float = 600.0) -> float:
-    """How much higher the sampler of an `vitkern.models.strec.STRec` scores items younger than ``memory`` seconds than
+    """How much higher the sampler of an `vitkern.strec.model.STRec` scores items younger than ``memory`` seconds than
     items ten times as old and older; in deviations of a sequence with ages from a second to a day."""
     ages = -torch.logspace(0, np.log10(86400), 40, dtype=torch.float64).flip(0)[None]
     ages = torch.cat([ages, torch.zeros(1, 1, dtype=torch.float64)], dim=1).to(next(model.parameters()).device)

@@ -10,16 +10,11 @@ from vitkern.lab.addressing.offset_case import HALF, Case, scaled
 
 def _attention(tensors, size, *, launcher, dims, strides=None, bias=None, bias_strides=None, keys=None, hook=None):
     """Dense attention by ``launcher``. ``dims(size)``: (B, H, N, M, D); ``hook``: more of `Problem`."""
-    from vitkern.kernels import (
-        attention,
-        short_attention,
-        short_attention_backward,
-        stream,
-        stream_backward,
-        stream_hopper,
-    )
-    from vitkern.kernels import stream_bias as streamed
-    from vitkern.kernels.problem import Problem, dense_rows, per_token
+    from vitkern.kernels import attention
+    from vitkern.kernels.loop import stream, stream_backward, stream_hopper
+    from vitkern.kernels.loop import stream_bias as streamed
+    from vitkern.kernels.loop.problem import Problem, dense_rows, per_token
+    from vitkern.kernels.tile import short_attention, short_attention_backward
 
     batch, heads, n, m, dim = dims(size)
     q, k, v = (tensors(lambda s, i=i: (*dims(s)[:2], dims(s)[i], dims(s)[4]), strides=strides) for i in (2, 3, 3))
@@ -54,7 +49,7 @@ def _attention(tensors, size, *, launcher, dims, strides=None, bias=None, bias_s
 def _tile(tensors) -> dict:
     import triton.language as tl
 
-    from vitkern.kernels import scores
+    from vitkern.kernels.loop import scores
 
     side = tl.constexpr(128)
     return dict(score=scores.tile, score_args=(tensors(lambda s: (s, 128, 128), torch.float32), side, side))
@@ -64,8 +59,9 @@ def _windows(tensors, size, *, launcher, dims, strides=None):
     """Windows of 4 x 4 tokens, shifted by 2, on images that they do not divide. ``dims(size)``: (B, h, w, D)."""
     import triton.language as tl
 
-    from vitkern.kernels import short_attention, short_attention_backward, stream, stream_backward, stream_bias, tokens
-    from vitkern.kernels.problem import Problem, Rows, per_token
+    from vitkern.kernels.loop import stream, stream_backward, stream_bias, tokens
+    from vitkern.kernels.loop.problem import Problem, Rows, per_token
+    from vitkern.kernels.tile import short_attention, short_attention_backward
 
     batch, height, width, dim = dims(size)
     rows, cols = -(-height // 4), -(-width // 4)

@@ -32,7 +32,7 @@ def _norm_backward(tensors, size, *, channels):
 
 
 def _mlp(tensors, size, *, plan):
-    from vitkern.kernels import mlp
+    from vitkern.kernels import layernorm_mlp as mlp
 
     x, row_scale = tensors(lambda s: (s, 16)), tensors(lambda s: (s,), torch.float32)
     norm = [tensors(lambda s: (16,)) for _ in range(2)]
@@ -45,7 +45,7 @@ def _mlp(tensors, size, *, plan):
 
 def _product(tensors, size, *, epilogue, rows, cols, inner=16, b_strides=None, own=True):
     """A product with an epilogue, or the epilogue alone. ``rows`` and ``cols``: functions of the size."""
-    from vitkern.kernels import epilogues, matmul
+    from vitkern.kernels.rows import epilogues, matmul
 
     def matrix(dtype=HALF):
         return tensors(lambda s: (rows(s), cols(s)), dtype)
@@ -71,19 +71,19 @@ def _product(tensors, size, *, epilogue, rows, cols, inner=16, b_strides=None, o
 
 
 def _expand(tensors, size, *, heads, strides=None):
-    from vitkern.kernels import relative_table
+    from vitkern.kernels.tile import relative_table
 
     relative_table.expand_table(tensors(lambda s: (9, heads(s)), strides=strides), (2, 2), 16, 64)
 
 
 def _reduce(tensors, size):
-    from vitkern.kernels import relative_table
+    from vitkern.kernels.tile import relative_table
 
     relative_table.reduce_table(tensors(lambda s: (s, 16, 64), torch.float32), (2, 2))
 
 
 def all_cases() -> list[Case]:
-    from vitkern.kernels.configs import Config
+    from vitkern.kernels.machine.configs import Config
 
     row = Config(1, 64, 4, 1)
     one_row = {"matmul_config": lambda *_, **__: (row, 64), "pointwise_config": lambda *_: row}

@@ -49,13 +49,15 @@ BOUNDED = {
 
 def launched_kernels() -> dict[str, object]:
     """Name -> kernel of everything that a launcher in kernels/ starts."""
-    from vitkern.kernels import launch
+    from vitkern.kernels.machine import launch
 
     found = {}
-    for path in sorted(Path(launch.__file__).parent.glob("*.py")):
+    folder = Path(launch.__file__).parent.parent
+    for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "launch":
-                module = importlib.import_module(f"vitkern.kernels.{path.stem}")
+                name = ".".join(path.relative_to(folder).with_suffix("").parts)
+                module = importlib.import_module(f"vitkern.kernels.{name}")
                 found[node.args[0].id] = getattr(module, node.args[0].id)
     return found
 
@@ -71,7 +73,7 @@ def hooks(kernel) -> list[str]:
     names = inspect.signature(kernel.fn).parameters
     found = []
     for parameter, first, module in (
-        ("EPILOGUE", "acc", "epilogues"), ("SCORE", "s", "scores"), ("SCORE", "s", "locality")
+        ("EPILOGUE", "acc", "rows.epilogues"), ("SCORE", "s", "loop.scores"), ("SCORE", "s", "loop.locality")
     ):  # fmt: skip
         if parameter in names:
             for name, one in vars(importlib.import_module(f"vitkern.kernels.{module}")).items():

@@ -10,8 +10,9 @@ from vitkern.lab.addressing.offset_case import HALF, Case, scaled
 
 def _near(tensors, size, *, launcher, dims, strides=None, block=2, halo=1):
     """One head. ``dims(size)``: (B, img_h, img_w, D)."""
-    from vitkern.kernels import local_attention, locality, stream, stream_axes, stream_backward, stream_bias
-    from vitkern.kernels.problem import Rows, per_token
+    from vitkern.kernels import local_attention
+    from vitkern.kernels.loop import locality, stream, stream_axes, stream_backward, stream_bias
+    from vitkern.kernels.loop.problem import Rows, per_token
 
     q, k, v, grad, out = (Rows(x, 0, x.stride()[:3]) for x in (tensors(dims, strides=strides) for _ in range(5)))
     dq, dk, dv = (Rows(x, 0, x.stride()[:3]) for x in (torch.empty(dims(size), dtype=HALF) for _ in range(3)))

@@ -54,7 +54,7 @@ def _without_int64_casts():
 
 def _reach(case, size: int, receive) -> None:
     """Run ``case`` up to its launch, which goes to ``receive(kernel, grid, args, constants, options)``."""
-    from vitkern.kernels import configs, launch
+    from vitkern.kernels.machine import configs, launch
     from vitkern.lab.addressing.offset_case import Tensors
     from vitkern.lab.interpreting.patches import Patches
 

@@ -18,37 +18,37 @@ class Break:
 
 BREAKS = {
     "a key mask is dropped": Break(
-        "stream",
+        "loop/stream",
         's = tl.where(ki[None, :] < M, s, float("-inf"))',
         "s = s",
     ),
     "an index is shifted by one": Break(
-        "tokens",
+        "loop/tokens",
         "window_x = (group - line * cols) * WINDOW_W",
         "window_x = (group - line * cols) * WINDOW_W + 1",
     ),
     "two strides are swapped": Break(
-        "tokens",
+        "loop/tokens",
         "group.to(tl.int64) * strides[0] + i.to(tl.int64) * strides[1]",
         "group.to(tl.int64) * strides[1] + i.to(tl.int64) * strides[0]",
     ),
     "the wrong head is read": Break(
-        "short_attention",
+        "tile/short_attention",
         "k += head.to(tl.int64) * k_strides[0] * ALIGN",
         "k += (heads - 1 - head).to(tl.int64) * k_strides[0] * ALIGN",
     ),
     "the running sum is not rescaled": Break(
-        "tiles",
+        "machine/tiles",
         "total = total * shrink + tl.sum(weights, 1)",
         "total = total + tl.sum(weights, 1)",
     ),
     "a gradient misses the scale": Break(
-        "short_attention_backward",
+        "tile/short_attention_backward",
         "dk_sum *= scale",
         "dk_sum *= 1.0",
     ),
     "a table is read transposed": Break(
-        "relative_table",
+        "tile/relative_table",
         "entry = dy * (2 * WINDOW_W - 1) + dx",
         "entry = dx * (2 * WINDOW_H - 1) + dy",
     ),
@@ -58,12 +58,12 @@ BREAKS = {
         "tl.store(where, tile.to(pointer.dtype.element_ty))",
     ),
     "a slope lacks its second term": Break(
-        "activations",
+        "rows/activations",
         "return x * gate, gate + x * bell * DENSITY_AT_ZERO",
         "return x * gate, gate",
     ),
     "a launch is one program short": Break(
-        "matmul",
+        "rows/matmul",
         "_matmul, (triton.cdiv(rows, config.block_m) * triton.cdiv(cols, config.block_n),)",
         "_matmul, (triton.cdiv(rows, config.block_m) * triton.cdiv(cols, config.block_n) - 1,)",
     ),

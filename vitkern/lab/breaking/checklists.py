@@ -19,33 +19,33 @@ _LOOP = Checks(STREAMED, ("dropout",), ("test_attention.py",))
 _TILE = Checks(SHORT + WINDOWS[:8], (), ("test_short_attention.py", "test_window_attention.py"))
 _WINDOW = Checks(WINDOWS + SHORT[:2] + STREAMED[:2], (), ("test_window_attention.py",))
 _LOCAL = Checks(LOCAL, (), ("test_local_attention.py",))
-_MLP = Checks(MLPS, (), ("test_mlp.py",))
+_MLP = Checks(MLPS, (), ("test_layernorm_mlp.py",))
 CHECKS: dict[str, Checks] = {
-    "activations": _MLP,
+    "rows/activations": _MLP,
     "attention": Checks(SHORT + STREAMED[:8], ("dropout",), ("test_attention.py",)),
-    "configs": Checks(MLPS[:15] + NORMS[:3], (), ("test_mlp.py",)),
-    "epilogues": _MLP,
-    "heads": _LOOP,
-    "launch": Checks(HOPPER[:1], (), ("test_stream_hopper.py",)),
-    "layernorm": Checks(NORMS + MLPS[:5], (), ("test_layernorm.py", "test_mlp.py")),
+    "machine/configs": Checks(MLPS[:15] + NORMS[:3], (), ("test_layernorm_mlp.py",)),
+    "rows/epilogues": _MLP,
+    "loop/heads": _LOOP,
+    "machine/launch": Checks(HOPPER[:1], (), ("test_stream_hopper.py",)),
+    "layernorm": Checks(NORMS + MLPS[:5], (), ("test_layernorm.py", "test_layernorm_mlp.py")),
     "local_attention": _LOCAL,
-    "locality": _LOCAL,
-    "matmul": _MLP,
-    "mlp": _MLP,
-    "relative_table": Checks(WINDOWS[:8], (), ("test_window_attention.py",)),
-    "scores": Checks(STREAMED + WINDOWS[:4] + SHORT[:1], (), ("test_attention.py", "test_window_attention.py")),
-    "short_attention": _TILE,
-    "short_attention_backward": _TILE,
+    "loop/locality": _LOCAL,
+    "rows/matmul": _MLP,
+    "layernorm_mlp": _MLP,
+    "tile/relative_table": Checks(WINDOWS[:8], (), ("test_window_attention.py",)),
+    "loop/scores": Checks(STREAMED + WINDOWS[:4] + SHORT[:1], (), ("test_attention.py", "test_window_attention.py")),
+    "tile/short_attention": _TILE,
+    "tile/short_attention_backward": _TILE,
     "sparse_attention": Checks(SPARSE, (), ("test_sparse_attention.py",)),
-    "stream": _LOOP,
-    "stream_axes": _LOCAL,
-    "stream_backward": _LOOP,
-    "stream_bias": Checks((STREAMED[1], *STREAMED[5:]), ("dropout",), ("test_attention.py",)),
-    "stream_hopper": Checks(HOPPER, (), ("test_stream_hopper.py",)),
-    "tiles": Checks(
+    "loop/stream": _LOOP,
+    "loop/stream_axes": _LOCAL,
+    "loop/stream_backward": _LOOP,
+    "loop/stream_bias": Checks((STREAMED[1], *STREAMED[5:]), ("dropout",), ("test_attention.py",)),
+    "loop/stream_hopper": Checks(HOPPER, (), ("test_stream_hopper.py",)),
+    "machine/tiles": Checks(
         STREAMED + SHORT + WINDOWS[:4] + WINDOWS[-1:], ("dropout",), ("test_attention.py", "test_short_attention.py")
     ),
-    "tokens": Checks(SHORT[:1] + WINDOWS + STREAMED[:2], (), ("test_window_attention.py",)),
+    "loop/tokens": Checks(SHORT[:1] + WINDOWS + STREAMED[:2], (), ("test_window_attention.py",)),
     "window_attention": _WINDOW,
 }
 

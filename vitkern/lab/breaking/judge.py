@@ -69,7 +69,7 @@ def _try(trial: Trial, one: Quick) -> tuple[str, list[Result]]:
 @contextlib.contextmanager
 def _configured(one: Quick):
     """Imports the kernels, so that an error in one is found as any other."""
-    from vitkern.kernels import architecture, configs
+    from vitkern.kernels.machine import architecture, configs
 
     forced = architecture.forced_arch(one.arch) if one.arch else contextlib.nullcontext()
     with forced, configs.descriptors(True) if one.descriptors else contextlib.nullcontext():
@@ -100,7 +100,8 @@ def _offsets(file: str) -> list[str]:
     from vitkern.lab.addressing import offset_cases, offsets
 
     kernels, coverage = offsets.launched_kernels(), offsets.Coverage()
-    elsewhere = {name: not kernel.fn.__module__.endswith(f".{file}") for name, kernel in kernels.items()}
+    own = file.replace("/", ".")
+    elsewhere = {name: not kernel.fn.__module__.endswith(f".{own}") for name, kernel in kernels.items()}
     for case in sorted(offset_cases.all_cases(), key=lambda case: elsewhere[case.kernel]):
         if found := offsets.check(case, coverage):
             return found

@@ -46,14 +46,17 @@ def run(arguments) -> int:
 
 def _files(names: list[str]) -> list[str]:
     known = kernel_files()
-    stems = [Path(name).stem if name.endswith(".py") else name for name in names]
-    for stem in stems:
-        if stem not in known:
+    found = []
+    for name in names:
+        asked = name.removesuffix(".py").removeprefix("kernels/")
+        matches = [file for file in known if asked in (file, Path(file).stem)]
+        if not matches:
             raise BadInput(
-                f"mutants: no kernel file of that name: got {stem!r};{near_matches(stem, known)} "
+                f"mutants: no kernel file of that name: got {asked!r};{near_matches(asked, known)} "
                 f"There are {', '.join(known)}."
             )
-    return list(dict.fromkeys(stems)) or list(known)
+        found += matches
+    return list(dict.fromkeys(found)) or list(known)
 
 
 def _chosen(files: list[str], limit: int | None) -> list[Mutant]:
@@ -62,9 +65,9 @@ def _chosen(files: list[str], limit: int | None) -> list[Mutant]:
 
 
 def _named(name: str) -> Mutant:
-    file, _, _ = name.partition(".")
+    stem, _, _ = name.partition(".")
     known = kernel_files()
-    mutants = {mutant.name: mutant for mutant in all_mutants(known[file])} if file in known else {}
+    mutants = {mutant.name: mutant for file in known if Path(file).stem == stem for mutant in all_mutants(known[file])}
     if name not in mutants:
         near = near_matches(name, mutants or known)
         raise BadInput(f"mutants: no mutant of that name: got {name!r}.{near} --list prints the names.")

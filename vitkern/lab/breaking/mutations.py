@@ -23,11 +23,11 @@ class NoMutant(ValueError):
 
 @dataclass(frozen=True)
 class Mutant:
-    """A file of kernels/ with one change. ``name`` is ``file.function:operator:number``, the number counting the
+    """A file of kernels/ with one change. ``name`` is ``stem.function:operator:number``, the number counting the
     places of that operator in that function.
     """
 
-    file: str  # without .py
+    file: str  # path within kernels/, without .py
     name: str
     operator: str
     function: str
@@ -54,7 +54,13 @@ def kernels_folder() -> Path:
 
 def kernel_files() -> dict[str, Path]:
     """Name without .py -> file, for every file of kernels/ that something can be broken in."""
-    return {path.stem: path for path in sorted(kernels_folder().glob("*.py")) if all_mutants(path)}
+    return {file_of(path): path for path in sorted(kernels_folder().rglob("*.py")) if all_mutants(path)}
+
+
+def file_of(path: Path) -> str:
+    """``loop/stream`` of a file of kernels/."""
+    folder = kernels_folder()
+    return path.relative_to(folder).with_suffix("").as_posix() if path.is_relative_to(folder) else path.stem
 
 
 def checked(source: str, original: str) -> str:
@@ -84,7 +90,7 @@ def all_mutants(path: Path, source: str | None = None) -> list[Mutant]:
 
 @functools.lru_cache(maxsize=64)
 def _all_mutants(path: Path, source: str) -> list[Mutant]:
-    found, seen, data = [], {source}, source.encode()
+    found, seen, data, file = [], {source}, source.encode(), file_of(path)
     for function, nodes, scope, operators in _places(source):
         numbers = Counter()
         for node in nodes:
@@ -97,7 +103,7 @@ def _all_mutants(path: Path, source: str) -> list[Mutant]:
                         seen.add(changed)
                         name = f"{path.stem}.{function}:{operator}:{numbers[operator]}"
                         before = scope.text(target)
-                        found.append(Mutant(path.stem, name, operator, function, target.lineno, before, text, changed))
+                        found.append(Mutant(file, name, operator, function, target.lineno, before, text, changed))
     return found
 
 

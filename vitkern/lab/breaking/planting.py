@@ -42,11 +42,12 @@ def imported_kernels() -> list[str]:
 
 
 def plant(sources: dict[str, str]) -> None:
-    """From now on, importing a file of kernels/ (named without .py) takes its source from ``sources``.
+    """From now on, importing a file of kernels/ (its path there, without .py) takes its source from ``sources``.
 
     Raises:
         RuntimeError: a kernel is imported already, and would keep its own source.
     """
     if before := imported_kernels():
         raise RuntimeError(f"planting: kernels are imported already: got {before[0]}; expected none.")
-    sys.meta_path.insert(0, _Finder({f"{PACKAGE}.{file}": source for file, source in sources.items()}))
+    named = {f"{PACKAGE}.{file.replace('/', '.')}": source for file, source in sources.items()}
+    sys.meta_path.insert(0, _Finder(named))

@@ -62,7 +62,7 @@ SURVIVORS: dict[str, Survivor] = {
         "values past the last column reach stores that mask those columns, or are multiplied by a gradient "
         "that is zero there",
     ),
-    "mlp._load_weight:drop-int64:1": Survivor(
+    "layernorm_mlp._load_weight:drop-int64:1": Survivor(
         "outer.to(tl.int64) -> outer",
         "whole-row kernels have at most 256 channels: the product passes 2^31 with 8 million hidden "
         "channels, 2^31 elements of one weight",

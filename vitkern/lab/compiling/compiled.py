@@ -1,7 +1,7 @@
 """Compiles what an op would launch, for any GPU, on a machine without one.
 
-The launches are caught at `vitkern.kernels.launch` and compiled with the very specialisation that their CPU arguments
-would get at run time: which pointers and integers are divisible by 16, which integers are 1.
+The launches are caught at `vitkern.kernels.machine.launch` and compiled with the very specialisation that their CPU
+arguments would get at run time: which pointers and integers are divisible by 16, which integers are 1.
 """
 
 from collections.abc import Callable
@@ -171,7 +171,7 @@ def _no_products():
 @contextmanager
 def caught(receive: Callable, arch: int):
     """Within the block ops on CPU tensors hand their launches for ``arch`` to ``receive`` (see `launch.redirected`)."""
-    from vitkern.kernels import architecture, launch
+    from vitkern.kernels.machine import architecture, launch
 
     with architecture.forced_arch(arch), launch.redirected(receive), dispatch.any_device(), _no_products():
         yield

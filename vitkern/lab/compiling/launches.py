@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vitkern.ops.attention import attention, attention_qkvpacked
 from vitkern.ops.layernorm import layernorm
+from vitkern.ops.layernorm_mlp import layernorm_mlp
 from vitkern.ops.local_attention import local_attention
-from vitkern.ops.mlp import layernorm_mlp
 from vitkern.ops.sparse_attention import sparse_attention
 from vitkern.ops.window_attention import window_attention
 
@@ -50,7 +50,7 @@ def _packed(tokens: int, heads: int, head_dim: int, dtype=HALF, bias=None, batch
 
 def _described(tokens: int, heads: int, head_dim: int, dtype=HALF, bias=None) -> None:
     """As `_packed`, the forward alone, through tensor descriptors. bias: dtype of one of (1, H, N, N)."""
-    from vitkern.kernels import configs
+    from vitkern.kernels.machine import configs
 
     added = None if bias is None else torch.empty(1, heads, tokens, tokens, dtype=bias)
     with torch.no_grad(), configs.descriptors(True):

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vitkern.ops
 from vitkern import register
 from vitkern.dispatch import use_backend
-from vitkern.kernels.launch import redirected
+from vitkern.kernels.machine.launch import redirected
 from vitkern.lab.differentiating.gradient_cases import GradientCase
 from vitkern.lab.interpreting.sanitizer import ORDERS, sanitized
 from vitkern.lab.interpreting.wide import wide

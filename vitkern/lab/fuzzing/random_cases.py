@@ -186,7 +186,7 @@ def _local_attention(rng: random.Random) -> LocalCase:
 
 
 def _sparse_attention(rng: random.Random) -> SparseCase:
-    from vitkern.kernels import configs
+    from vitkern.kernels.machine import configs
 
     gated = _chance(rng, 0.6)
     names = ("q", "k", "v") + ("query_gate", "key_gate") * gated
@@ -299,7 +299,7 @@ def _tiles(case: Case) -> int:
 
 
 def _local_tiles(case: LocalCase) -> int:
-    from vitkern.kernels import configs
+    from vitkern.kernels.machine import configs
 
     groups, queries, keys = case.batch, 1, 1
     for size, block, halo, dilation in zip(case.image, case.block, case.halo, case.dilation, strict=True):
@@ -310,7 +310,7 @@ def _local_tiles(case: LocalCase) -> int:
 
 
 def _attention_tiles(case, groups: int, n: int, m: int, causal: bool, terms: bool) -> int:
-    from vitkern.kernels import configs
+    from vitkern.kernels.machine import configs
 
     itemsize = 4 if case.dtype == "fp32" else 2
     walks = terms or bool(getattr(case, "bias", ""))

@@ -90,7 +90,7 @@ def _actual(case: Case, trial: Trial, order: str, seed: int) -> tuple[dict[str, 
 
 @contextmanager
 def _block_sizes(arch: int):
-    from vitkern.kernels import architecture
+    from vitkern.kernels.machine import architecture
 
     with ExitStack() as stack:
         stack.enter_context(dispatch.use_backend("interpreter"))

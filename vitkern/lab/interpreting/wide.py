@@ -25,7 +25,7 @@ _SINGLE = torch.float32.itemsize
 
 def _widen_launchers(patches: Patches) -> None:
     """In every module of kernels, torch.float32 is float64, and configurations are those of float32."""
-    from vitkern.kernels import configs
+    from vitkern.kernels.machine import configs
 
     wide_torch = types.ModuleType("torch", "torch, with float64 for float32")
     wide_torch.__getattr__ = functools.partial(getattr, torch)
@@ -34,8 +34,8 @@ def _widen_launchers(patches: Patches) -> None:
     for function in vars(configs).values():
         if inspect.isfunction(function) and "itemsize" in inspect.signature(function).parameters:
             replaced[id(function)] = _configured_as_single(function)
-    for found in pkgutil.iter_modules(vitkern.kernels.__path__):
-        module = importlib.import_module(f"vitkern.kernels.{found.name}")
+    for found in pkgutil.walk_packages(vitkern.kernels.__path__, "vitkern.kernels."):
+        module = importlib.import_module(found.name)
         for name, value in list(vars(module).items()):
             if id(value) in replaced:
                 patches.set(module, name, replaced[id(value)])

@@ -1,0 +1,138 @@
+"""Rows of a head as one tile or two: 80 dims are 64 and 16, so that no product, register or byte of shared memory is
+spent on what the next power of two, 128, would add.
+
+A head is a tuple of tiles: [BLOCK, BLOCK_D] and, where TAIL_D is not 0, [BLOCK, TAIL_D] with the dims from BLOCK_D on.
+Dims from HEAD_DIM on are zero.
+"""
+
+import triton
+import triton.language as tl
+
+from ..machine.tiles import LN2, gather_rows, load_rows, store_rows, store_scalars
+
+
+@triton.jit
+def _load_part(
+    pointer, offsets, inside, i, count, padding, padding_row,
+    FIRST_D: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr,
+    MASKED: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    if PADDED:
+        rows = gather_rows(pointer, offsets, inside, i < count, padding, padding_row, HEAD_DIM, ALIGN, FIRST_D, BLOCK_D)
+    elif MASKED:
+        rows = load_rows(pointer, offsets, i < count, HEAD_DIM, ALIGN, FIRST_D, BLOCK_D)
+    else:
+        rows = load_rows(pointer, offsets, None, HEAD_DIM, ALIGN, FIRST_D, BLOCK_D)
+    return rows
+
+
+@triton.jit
+def load_head(
+    pointer, strides, args, padding, padding_row, group, head, i, count,
+    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr, ALIGN: tl.constexpr,
+    MASKED: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Rows of tokens ``i`` [BLOCK] of a group and head; strides (head, strides of TOKENS) in units of ALIGN.
+
+    MASKED: zero from ``count`` on. PADDED: some tokens have no row, see `gather_rows`.
+    """
+    offsets, inside = TOKENS(group, i, strides[1], args)
+    offsets += head.to(tl.int64) * strides[0]
+    rows = _load_part(
+        pointer, offsets, inside, i, count, padding, padding_row, 0, HEAD_DIM, BLOCK_D, ALIGN, MASKED, PADDED
+    )
+    parts = (rows,)
+    if TAIL_D > 0:
+        tail = _load_part(
+            pointer, offsets, inside, i, count, padding, padding_row, BLOCK_D, HEAD_DIM, TAIL_D, ALIGN, MASKED, PADDED
+        )
+        parts += (tail,)
+    return parts
+
+
+@triton.jit
+def store_head(
+    pointer, strides, args, rows, group, head, i, count,
+    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr, ALIGN: tl.constexpr,
+    PADDED: tl.constexpr,
+):  # fmt: skip
+    """The inverse of `load_head`; tokens without a row are not stored."""
+    offsets, inside = TOKENS(group, i, strides[1], args)
+    offsets += head.to(tl.int64) * strides[0]
+    mask = i < count
+    if PADDED:
+        mask = mask & inside
+    store_rows(pointer, offsets, rows[0], mask, HEAD_DIM, ALIGN, 0, BLOCK_D)
+    if TAIL_D > 0:
+        store_rows(pointer, offsets, rows[1], mask, HEAD_DIM, ALIGN, BLOCK_D, TAIL_D)
+
+
+@triton.jit
+def zeros(BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr):
+    """Sums to begin with, float32."""
+    parts = (tl.zeros([BLOCK, BLOCK_D], tl.float32),)
+    if TAIL_D > 0:
+        parts += (tl.zeros([BLOCK, TAIL_D], tl.float32),)
+    return parts
+
+
+@triton.jit
+def scaled(rows, factor):
+    """rows * factor, a number or one for each row [BLOCK, 1]."""
+    parts = ()
+    for n in tl.static_range(len(rows)):
+        parts += (rows[n] * factor,)
+    return parts
+
+
+@triton.jit
+def products(a, b, PRECISION: tl.constexpr):
+    """a b^T: [BLOCK_A, BLOCK_B] float32."""
+    product = tl.dot(a[0], tl.trans(b[0]), input_precision=PRECISION)
+    for n in tl.static_range(1, len(a)):
+        product = tl.dot(a[n], tl.trans(b[n]), product, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def add_products(sums, weights, rows, PRECISION: tl.constexpr):
+    """sums + weights rows, for ``weights`` [BLOCK_A, BLOCK_B] and the rows of BLOCK_B tokens."""
+    parts = ()
+    for n in tl.static_range(len(rows)):
+        parts += (tl.dot(weights, rows[n], sums[n], input_precision=PRECISION),)
+    return parts
+
+
+@triton.jit
+def inner_products(a, b):
+    """Of each row of ``a`` with that of ``b``: [BLOCK] float32."""
+    total = tl.sum(a[0].to(tl.float32) * b[0].to(tl.float32), 1)
+    for n in tl.static_range(1, len(a)):
+        total += tl.sum(a[n].to(tl.float32) * b[n].to(tl.float32), 1)
+    return total
+
+
+@triton.jit
+def store_sums(pointer, rows, mask, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr):
+    """The sum over the rows of ``mask`` [BLOCK, 1] at ``pointer``: D numbers."""
+    d = tl.arange(0, BLOCK_D)
+    tl.store(pointer + d, tl.sum(tl.where(mask, rows[0], 0.0), 0), mask=d < HEAD_DIM)
+    if TAIL_D > 0:
+        tail = BLOCK_D + tl.arange(0, TAIL_D)
+        tl.store(pointer + tail, tl.sum(tl.where(mask, rows[1], 0.0), 0), mask=tail < HEAD_DIM)
+
+
+@triton.jit
+def store_softmax(
+    out, lse, out_strides, lse_strides, args, maximum, total, sums, group, head, qi, count,
+    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr, ALIGN: tl.constexpr,
+    PADDED: tl.constexpr,
+):  # fmt: skip
+    """What the turns of `softmax_step` come to: rows of the output from the ``sums`` of values, and the natural
+    logarithms of their denominators. ALIGN: that of ``out_strides``.
+    """
+    total = tl.where(total == 0.0, 1.0, total)  # a row without keys: 0 / 1, and log(1) - inf
+    rows = scaled(sums, (1.0 / total)[:, None])
+    store_head(out, out_strides, args, rows, group, head, qi, count, TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, PADDED)
+    logs = maximum * LN2 + tl.log(total)
+    store_scalars(lse, lse_strides, args, logs, group, head, qi, count, TOKENS, PADDED)

@@ -1,0 +1,85 @@
+"""An attention problem and the place of its operands: what the launchers of all attention kernels are given."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..machine import configs
+from . import scores, tokens
+
+
+class Rows(NamedTuple):
+    """One operand: its tensor, the stride between heads and the strides of its TOKENS hook, in elements."""
+
+    tensor: Tensor
+    head: int
+    strides: tuple[int, ...]
+
+    def over(self, align):
+        """Strides in units of ``align`` elements, as kernels take them: (head, strides of TOKENS)."""
+        return self.head // align, tuple(stride // align for stride in self.strides)
+
+
+class Problem(NamedTuple):
+    """What forward and backward agree on.
+
+    ``n`` query and ``m`` key tokens of each group. ``padding`` (3, H, D), contiguous: rows of q, k and v of the tokens
+    that a hook says have none; ``ragged``: there are such tokens, and theirs are zeros. ``cosine`` (H,) float32: unit q
+    and k, their product times this factor instead of ``scale``. ``seed``: int64, one element, or None for no dropout.
+    """
+
+    groups: int
+    heads: int
+    kv_heads: int
+    n: int
+    m: int
+    head_dim: int
+    scale: float
+    q_tokens: Callable = tokens.dense
+    k_tokens: Callable = tokens.dense
+    q_args: tuple = ()
+    k_args: tuple = ()
+    score: Callable = scores.plain
+    score_args: tuple = ()
+    causal: bool = False
+    dropout_p: float = 0.0
+    seed: Tensor | None = None
+    padding: Tensor | None = None
+    ragged: bool = False
+    cosine: Tensor | None = None
+
+
+def aligned(*operands: Rows) -> int:
+    """The ALIGN that all operands share."""
+    strides = [stride for rows in operands for stride in (rows.head, *rows.strides)]
+    return configs.alignment(operands[0].tensor.element_size(), *strides)
+
+
+def _strides(tensor: Tensor) -> list[int]:
+    """Those of ``tensor``. That of a dimension of size 1 or 0 is arbitrary: 0 spoils no alignment, and beside a head
+    stride of 1 Triton 3.6 loses another 1.
+    """
+    return [0 if size <= 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+
+
+def dense_rows(tensor: Tensor) -> Rows:
+    """(B, H, N, D) with a last stride of 1."""
+    batch, head, token, _ = _strides(tensor)
+    return Rows(tensor, head, (batch, token))
+
+
+def image_rows(packed: Tensor, head_dim: int, parts: int) -> list[Rows]:
+    """Each of ``parts`` consecutive slices of the channels of (B, img_h, img_w, parts * H * D). See `_strides`."""
+    return [Rows(x, head_dim if x.shape[3] > head_dim else 0, x.stride()[:3]) for x in packed.chunk(parts, -1)]
+
+
+def per_token(tensor: Tensor) -> Rows:
+    """(B, H, tokens) or (B, H, img_h, img_w): one number for each token and head."""
+    batch, head, *token = _strides(tensor)
+    return Rows(tensor, head, (batch, *token))
+
+
+def unit_last(tensor: Tensor) -> Tensor:
+    """``tensor`` with a last stride of 1: itself, or a contiguous copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

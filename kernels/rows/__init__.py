@@ -1,0 +1,1 @@
+"""Kernels over rows of channels: matrix products with epilogues, activations."""

@@ -1,0 +1,1 @@
+"""Attention within groups that fit one tile: a whole row of scores at once."""

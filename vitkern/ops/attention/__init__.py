@@ -1,0 +1,203 @@
+"""Softmax attention over dense tokens: validation, dispatch, the registered operators and the PyTorch path."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
+from vitkern.ops import checks
+from vitkern.ops.attention.softmax import attention_in_pytorch, kernel_in_pytorch, packed_kernel_in_pytorch
+from vitkern.register import kernel_op
+
+MAX_HEAD_DIM = 256
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(q k^T * scale + bias + mask) v without the (B, H, N, M) scores in memory (FlashAttention-2, arXiv
+    2307.08691).
+
+    Args:
+        q: (B, H, N, D), float16, bfloat16 or float32 (float64 and D > 256 run in PyTorch); any strides.
+        k, v: (B, Hk, M, D), dtype of ``q``; Hk divides H, and query head h reads key head h // (H / Hk).
+        bias: added to the logits, broadcastable to (B, H, N, M), any floating dtype; its gradient is summed in
+        float32, deterministically. mask: broadcastable to (B, H, N, M). Bool: True attends. Floating: added to the
+        logits. A constant. key_padding_mask: (B, M) bool, True attends.
+        causal: query i attends to keys j <= i + M - N, so the last query sees all keys.
+        scale: factor of q k^T; 1 / sqrt(D) by default.
+        dropout_p: probability of dropping an attention weight; the random numbers follow torch.manual_seed.
+        return_lse: also return the logarithm of each row's softmax denominator. It carries no gradient.
+
+    Returns:
+        (B, H, N, D) in the dtype of ``q`` (the autocast dtype under autocast), laid out as contiguous (B, N, H, D),
+        so that ``.transpose(1, 2).flatten(2)`` copies nothing. With ``return_lse`` also (B, H, N) float32, natural
+        logarithm. A row that may attend to nothing is 0, its logarithm -inf, its gradients 0.
+
+    Raises:
+        TypeError: dtypes differ or are unsupported, or an argument is not a dense tensor.
+        ValueError: shapes, devices, ``scale`` or ``dropout_p`` do not fit, or ``mask`` requires a gradient.
+        NotImplementedError: a kernel was forced and cannot run.
+    """
+    op = "attention"
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        checks.check_tensor(op, name, tensor, ndim=4)
+    q, k, v = autocast(q, k, v)
+    checks.check_same(op, q=q, k=k, v=v)
+    _check_heads(op, q, k, v)
+    _check_terms(op, q, k, bias, mask, key_padding_mask, causal, scale, dropout_p)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    terms = (_four(bias), _four(mask), key_padding_mask)
+    if runs_kernel(op, (q, k, v, bias, mask, key_padding_mask), _reasons(q)):
+        out, lse = attention_op(q, k, v, *terms, _seed(q, dropout_p), scale, causal, dropout_p)
+        out = out.transpose(1, 2)
+        return (out, lse) if return_lse else out
+    return attention_in_pytorch(q, k, v, *terms, scale, causal, dropout_p, return_lse)
+
+
+def attention_qkvpacked(
+    qkv: Tensor,
+    *,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`attention` on the output of a joint projection; its gradient is one tensor, with no concatenation.
+
+    Args:
+        qkv: (B, N, 3, H, D), that is ``linear(x).view(B, N, 3, H, D)``. The other arguments are those of `attention`.
+
+    Returns:
+        (B, N, H, D), contiguous; with ``return_lse`` also (B, H, N) float32.
+
+    Raises:
+        As `attention` does.
+    """
+    op = "attention_qkvpacked"
+    checks.check_tensor(op, "qkv", qkv, ndim=5)
+    checks.check_shape(op, "qkv", qkv, (None, None, 3, None, None), "(B, N, 3, H, D)")
+    (qkv,) = autocast(qkv)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, D) each
+    _check_heads(op, q, k, v)
+    _check_terms(op, q, k, bias, mask, key_padding_mask, causal, scale, dropout_p)
+    scale = 1 / math.sqrt(qkv.shape[-1]) if scale is None else float(scale)
+    terms = (_four(bias), _four(mask), key_padding_mask)
+    if runs_kernel(op, (qkv, bias, mask, key_padding_mask), _reasons(qkv)):
+        out, lse = attention_qkvpacked_op(qkv, *terms, _seed(qkv, dropout_p), scale, causal, dropout_p)
+        return (out, lse) if return_lse else out
+    result = attention_in_pytorch(q, k, v, *terms, scale, causal, dropout_p, return_lse)
+    return (result[0].transpose(1, 2), result[1]) if return_lse else result.transpose(1, 2)
+
+
+def _check_heads(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.shape[-1] == 0:
+        raise ValueError(f"{op}: head dim is 0: got q {tuple(q.shape)}; expected at least 1.")
+    batch, heads, _, head_dim = q.shape
+    checks.check_shape(
+        op, "k", k, (batch, None, None, head_dim), f"(B, Hk, M, D) with q's B = {batch} and D = {head_dim}"
+    )
+    checks.check_shape(op, "v", v, tuple(k.shape), f"the shape of k, {tuple(k.shape)}")
+    if heads and (k.shape[1] == 0 or heads % k.shape[1]):
+        raise ValueError(
+            f"{op}: heads do not divide: got {heads} query heads and {k.shape[1]} key heads; expected a multiple."
+        )
+
+
+def _check_terms(op, q, k, bias, mask, key_padding_mask, causal, scale, dropout_p) -> None:
+    checks.check_flag(op, "causal", causal)
+    checks.check_scale(op, scale)
+    checks.check_probability(op, "dropout_p", dropout_p)
+    scores = (*q.shape[:3], k.shape[2])
+    for name, term in (("bias", bias), ("mask", mask)):
+        if term is None:
+            continue
+        checks.check_dense(op, name, term)
+        if not (name == "mask" and term.dtype == torch.bool):
+            checks.check_tensor(op, name, term)
+        aligned = (1,) * (4 - term.dim()) + tuple(term.shape)
+        if len(aligned) != 4 or any(size not in (1, full) for size, full in zip(aligned, scores, strict=True)):
+            raise ValueError(
+                f"{op}: {name} has the wrong shape: got {tuple(term.shape)}; "
+                f"expected one that broadcasts to (B, H, N, M) = {scores}."
+            )
+    checks.check_no_gradient(op, "mask", mask)
+    if key_padding_mask is not None:
+        checks.check_dense(op, "key_padding_mask", key_padding_mask)
+        if key_padding_mask.dtype != torch.bool:
+            raise TypeError(
+                f"{op}: key_padding_mask is not a bool tensor: got {key_padding_mask.dtype}; expected True where a key "
+                "is attended to."
+            )
+        checks.check_shape(
+            op, "key_padding_mask", key_padding_mask, (scores[0], scores[3]), f"(B, M) = ({scores[0]}, {scores[3]})"
+        )
+    devices = {t.device for t in (q, bias, mask, key_padding_mask) if t is not None}
+    if len(devices) > 1:
+        raise ValueError(
+            f"{op}: devices differ: got {sorted(map(str, devices))}; "
+            "expected one device for q and every mask. Move them."
+        )
+
+
+def _reasons(q: Tensor) -> list[str]:
+    return [f"head dim {q.shape[-1]} is above {MAX_HEAD_DIM}"] if q.shape[-1] > MAX_HEAD_DIM else []
+
+
+def _four(term: Tensor | None) -> Tensor | None:
+    return term if term is None or term.dim() == 4 else term[(None,) * (4 - term.dim())]
+
+
+def _seed(like: Tensor, dropout_p: float) -> Tensor | None:
+    """One random int64 on the device: traceable, without synchronisation, redrawn alike by a checkpoint."""
+    return torch.randint(0, 2**62, (1,), device=like.device) if dropout_p > 0.0 else None
+
+
+def _flops(q_shape, k_shape) -> int:
+    """Two products of (N, D) by (D, M) for each head; a multiply-add counts twice."""
+    return 4 * math.prod(q_shape) * k_shape[2]
+
+
+if HAS_TRITON:
+    from vitkern.kernels import attention as kernels
+
+    attention_op = kernel_op(
+        kernels.attention_outputs, differentiable=("q", "k", "v", "bias"), fallback=kernel_in_pytorch
+    )(kernels.attention_forward)
+    attention_op.backward(kernels.attention_gradients)(kernels.attention_backward)
+    attention_qkvpacked_op = kernel_op(
+        kernels.attention_qkvpacked_outputs, differentiable=("qkv", "bias"), fallback=packed_kernel_in_pytorch
+    )(kernels.attention_qkvpacked_forward)
+    attention_qkvpacked_op.backward(kernels.attention_qkvpacked_gradients)(kernels.attention_qkvpacked_backward)
+
+    @register_flop_formula(torch.ops.vitkern.attention)
+    def _attention_flops(q_shape, k_shape, *args, **kwargs) -> int:
+        return _flops(q_shape, k_shape)
+
+    @register_flop_formula(torch.ops.vitkern.attention_backward)
+    def _attention_backward_flops(grad_shape, out_shape, lse_shape, q_shape, k_shape, *args, **kwargs) -> int:
+        return _flops(q_shape, k_shape) * 5 // 2
+
+    @register_flop_formula(torch.ops.vitkern.attention_qkvpacked)
+    def _packed_flops(qkv_shape, *args, **kwargs) -> int:
+        batch, n, _, heads, head_dim = qkv_shape
+        return _flops((batch, heads, n, head_dim), (batch, heads, n, head_dim))
+
+    @register_flop_formula(torch.ops.vitkern.attention_qkvpacked_backward)
+    def _packed_backward_flops(grad_shape, out_shape, lse_shape, qkv_shape, *args, **kwargs) -> int:
+        return _packed_flops(qkv_shape) * 5 // 2
