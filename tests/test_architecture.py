@@ -14,7 +14,8 @@ BASE = {"dispatch", "register", "reference", "testing"}
 ALLOWED = {
     "faults": set(),
     "dispatch": {"faults"},
-    "register": {"dispatch", "faults"},
+    "twice": set(),
+    "register": {"dispatch", "faults", "twice"},
     "testing": set(),
     "reference": {"reference"},
     "ops": {"ops", "kernels", *BASE},

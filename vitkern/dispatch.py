@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from vitkern import faults
 
@@ -166,6 +167,19 @@ def why_not(tensors: Iterable[Tensor | None], reasons: Iterable[str] = (), op: s
     return found
 
 
+def is_transformed() -> bool:
+    """Whether derivatives are taken in another way than by one reverse pass: torch.func, vmap, or forward-mode
+    autograd. They know PyTorch's own operators only."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_batched(gradient: Tensor) -> bool:
+    """Whether a backward pass is given many gradients at once (``is_grads_batched``), which only PyTorch's own
+    operators, and out of place, know."""
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(gradient) or functorch.is_functorch_wrapped_tensor(gradient)
+
+
 def runs_kernel(
     op: str, tensors: Iterable[Tensor | None], reasons: Iterable[str] = (), operator: str | None = None
 ) -> bool:
@@ -182,8 +196,8 @@ def runs_kernel(
         return False
     tensors = [t for t in tensors if t is not None]
     found = why_not(tensors, reasons)
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        found.append("torch.func and vmap transform PyTorch's own operators only")
+    if not torch.compiler.is_compiling() and is_transformed():
+        found.append("torch.func, vmap and forward-mode autograd transform PyTorch's own operators only")
     if backend != "auto" or not torch.is_grad_enabled():
         # otherwise the operator itself goes to PyTorch: a checkpoint's second forward must save what its first one did
         for device in dict.fromkeys(t.device for t in tensors):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vitkern import dispatch, faults
+from vitkern.twice import Gradients
 
 operators: list["KernelOp"] = []  # every registered one
 _library = torch.library.Library("vitkern", "FRAGMENT")
@@ -53,7 +54,8 @@ class KernelOp:
         def attach(launch: Callable) -> "KernelOp":
             fallback = None if self.fallback is None else self._gradients_in_pytorch
             inputs = slice(-1 - len(self.arguments), -1)
-            backward, slots = self._define(launch.__name__, launch, gradients, fallback, inputs), self.slots
+            self.backward_overload = self._define(launch.__name__, launch, gradients, fallback, inputs)
+            slots = self.slots
 
             def setup_context(ctx, inputs, output):
                 outputs = output if isinstance(output, tuple) else (output,)
@@ -74,18 +76,28 @@ class KernelOp:
                 for slot, tensor in zip(ctx.tensor_slots, tensors, strict=True):
                     inputs[slot] = tensor
                 needs = [inputs[slot] is not None and ctx.needs_input_grad[slot] for slot in slots]
-                computed = backward(*grads, *outputs, *inputs, needs)
-                computed = computed if isinstance(computed, tuple) else (computed,)
+                computed = self._gradients(grads, outputs, inputs, needs)
                 result = [None] * len(inputs)
                 for slot, needed, value in zip(slots, needs, computed, strict=True):
                     result[slot] = value if needed else None
                 return tuple(result)
 
             torch.library.register_autograd(f"vitkern::{self.name}", run, setup_context=setup_context, lib=_library)
-            self.backward_overload = backward
             return self
 
         return attach
+
+    def _gradients(self, grads: Sequence[Tensor | None], outputs, inputs, needs: list[bool]) -> tuple[Tensor, ...]:
+        """By the kernel; where they are to be differentiated in turn, with a graph of the formula."""
+        args = (*grads, *outputs, *inputs)
+        if self.fallback is not None and any(grad is not None and dispatch.is_batched(grad) for grad in grads):
+            found = self._gradients_in_pytorch(*args, needs)
+        elif self.fallback is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            counts = len(grads), len(outputs)
+            found = Gradients.apply(self.backward_overload, self.fallback, self.slots, needs, counts, *args)
+        else:
+            found = self.backward_overload(*args, needs)
+        return found if isinstance(found, tuple) else (found,)
 
     def _define(self, name: str, launch: Callable, allocate: Callable, fallback: Callable | None, inputs: slice):
         """``inputs``: which of the arguments of ``launch`` are the operator's."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vitkern.dispatch import autocast
+from vitkern.dispatch import autocast, is_transformed
 from vitkern.ops.checks import check_tensor
 from vitkern.ops.window_attention.steps import EPS, AttendInSteps, Scores, attend_step, steps_of, wide
 from vitkern.ops.window_attention.windows import (
@@ -57,8 +57,8 @@ def attend(rows: Tensor, windows: Windows, scores: Scores) -> Tensor:
         scale = 1.0
     masks = _masks(windows, scores, rows.dtype)
     classes = zip(*(t.split(windows.counts) for t in (q, k, v)), masks, strict=True)
-    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    # under torch.func SDPA does not see that the mask has a gradient, and picks a kernel that has none
+    transformed = not torch.compiler.is_compiling() and is_transformed()
+    # under torch.func SDPA does not see that the mask has a gradient, and picks a kernel that has none, nor a jvp
     backend = sdpa_kernel(SDPBackend.MATH) if transformed else nullcontext()
     with torch.autocast("cpu" if rows.is_meta else rows.device.type, enabled=False), backend:
         parts = [

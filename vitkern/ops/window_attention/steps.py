@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkern.dispatch import is_batched
+
 _CHUNK_TOKENS = 2048  # window tokens that each thread of a CPU projects at a time
 _CHUNK_SCORES = 1 << 18  # scores that it holds at a time
 _LARGE = 100  # tokens per window from which SDPA's CPU kernel is the faster one
@@ -92,16 +94,29 @@ def _cosine(qk: Tensor, head_scale: Tensor) -> Tensor:
     return inverse
 
 
-def _explicit(rows: Tensor, mask: Tensor | None, scores: Scores, out: Tensor) -> list[Tensor]:
-    """Attention of a few windows, written to ``out``; returns what a backward needs: q, k, v heads first, the
-    probabilities, and for cosines the inverse norms."""
+class _Operands(NamedTuple):
+    """Of a few windows: q, k, v (3, windows * H, N, D), the probabilities (windows * H, N, N), and for cosines the
+    inverse norms (2, windows * H, N, 1)."""
+
+    qkv: Tensor
+    probabilities: Tensor | None
+    inverse: Tensor | None
+
+
+def _operands(rows: Tensor, scores: Scores, probabilities: Tensor | None = None) -> _Operands:
     qkv = _heads_first(rows, 3, scores.size, scores.num_heads)
-    scale, inverse = _scale(qkv, scores), []
-    if scores.head_scale is not None:
-        inverse = [_cosine(qkv[:2], scores.head_scale)]
-    p = _probabilities(qkv[0], qkv[1], mask, scores.num_heads, scale)
-    _heads_last(torch.bmm(p, qkv[2])[None], scores.num_heads, out)
-    return [qkv, p, *inverse]
+    inverse = None if scores.head_scale is None else _cosine(qkv[:2], scores.head_scale)
+    return _Operands(qkv, probabilities, inverse)
+
+
+def _explicit(rows: Tensor, mask: Tensor | None, scores: Scores, out: Tensor | None) -> _Operands:
+    """Attention of a few windows, written to ``out`` where there is one."""
+    found = _operands(rows, scores)
+    q, k, v = found.qkv
+    p = _probabilities(q, k, mask, scores.num_heads, _scale(q, scores))
+    if out is not None:
+        _heads_last(torch.bmm(p, v)[None], scores.num_heads, out)
+    return found._replace(probabilities=p)
 
 
 def _scale(qkv: Tensor, scores: Scores) -> float:
@@ -128,61 +143,92 @@ def attend_step(rows: Tensor, mask: Tensor | None, scores: Scores, out: Tensor) 
 
 class AttendInSteps(torch.autograd.Function):
     """`attend` in steps that stay in a CPU's cache. The backward finds small windows' probabilities kept, as plain
-    PyTorch would, and computes those of large ones again.
+    PyTorch would, and computes those of large ones again. Where more than a gradient is asked of it, a graph of its own
+    or one for a batch of gradients, it differentiates the formula.
 
     ``masks`` is (classes, 1 or H, N, N) and has a gradient, ``head_scale`` too.
     """
 
     @staticmethod
     def forward(ctx, rows, masks, head_scale, scores, counts):
-        ctx.scores, ctx.steps = scores._replace(head_scale=None), list(_score_steps(counts, scores))
-        ctx.shape, ctx.dtype = rows.shape, rows.dtype
+        ctx.scores, ctx.counts = scores._replace(head_scale=None), counts
         scores = scores._replace(head_scale=head_scale)
         out = rows.new_empty(rows.shape[0], rows.shape[1] // 3)
         kept = []
         with torch.autocast("cpu", enabled=False):
-            for number, part in ctx.steps:
+            for number, part in _score_steps(counts, scores):
                 mask = None if masks is None else masks[number]
                 if scores.size <= _LARGE:
-                    kept += _explicit(rows[part], mask, scores, out[part])
+                    kept.append(_explicit(rows[part], mask, scores, out[part]).probabilities)
                 else:
                     attend_step(rows[part], mask, scores, out[part])
-        ctx.save_for_backward(None if kept else rows, masks, head_scale, *kept)
+        ctx.save_for_backward(rows, masks, head_scale, *kept)
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    @torch.autocast("cpu", enabled=False)
     def backward(ctx, grad):
-        rows, masks, head_scale, *kept = ctx.saved_tensors
-        scores = ctx.scores._replace(head_scale=head_scale)
-        heads, size = scores.num_heads, scores.size
-        d_rows = torch.empty(ctx.shape, dtype=ctx.dtype)
-        d_masks = torch.zeros_like(masks) if ctx.needs_input_grad[1] else None
-        d_head_scale = None if head_scale is None else torch.zeros_like(head_scale)
-        each = 2 if head_scale is None else 3  # tensors kept of a step
-        for step, (number, part) in enumerate(ctx.steps):
-            if kept:
-                qkv, p, *inverse = kept[step * each : (step + 1) * each]
-            else:
-                mask = None if masks is None else masks[number]
-                unused = torch.empty(part.stop - part.start, ctx.shape[1] // 3, dtype=ctx.dtype)
-                qkv, p, *inverse = _explicit(rows[part], mask, scores, unused)
-            q, k, v = qkv
-            g = _heads_first(grad[part], 1, size, heads)[0]
-            d_qkv = torch.empty_like(qkv)
-            torch.bmm(p.transpose(1, 2), g, out=d_qkv[2])
-            d_scores = torch.ops.aten._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype)
-            if d_masks is not None:
-                d_masks[number] += d_scores.view(-1, heads, size, size).sum(0).sum_to_size(d_masks.shape[1:])
-            torch.bmm(d_scores, k, out=d_qkv[0])
-            torch.bmm(d_scores.transpose(1, 2), q, out=d_qkv[1])
-            if head_scale is None:
-                d_qkv[:2].mul_(_scale(qkv, scores))
-            else:
-                d_head_scale += _cosine_backward(d_qkv[:2], qkv[:2], inverse[0], head_scale)
-            _heads_last(d_qkv, heads, d_rows[part])
-        return d_rows, d_masks, d_head_scale, None, None
+        with torch.autocast("cpu", enabled=False):
+            if torch.is_grad_enabled() or is_batched(grad):
+                return (*_differentiated(ctx, grad), None, None)
+            return (*_gradients(ctx, grad), None, None)
+
+
+def _gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Of rows, masks and head_scale."""
+    rows, masks, head_scale, *kept = ctx.saved_tensors
+    scores = ctx.scores._replace(head_scale=head_scale)
+    heads, size = scores.num_heads, scores.size
+    d_rows = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    d_masks = torch.zeros_like(masks) if ctx.needs_input_grad[1] else None
+    d_head_scale = None if head_scale is None else torch.zeros_like(head_scale)
+    for step, (number, part) in enumerate(_score_steps(ctx.counts, scores)):
+        if kept:
+            (q, k, v), p, inverse = _operands(rows[part], scores, kept[step])
+        else:
+            mask = None if masks is None else masks[number]
+            (q, k, v), p, inverse = _explicit(rows[part], mask, scores, None)
+        g = _heads_first(grad[part], 1, size, heads)[0]
+        d_qkv = torch.empty(3, *q.shape, dtype=q.dtype)
+        torch.bmm(p.transpose(1, 2), g, out=d_qkv[2])
+        d_scores = torch.ops.aten._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype)
+        if d_masks is not None:
+            d_masks[number] += d_scores.view(-1, heads, size, size).sum(0).sum_to_size(d_masks.shape[1:])
+        torch.bmm(d_scores, k, out=d_qkv[0])
+        torch.bmm(d_scores.transpose(1, 2), q, out=d_qkv[1])
+        if head_scale is None:
+            d_qkv[:2].mul_(_scale(q, scores))
+        else:
+            d_head_scale += _cosine_backward(d_qkv[:2], torch.stack((q, k)), inverse, head_scale)
+        _heads_last(d_qkv, heads, d_rows[part])
+    return d_rows, d_masks, d_head_scale
+
+
+def _differentiated(ctx, grad: Tensor) -> list[Tensor | None]:
+    """As `_gradients`, by autograd on the formula, so that they have a graph where one is wanted."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = [None if value is None else value.view_as(value) for value in ctx.saved_tensors[:3]]
+        out = _formula(*inputs, ctx.scores, ctx.counts)
+        leaves = [value for value, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
+        found = iter(torch.autograd.grad(out, leaves, grad, create_graph=again))
+    return [next(found) if needed else None for needed in ctx.needs_input_grad[:3]]
+
+
+def _formula(rows: Tensor, masks: Tensor | None, head_scale: Tensor | None, scores: Scores, counts) -> Tensor:
+    """What `AttendInSteps` computes, of operators that can be differentiated any number of times."""
+    heads, dtype = scores.num_heads, wide(rows.dtype)
+    packed = rows.to(dtype).unflatten(-1, (3, heads, -1)).unflatten(0, (-1, scores.size))
+    q, k, v = packed.permute(2, 0, 3, 1, 4)  # (windows, H, N, D)
+    scale = _scale(q, scores._replace(head_scale=head_scale))
+    if head_scale is not None:
+        q, k = (F.normalize(t, dim=-1, eps=EPS) for t in (q, k))
+        q = q * head_scale.view(-1, 1, 1)
+    logits = q @ k.mT * scale
+    if masks is not None:
+        each = zip(logits.split(counts), masks, strict=True)
+        logits = torch.cat([part + mask for part, mask in each])
+    out = logits.softmax(-1) @ v
+    return out.transpose(1, 2).reshape(rows.shape[0], -1).to(rows.dtype)
 
 
 def _score_steps(counts, scores: Scores) -> Iterator[tuple[int, slice]]:

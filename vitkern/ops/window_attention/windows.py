@@ -1,8 +1,7 @@
 """Where the tokens of shifted windows lie in an image: the index arithmetic of window attention's PyTorch path, cached.
 
 Windows come in classes: only those of the last row or column hold tokens of several regions, and all windows of a class
-    share one mask.
-Sorted by class, four masks at most serve any number of windows, and none is expanded.
+share one mask. Sorted by class, four masks at most serve any number of windows, and none is expanded.
 """
 
 import functools
@@ -11,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from vitkern.dispatch import is_transformed
 
 
 class Windows(NamedTuple):
@@ -111,7 +112,7 @@ def is_eager() -> bool:
     """False while tracing or transforming: a fake tensor must not enter a cache, nor a real one meet fake ones."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    return _get_current_dispatch_mode() is None and not torch._C._are_functorch_transforms_active()
+    return _get_current_dispatch_mode() is None and not is_transformed()
 
 
 def windows_of(batch: int, img_h: int, img_w: int, window, shift, wrap: str, device: torch.device) -> Windows:
@@ -128,8 +129,6 @@ def relative_index(window, device: torch.device) -> Tensor:
 class _Gather(torch.autograd.Function):
     """Rows of an image in window order. Its gradient is a gather as well, by the inverse index, where autograd's would
     be an addition."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(rows, padding, gather, scatter, outside):
@@ -157,8 +156,6 @@ class _Gather(torch.autograd.Function):
 class _Scatter(torch.autograd.Function):
     """The inverse of `_Gather`: padded tokens are dropped."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(rows, gather, scatter, outside):
         return rows.index_select(0, scatter)
@@ -175,12 +172,19 @@ class _Scatter(torch.autograd.Function):
         return d_rows if outside is None else d_rows.masked_fill(outside, 0.0), None, None, None
 
 
+def _function(kind: type[torch.autograd.Function]):
+    """With its own gradient, or with autograd's where derivatives are transformed: a ``jvp`` of its own is something
+    that torch.compile does not take."""
+    plain = not torch.compiler.is_compiling() and is_transformed()
+    return kind.forward if plain else kind.apply
+
+
 def gather_windows(rows: Tensor, windows: Windows, padding: Tensor | None = None) -> Tensor:
     """Image tokens (B * img_h * img_w, C) -> window tokens (windows * N, C); ``padding`` (C,), zeros by default, where
     there is no token."""
-    return _Gather.apply(rows, padding, windows.gather, windows.scatter, windows.outside)
+    return _function(_Gather)(rows, padding, windows.gather, windows.scatter, windows.outside)
 
 
 def scatter_windows(rows: Tensor, windows: Windows) -> Tensor:
     """Window tokens (windows * N, C) -> image tokens (B * img_h * img_w, C)."""
-    return _Scatter.apply(rows, windows.gather, windows.scatter, windows.outside)
+    return _function(_Scatter)(rows, windows.gather, windows.scatter, windows.outside)
