@@ -23,7 +23,7 @@ ALLOWED = {
     "models": {"models", "nn", "ops", "dispatch"},
     "interop": {"interop", "nn", "ops", "dispatch", "faults"},
     "lab": {"lab", "kernels", "ops", "report", *BASE},
-    "strec": {"strec", "models", "nn", "ops", "report"},
+    "strec": {"strec", "models", "nn", "ops", "dispatch", "report"},
     "report": set(),
 }
 

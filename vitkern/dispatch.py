@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from vitkern import faults
 
@@ -171,6 +172,17 @@ def is_transformed() -> bool:
     """Whether derivatives are taken in another way than by one reverse pass: torch.func, vmap, or forward-mode
     autograd. They know PyTorch's own operators only."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_eager(*tensors: Tensor | None) -> bool:
+    """Whether operators run as they are called, on ``tensors`` that are nothing more than tensors: no tracing, no
+    transformation, no mode or subclass that wants to see them. Then values may be cached, and memory reused.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed():
+        return False
+    if _get_current_dispatch_mode() is not None or torch._C._len_torch_function_stack():
+        return False
+    return all(tensor is None or type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
 
 
 def is_batched(gradient: Tensor) -> bool:

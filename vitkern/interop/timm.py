@@ -69,7 +69,7 @@ class Attention(Adapter, TimmAttention):
         else:
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, D)
             out = attention(self.q_norm(q), self.k_norm(k), v, **arguments).transpose(1, 2)
-        out = self.norm(out.reshape(batch, tokens, -1))
+        out = self.norm(out.flatten(2))
         if self.gate is not None:
             out = out * self.gate(x).sigmoid()
         return self.proj_drop(self.proj(out))

@@ -43,12 +43,12 @@ class WindowAttention(Adapter, TimmWindowAttention):
         if _weights_are_hooked(self) or (mask is not None and mask.requires_grad):
             return super().forward(x, mask)
         groups, tokens, _ = x.shape
-        q, k, v = self.qkv(x).reshape(groups, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         if mask is not None:  # (windows, N, N) -> (G, 1, N, N), one for each window of each image
             mask = mask.expand(groups // mask.shape[0], *mask.shape).reshape(groups, 1, tokens, tokens)
         dropout_p = self.attn_drop.p if self.training else 0.0
         out = attention(q, k, v, bias=self._get_rel_pos_bias(), mask=mask, scale=self.scale, dropout_p=dropout_p)
-        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(groups, tokens, -1)))
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
 
 class _Windows(Adapter):

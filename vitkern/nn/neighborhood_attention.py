@@ -7,6 +7,7 @@ from torch import Tensor
 from vitkern.nn.embed import pair
 from vitkern.nn.heads import head_dim
 from vitkern.ops.neighborhood_attention import neighborhood_attention
+from vitkern.ops.projection import projected
 
 
 class NeighborhoodAttention(nn.Module):
@@ -61,9 +62,9 @@ class NeighborhoodAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         small = any(n < k * d for n, k, d in zip(x.shape[1:3], self.kernel_size, self.dilation, strict=True))
-        padding = self.qkv(x.new_zeros(x.shape[-1])) if small else None
+        qkv, padding = projected("neighborhood_attention", x, self.qkv, self.num_heads, small)
         out = neighborhood_attention(
-            self.qkv(x), num_heads=self.num_heads, kernel=self.kernel_size, dilation=self.dilation, table=self.rpb,
+            qkv, num_heads=self.num_heads, kernel=self.kernel_size, dilation=self.dilation, table=self.rpb,
             padding=padding, scale=self.scale,
         )  # fmt: skip
         return self.proj_drop(self.proj(out))

@@ -10,6 +10,7 @@ from vitkern.dispatch import autocast
 from vitkern.ops.checks import check_same, check_scale, check_shape, check_tensor
 from vitkern.ops.local_attention import local_attention
 from vitkern.ops.local_attention.checks import check_locality
+from vitkern.ops.projection import projected
 from vitkern.ops.relative_logits import places, queries_of, relative_logits, resized
 from vitkern.ops.window_attention.checks import int_pair
 
@@ -87,11 +88,13 @@ def projected_decomposed_attention(
 ) -> Tensor:
     """`decomposed_attention` of tokens (B, img_h, img_w, C) that ``project`` turns into qkv, padded with zeros before.
 
-    ``project`` is called on the image, and on one zero token (C,) where windows reach beyond it.
+    ``project`` is called on the image, and on (1, C) zeros where windows reach beyond it; anything but a plain linear
+    layer without hooks once, with all rows (tokens, C).
     """
-    check_tensor("decomposed_attention", "x", x, ndim=4)
+    op = "projected_decomposed_attention"
+    check_tensor(op, "x", x, ndim=4)
     padded = window is not None and any(n % size for n, size in zip(x.shape[1:3], window, strict=True))
-    padding = project(x.new_zeros(x.shape[-1])) if padded else None
+    qkv, padding = projected(op, x, project, num_heads, padded)
     return decomposed_attention(
-        project(x), rel_pos_h, rel_pos_w, num_heads=num_heads, window=window, padding=padding, scale=scale
+        qkv, rel_pos_h, rel_pos_w, num_heads=num_heads, window=window, padding=padding, scale=scale
     )

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
+from vitkern.dispatch import HAS_TRITON, autocast, is_eager, runs_kernel
 from vitkern.ops import checks
 from vitkern.reference import sparse_attention as reference
 from vitkern.register import kernel_op
@@ -92,7 +92,7 @@ def _check(op, q, k, v, index, key_padding_mask, query_gate, key_gate, strength,
             got = getattr(index, "dtype", type(index).__name__)
             raise TypeError(f"{op}: index is no int64 tensor: got {got}; expected the rows of q that attend.")
         checks.check_shape(op, "index", index, (batch, None), f"(B, K) with B = {batch}")
-        if not torch.compiler.is_compiling() and index.device.type == "cpu" and index.numel():
+        if index.device.type == "cpu" and index.numel() and is_eager():
             low, high = int(index.min()), int(index.max())
             if low < 0 or high >= queries:
                 raise ValueError(f"{op}: index is out of range: got {low} .. {high}; expected 0 .. {queries - 1}.")

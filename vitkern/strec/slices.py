@@ -4,7 +4,7 @@ and a processor's cache holds it."""
 import torch
 from torch import Tensor
 
-from vitkern.ops.window_attention.windows import is_eager
+from vitkern.dispatch import is_eager
 
 # Bytes of the widest tensor of a layer. A GPU needs many rows at once; a CPU is fastest with what its cache holds.
 _CPU_BYTES, _OTHER_BYTES = 4 << 20, 256 << 20

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkern.dispatch import is_eager
 from vitkern.ops.layernorm import normalise
-from vitkern.ops.window_attention.windows import is_eager
 
 _CHUNK = 2048  # rows for each thread, whose hidden layer stays in a CPU's cache
 
@@ -22,7 +22,7 @@ def run_in_pytorch(
     if (
         x.device.type == "cpu"
         and row_scale is None
-        and is_eager()
+        and is_eager(*tensors)
         and not (needs_grad or torch.is_autocast_enabled("cpu"))
     ):
         return _in_place(x, norm, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, act, post_norm)

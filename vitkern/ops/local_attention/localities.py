@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vitkern.ops.window_attention.windows import is_eager
+from vitkern.dispatch import is_eager
 
 TILE = 8  # queries of an axis in a tile, where blocks are of one query
 

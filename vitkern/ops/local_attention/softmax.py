@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkern.dispatch import is_eager
 from vitkern.ops.local_attention.localities import Locality, Tiles, tiles_of
-from vitkern.ops.window_attention.windows import is_eager
 
 
 def local_softmax(
@@ -20,7 +20,10 @@ def local_softmax(
     batch, height, width, packed = qkv.shape
     tokens, channels, head_dim = height * width, packed // 3, packed // 3 // num_heads
     if not qkv.numel():
-        return qkv.new_empty(batch, height, width, channels), qkv.new_empty(batch, num_heads, height, width).float()
+        return (
+            _nothing((batch, height, width, channels), qkv, table, rel_h, rel_w, padding),
+            _nothing((batch, num_heads, height, width), qkv, table, rel_h, rel_w, padding).float(),
+        )
     localities = tuple(Locality(*axis) for axis in zip(block, halo, (border, border), dilation, strict=True))
     rows = qkv.reshape(batch, tokens, packed)
     if max(halo) > 0 or any(n % (b * d) for n, b, d in zip((height, width), block, dilation, strict=True)):
@@ -60,6 +63,15 @@ def kernel_in_pytorch(
     """What `vitkern.kernels.local_attention.local_attention_forward` returns, from its arguments."""
     pairs = (tuple(block), tuple(halo), border, tuple(dilation), tuple(neighbor))
     return local_softmax(qkv, table, rel_h, rel_w, padding, num_heads, *pairs, scale, True)
+
+
+def _nothing(shape: tuple[int, ...], like: Tensor, *others: Tensor | None) -> Tensor:
+    """An empty result of ``shape`` that every tensor has a gradient from, zeros, as from any other batch."""
+    out = like.new_empty(shape)
+    for tensor in (like, *others):
+        if tensor is not None and tensor.requires_grad:
+            out = out + tensor.sum().to(out.dtype) * 0.0
+    return out
 
 
 def _chosen(rows: Tensor, where: Tensor) -> Tensor:

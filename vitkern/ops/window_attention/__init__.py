@@ -9,6 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
 from vitkern.ops.checks import check_probability, check_same, check_shape, check_tensor
+from vitkern.ops.projection import projected
 from vitkern.ops.window_attention.checks import check_windows
 from vitkern.ops.window_attention.softmax import Scores, image_softmax, windows_in_pytorch
 from vitkern.ops.window_attention.windows import padded_size
@@ -206,9 +207,9 @@ def projected_window_attention(
     Args:
         x: (B, img_h, img_w, C_in) in natural token order.
         project: maps (..., C_in) to (..., 3 * C), each token by itself: the qkv projection, called as a module so that
-            hooks and adapters count. The kernel path calls it on the image, and on one zero token where padding is
+            hooks and adapters count. The kernel path calls it on the image, and on (1, C_in) zeros where padding is
             needed; the PyTorch path on tokens in window order, (tokens, C_in): without gradients on a few of them at a
-            time, unless it is a module with hooks.
+            time. Anything but a plain linear layer without hooks is called once, with all rows, (tokens, C_in).
         dropout_p: probability of dropping an attention weight, 0 <= p < 1. Above 0 the PyTorch path runs.
 
     The other arguments, the result and the errors are those of `window_attention`.
@@ -226,7 +227,7 @@ def projected_window_attention(
     check_probability(op, "dropout_p", dropout_p)
     reasons = _reasons(x, window, shift, wrap) + ["the kernel does not drop attention weights"] * (dropout_p > 0.0)
     if runs_kernel(op, (*autocast(x), table, logit_scale), reasons, operator="window_attention"):
-        padding = project(x.new_zeros(x.shape[-1])) if _is_padded(x, window) else None
-        return window_attention(project(x), padding=padding, **arguments)
+        qkv, padding = projected(op, x, project, num_heads, _is_padded(x, window))
+        return window_attention(qkv, padding=padding, **arguments)
     scores = Scores(num_heads, window, table, mask_value, scale, _head_scale(logit_scale), dropout_p)
     return image_softmax(x, project, None, shift, wrap, scores)

@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vitkern.dispatch import autocast, is_transformed
-from vitkern.ops.checks import check_tensor
+from vitkern.dispatch import autocast, is_eager, is_transformed
+from vitkern.ops.projection import calls_freely, check_projection
 from vitkern.ops.window_attention.steps import EPS, AttendInSteps, Scores, attend_step, steps_of, wide
 from vitkern.ops.window_attention.windows import (
     Windows,
     gather_windows,
-    is_eager,
     relative_index,
     scatter_windows,
     windows_of,
@@ -65,16 +64,8 @@ def attend(rows: Tensor, windows: Windows, scores: Scores) -> Tensor:
             F.scaled_dot_product_attention(*qkv, mask, scores.dropout_p, scale=scale).transpose(1, 2)
             for *qkv, mask in classes
         ]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(rows.shape[0], -1).to(rows.dtype)
-
-
-def _calls_freely(project) -> bool:
-    """False where someone watches the calls of ``project``: then it is called once."""
-    if torch.nn.modules.module._has_any_global_hook():
-        return False
-    if not isinstance(project, torch.nn.Module):
-        return True
-    return not any(module._forward_hooks or module._forward_pre_hooks for module in project.modules())
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return whole.reshape(rows.shape[0], rows.shape[1] // 3).to(rows.dtype)
 
 
 def _projected(project, tokens: Tensor, heads: int) -> Tensor:
@@ -83,14 +74,8 @@ def _projected(project, tokens: Tensor, heads: int) -> Tensor:
         return tokens
     op = "projected_window_attention"
     rows = project(tokens)
-    check_tensor(op, "project(x)", rows, ndim=2)
-    rows = autocast(rows)[0]
-    if rows.shape[0] != tokens.shape[0] or rows.shape[1] % (3 * heads):
-        raise ValueError(
-            f"{op}: project does not give q, k and v of {heads} heads for each token: got {tuple(tokens.shape)} -> "
-            f"{tuple(rows.shape)}; expected (tokens, 3 C) with C a multiple of {heads}."
-        )
-    return rows
+    check_projection(op, tokens, rows, heads)
+    return autocast(rows)[0]
 
 
 def window_softmax(
@@ -101,7 +86,7 @@ def window_softmax(
     ``project`` makes them (tokens, 3 * C); None: they are already.
     """
     in_steps = tokens.device.type == "cpu" and is_eager() and scores.dropout_p == 0.0
-    if in_steps and tokens.shape[0] > 0 and not torch.is_grad_enabled() and _calls_freely(project):
+    if in_steps and tokens.shape[0] > 0 and not torch.is_grad_enabled() and calls_freely(project):
         return _inference(tokens, project, padding, windows, scores)
     rows = _projected(project, gather_windows(tokens, windows, padding), scores.num_heads)
     if in_steps:

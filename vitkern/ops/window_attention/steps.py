@@ -61,7 +61,7 @@ def _heads_first(rows: Tensor, parts: int, size: int, heads: int) -> Tensor:
     count, head_dim = rows.shape[0] // size, rows.shape[1] // (parts * heads)
     split = rows.reshape(count, size, parts, heads, head_dim).permute(2, 0, 3, 1, 4)
     # not reshape: with one head that is a view, and callers write into the copy
-    copy = torch.empty(split.shape, dtype=wide(rows.dtype)).copy_(split)
+    copy = rows.new_empty(split.shape, dtype=wide(rows.dtype)).copy_(split)
     return copy.view(parts, count * heads, size, head_dim)
 
 
@@ -188,7 +188,7 @@ def _gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]
             mask = None if masks is None else masks[number]
             (q, k, v), p, inverse = _explicit(rows[part], mask, scores, None)
         g = _heads_first(grad[part], 1, size, heads)[0]
-        d_qkv = torch.empty(3, *q.shape, dtype=q.dtype)
+        d_qkv = q.new_empty(3, *q.shape)
         torch.bmm(p.transpose(1, 2), g, out=d_qkv[2])
         d_scores = torch.ops.aten._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype)
         if d_masks is not None:
@@ -228,7 +228,7 @@ def _formula(rows: Tensor, masks: Tensor | None, head_scale: Tensor | None, scor
         each = zip(logits.split(counts), masks, strict=True)
         logits = torch.cat([part + mask for part, mask in each])
     out = logits.softmax(-1) @ v
-    return out.transpose(1, 2).reshape(rows.shape[0], -1).to(rows.dtype)
+    return out.transpose(1, 2).reshape(rows.shape[0], rows.shape[1] // 3).to(rows.dtype)
 
 
 def _score_steps(counts, scores: Scores) -> Iterator[tuple[int, slice]]:

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from vitkern.dispatch import is_transformed
+from vitkern.dispatch import is_eager, is_transformed
 
 
 class Windows(NamedTuple):
@@ -106,13 +105,6 @@ def _relative_index(window: tuple[int, int], device: torch.device) -> Tensor:
 def _cached_relative_index(*key) -> Tensor:
     with torch.inference_mode(False):
         return _relative_index(*key)
-
-
-def is_eager() -> bool:
-    """False while tracing or transforming: a fake tensor must not enter a cache, nor a real one meet fake ones."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return _get_current_dispatch_mode() is None and not is_transformed()
 
 
 def windows_of(batch: int, img_h: int, img_w: int, window, shift, wrap: str, device: torch.device) -> Windows:
