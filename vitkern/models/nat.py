@@ -9,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 from vitkern.models.head import init_linear
 from vitkern.models.registry import register
 from vitkern.nn.embed import pair
-from vitkern.nn.layernorm_mlp import LayerNorm, Mlp
-from vitkern.nn.layers import DropPath, drop_path_rates, mlp_residual
+from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
+from vitkern.nn.layers import DropPath, drop_path_rates
 from vitkern.nn.neighborhood_attention import NeighborhoodAttention
 
 NAT = "Neighborhood Attention Transformer, Hassani et al. 2022, arXiv 2204.07143"

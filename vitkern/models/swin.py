@@ -7,8 +7,9 @@ from torch.utils.checkpoint import checkpoint
 from vitkern.models.head import ClassifierHead, init_linear
 from vitkern.models.registry import register
 from vitkern.nn.embed import PatchEmbed, PatchMerging, pair
-from vitkern.nn.layernorm_mlp import LayerNorm, Mlp
-from vitkern.nn.layers import DropPath, drop_path_rates, mlp_residual
+from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
+from vitkern.nn.layers import DropPath, drop_path_rates
 from vitkern.nn.window_attention import WindowAttention
 
 PAPER = "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows, Liu et al. 2021, arXiv 2103.14030"

@@ -10,8 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from vitkern.models.head import check_pool, init_linear
 from vitkern.models.registry import register
 from vitkern.nn.embed import pair
-from vitkern.nn.layernorm_mlp import LayerNorm, Mlp
-from vitkern.nn.layers import DropPath, drop_path_rates, mlp_residual
+from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
+from vitkern.nn.layers import DropPath, drop_path_rates
 from vitkern.nn.vil_attention import ViLAttention
 from vitkern.nn.vil_dense_attention import ViLDenseAttention
 

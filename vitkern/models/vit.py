@@ -10,8 +10,9 @@ from vitkern.models.head import check_pool, init_linear, pool
 from vitkern.models.registry import register
 from vitkern.nn.attention import Attention
 from vitkern.nn.embed import PatchEmbed
-from vitkern.nn.layernorm_mlp import LayerNorm, Mlp
-from vitkern.nn.layers import DropPath, LayerScale, drop_path_rates, mlp_residual
+from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
+from vitkern.nn.layers import DropPath, LayerScale, drop_path_rates
 
 PAPER = "An Image is Worth 16x16 Words, Dosovitskiy et al. 2020, arXiv 2010.11929"
 

@@ -4,7 +4,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from vitkern.nn.heads import head_dim
-from vitkern.nn.layernorm_mlp import LayerNorm
+from vitkern.nn.layernorm import LayerNorm
 from vitkern.ops.attention import attention, attention_qkvpacked
 
 
