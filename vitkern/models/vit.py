@@ -34,7 +34,7 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         act: str = "gelu",
         eps: float = 1e-6,
-    ):
+    ) -> None:
         super().__init__()
         self.norm1 = LayerNorm(dim, eps=eps)
         self.attn = Attention(
@@ -106,7 +106,7 @@ class VisionTransformer(nn.Module):
         drop_path_rate: float = 0.0,
         act: str = "gelu",
         eps: float = 1e-6,
-    ):
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         check_pool(name, global_pool, ("token", "avg", "max", "avgmax", ""))
@@ -181,7 +181,7 @@ class VisionTransformer(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Image (B, in_chans, height, width) -> tokens with positions (B, N, C), prefix tokens first."""
         x = self.patch_embed(x)
-        position = self._position(tuple(x.shape[1:3]))
+        position = self._position((x.shape[1], x.shape[2]))
         x = x.flatten(1, 2)
         prefix = [token.expand(x.shape[0], -1, -1) for token in self._prefix_tokens()]
         if self.no_embed_class:

@@ -36,7 +36,7 @@ class Attention(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         eps: float = 1e-6,
-    ):
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_dim("Attention", dim, num_heads)

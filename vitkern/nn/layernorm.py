@@ -14,7 +14,7 @@ class LayerNorm(nn.Module):
     Under autocast the result has the autocast dtype, where torch.nn.LayerNorm gives float32.
     """
 
-    def __init__(self, dim: int, eps: float = 1e-6):
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))

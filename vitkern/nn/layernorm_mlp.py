@@ -24,7 +24,7 @@ class Mlp(nn.Module):
         bias: both layers have one.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, act: str = "gelu", drop: float = 0.0, bias: bool = True):
+    def __init__(self, dim: int, hidden_dim: int, act: str = "gelu", drop: float = 0.0, bias: bool = True) -> None:
         super().__init__()
         if act not in ACTIVATIONS:
             raise ValueError(f"Mlp: unknown act: got {act!r}; expected one of {', '.join(ACTIVATIONS)}.")
@@ -74,7 +74,7 @@ def mlp_residual(
             layer_scale = None
         elif unhooked(layer_scale, LayerScale):
             layer_scale = layer_scale.gamma
-    fused = (
+    if not (
         unhooked(norm, LayerNorm)
         and unhooked(mlp, Mlp)
         and unhooked(mlp.fc1, nn.Linear)
@@ -82,8 +82,7 @@ def mlp_residual(
         and unhooked(drop_path, DropPath)
         and not isinstance(layer_scale, nn.Module)
         and not (mlp.training and mlp.drop > 0.0)
-    )
-    if not fused:
+    ):
         branch = norm(mlp(x)) if post_norm else mlp(norm(x))
         if layer_scale is not None:
             branch = layer_scale(branch) if isinstance(layer_scale, nn.Module) else branch * layer_scale

@@ -1,14 +1,18 @@
 """Between a block's branches and the residual stream: LayerScale and DropPath; and what may be read, not called."""
 
+from typing import TypeGuard, TypeVar
+
 import torch
 import torch.nn as nn
 from torch import Tensor
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 class LayerScale(nn.Module):
     """A learnable factor per channel (CaiT, arXiv 2103.17239, equation 8), named ``gamma`` as in timm."""
 
-    def __init__(self, dim: int, init_values: float = 1e-5):
+    def __init__(self, dim: int, init_values: float = 1e-5) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), float(init_values)))
 
@@ -22,7 +26,7 @@ class DropPath(nn.Module):
     Draws from torch's generator exactly as `timm.layers.DropPath` does: one seed drops the same samples in both.
     """
 
-    def __init__(self, drop_prob: float = 0.0):
+    def __init__(self, drop_prob: float = 0.0) -> None:
         super().__init__()
         if not 0.0 <= drop_prob < 1.0:
             raise ValueError(f"DropPath: drop_prob is no probability: got {drop_prob}; expected 0 <= drop_prob < 1.")
@@ -48,7 +52,7 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
     return torch.linspace(0.0, rate, depth, device="cpu").tolist()
 
 
-def unhooked(module: nn.Module, kind: type) -> bool:
+def unhooked(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
     """Reading its weights is the same as calling it: it has no adapter, hook, parametrisation or patched forward."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return type(module) is kind and "forward" not in module.__dict__ and not any(hooks)

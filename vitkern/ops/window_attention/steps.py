@@ -5,8 +5,8 @@ The scores of a step never leave the cache. SDPA's CPU kernel is slow on groups 
 that needs a gradient. Half precision is computed in float32.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def steps_of(counts, size: int, tokens: int = _CHUNK_TOKENS) -> Iterator[tuple[int, slice]]:
+def steps_of(counts: Sequence[int], size: int, tokens: int = _CHUNK_TOKENS) -> Iterator[tuple[int, slice]]:
     """(class, slice of the window tokens) of each step of ``tokens`` a thread or fewer; none spans two classes."""
     step, start = max(1, torch.get_num_threads() * tokens // size), 0
     for number, count in enumerate(counts):
@@ -122,7 +122,8 @@ def attend_step(rows: Tensor, mask: Tensor | None, scores: Scores, out: Tensor) 
         scale = _scale(qkv, scores)
         if scores.head_scale is not None:
             _cosine(qkv[:2], scores.head_scale)
-        result = F.scaled_dot_product_attention(*qkv.unflatten(1, (-1, heads)), attn_mask=mask, scale=scale)
+        q, k, v = qkv.unflatten(1, (-1, heads))  # (windows, H, N, D) each
+        result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         _heads_last(result.reshape(1, *qkv.shape[1:]), heads, target)
 
 
@@ -134,7 +135,14 @@ class AttendInSteps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows, masks, head_scale, scores, counts):
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        masks: Tensor | None,
+        head_scale: Tensor | None,
+        scores: Scores,
+        counts: tuple[int, ...],
+    ) -> Tensor:
         ctx.scores, ctx.steps = scores._replace(head_scale=None), list(_score_steps(counts, scores))
         ctx.shape, ctx.dtype = rows.shape, rows.dtype
         scores = scores._replace(head_scale=head_scale)
@@ -153,7 +161,7 @@ class AttendInSteps(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     @torch.autocast("cpu", enabled=False)
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rows, masks, head_scale, *kept = ctx.saved_tensors
         scores = ctx.scores._replace(head_scale=head_scale)
         heads, size = scores.num_heads, scores.size
@@ -177,7 +185,7 @@ class AttendInSteps(torch.autograd.Function):
                 d_masks[number] += d_scores.view(-1, heads, size, size).sum(0).sum_to_size(d_masks.shape[1:])
             torch.bmm(d_scores, k, out=d_qkv[0])
             torch.bmm(d_scores.transpose(1, 2), q, out=d_qkv[1])
-            if head_scale is None:
+            if d_head_scale is None:
                 d_qkv[:2].mul_(_scale(qkv, scores))
             else:
                 d_head_scale += _cosine_backward(d_qkv[:2], qkv[:2], inverse[0], head_scale)
@@ -185,7 +193,7 @@ class AttendInSteps(torch.autograd.Function):
         return d_rows, d_masks, d_head_scale, None, None
 
 
-def _score_steps(counts, scores: Scores) -> Iterator[tuple[int, slice]]:
+def _score_steps(counts: Sequence[int], scores: Scores) -> Iterator[tuple[int, slice]]:
     """`steps_of` as many windows as hold ``_CHUNK_SCORES`` scores."""
     return steps_of(counts, scores.size, _CHUNK_SCORES // (scores.num_heads * scores.size))
 
