@@ -37,6 +37,7 @@ strec: $(READY)
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 check: $(READY)
 	$(RUN) -m vitkern check

@@ -22,6 +22,7 @@ SUITES = {
     "test": {
         "lint": ([sys.executable, "-m", "ruff", "check", "."], {}),
         "format": ([sys.executable, "-m", "ruff", "format", "--check", "."], {}),
+        "types": ([sys.executable, "-m", "mypy"], {}),
         "tests": ([*PYTEST, "tests", "--ignore=tests/compiler"], {}),
         "kernels interpreted": ([*PYTEST, "tests/interpreter"], {"TRITON_INTERPRET": "1"}),
         "kernels compiled": ([*PYTEST, "tests/compiler"], {}),

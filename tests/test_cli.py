@@ -33,6 +33,11 @@ def test_module_runs_as_a_command():
     assert done.stderr.startswith("vitkern models: no model matches 'no-such-model'.") and done.stderr.count("\n") == 1
 
 
+def test_runs_without_docstrings():
+    done = subprocess.run([sys.executable, "-OO", "-m", "vitkern", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+
+
 def test_info_names_versions_devices_and_operators(run):
     code, out, _ = run("info")
     assert code == 0

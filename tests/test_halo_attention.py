@@ -260,3 +260,13 @@ def test_the_initial_values_are_not_zero():
     module = HaloAttention(16)
     assert all(parameter.std() > 0 for parameter in module.parameters())
     assert isinstance(module.pool, nn.Identity)
+
+
+@pytest.mark.parametrize("part", ["q", "kv"])
+def test_a_bias_of_one_projection_alone_counts(part):
+    module, x = HaloAttention(16, num_heads=2, block_size=4, halo_size=1), torch.randn(2, 16, 8, 8)
+    projection = getattr(module, part)
+    projection.bias = nn.Parameter(torch.randn(projection.out_channels))
+    called = copy.deepcopy(module)
+    called.q.register_forward_hook(lambda *call: None)  # then no weight is read
+    torch.testing.assert_close(module(x), called(x))

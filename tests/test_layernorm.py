@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitkern.nn.layernorm_mlp import LayerNorm
+from vitkern.nn.layernorm import LayerNorm
 from vitkern.ops.layernorm import MAX_CHANNELS, layernorm
 from vitkern.reference import layernorm as reference
 from vitkern.testing import assert_close

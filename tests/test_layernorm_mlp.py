@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitkern.nn.layernorm_mlp import LayerNorm, Mlp
+from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layernorm_mlp import Mlp
 from vitkern.ops.layernorm_mlp import ACTIVATIONS, layernorm_mlp
 from vitkern.reference import layernorm_mlp as reference
 from vitkern.testing import assert_close

@@ -9,7 +9,8 @@ import torch.nn as nn
 
 from vitkern import nn as vnn
 from vitkern.models.swin import fit_window
-from vitkern.nn.layers import drop_path_rates, mlp_residual
+from vitkern.nn.layernorm_mlp import mlp_residual
+from vitkern.nn.layers import drop_path_rates
 
 timm = pytest.importorskip("timm", reason="timm is the reference of this file")
 

@@ -58,6 +58,7 @@ def test_wheel_holds_the_kernels_once_and_no_top_level_kernels(wheel):
     golden = Path("vitkern/lab/compiling/golden")
     assert {str(golden / p.name) for p in (ROOT / golden).glob("*.json")} <= set(names)
     assert not [n for n in names if n.startswith("kernels/")]
+    assert "vitkern/py.typed" in names
 
 
 def test_wheel_runs_outside_and_beside_the_repository(wheel, tmp_path):

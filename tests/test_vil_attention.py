@@ -245,3 +245,13 @@ def test_another_number_of_tokens(module):
     message = r"tokens do not fit the image: got x \(1, 12, 8\), size \(3, 4\).*Put the global tokens first"
     with pytest.raises(ValueError, match=message):
         module(torch.zeros(1, 12, 8), (3, 4))
+
+
+@pytest.mark.parametrize("part", ["query", "kv"])
+def test_a_bias_of_one_projection_alone_counts(part):
+    module, x = randomised(ViLAttention(16, 2, 4, qkv_bias=False)), torch.randn(2, 1 + 8 * 8, 16, dtype=torch.float64)
+    projection = getattr(module, part)
+    projection.bias = nn.Parameter(torch.randn(projection.out_features, dtype=torch.float64))
+    called = copy.deepcopy(module)
+    called.query.register_forward_hook(lambda *call: None)  # then no weight is read
+    torch.testing.assert_close(module(x, (8, 8)), called(x, (8, 8)))

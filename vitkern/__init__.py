@@ -1,6 +1,7 @@
 """Hand-written Triton kernels for vision transformers: `accelerate` a model, or build one of `list_models()`."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -24,13 +25,29 @@ _PUBLIC = {
 
 __all__ = ["__version__", *_PUBLIC]
 
+if TYPE_CHECKING:  # the same, for type checkers and editors
+    from vitkern.dispatch import use_backend as use_backend
+    from vitkern.interop.accelerate import accelerate as accelerate
+    from vitkern.models.registry import create_model as create_model
+    from vitkern.models.registry import describe as describe
+    from vitkern.models.registry import list_models as list_models
+    from vitkern.models.weights import load_weights as load_weights
+    from vitkern.ops.attention import attention as attention
+    from vitkern.ops.attention import attention_qkvpacked as attention_qkvpacked
+    from vitkern.ops.layernorm import layernorm as layernorm
+    from vitkern.ops.layernorm_mlp import layernorm_mlp as layernorm_mlp
+    from vitkern.ops.local_attention import local_attention as local_attention
+    from vitkern.ops.neighborhood_attention import neighborhood_attention as neighborhood_attention
+    from vitkern.ops.window_attention import projected_window_attention as projected_window_attention
+    from vitkern.ops.window_attention import window_attention as window_attention
+else:
 
-def __getattr__(name: str):
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        if name not in _PUBLIC:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

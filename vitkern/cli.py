@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
     for name, module in COMMANDS.items():
-        summary = module.__doc__.splitlines()[0].split(": ", 1)[1]
+        summary = (module.__doc__ or f"{name}: {name}").splitlines()[0].split(": ", 1)[1]  # -OO leaves no docs
         module.add_arguments(commands.add_parser(name, help=summary, description=summary))
     return top
 

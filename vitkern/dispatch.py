@@ -11,8 +11,9 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,11 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from vitkern import faults
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVarTuple, Unpack
+
+    Tensors = TypeVarTuple("Tensors")
 
 BACKENDS = ("auto", "triton", "interpreter", "torch")
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -73,7 +79,7 @@ def _checked(name: str) -> str:
 class _Asked:
     """One wish for a backend. Compared by identity: the blocks of several threads may end in any order."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         self.name = name
 
 
@@ -87,7 +93,7 @@ def current_backend() -> str:
 
 
 @contextmanager
-def use_backend(name: str):
+def use_backend(name: str) -> Iterator[None]:
     """Within the block run every op on backend ``name``: "auto", "triton", "interpreter" or "torch"; in all threads,
     as the threads of a backward pass are not those of the forward.
 
@@ -116,7 +122,7 @@ def forced_in_vain(op: str, reasons: Iterable[str], remedy: str = "") -> NotImpl
 
 
 @contextmanager
-def any_device():
+def any_device() -> Iterator[None]:
     """Within the block no device is a reason against a kernel, so that launches can be compiled without a GPU."""
     global _any_device
     before, _any_device = _any_device, True
@@ -144,13 +150,13 @@ def why_not(tensors: Iterable[Tensor | None], reasons: Iterable[str] = (), op: s
     ``op``: the registered operator; what kept its kernel from starting before is a reason then.
     """
     found = list(reasons)
-    if not HAS_TRITON:
+    if _NO_TRITON is not None:
         found.append(_NO_TRITON)
-    tensors = [t for t in tensors if t is not None]
-    for dtype in dict.fromkeys(t.dtype for t in tensors if t.is_floating_point()):
+    present = [t for t in tensors if t is not None]
+    for dtype in dict.fromkeys(t.dtype for t in present if t.is_floating_point()):
         if dtype not in KERNEL_DTYPES:
             found.append(f"{dtype} is not one of float16, bfloat16, float32")
-    for device in dict.fromkeys(t.device for t in tensors):
+    for device in dict.fromkeys(t.device for t in present):
         found.extend(faults.reasons(op, device))
         if _any_device:
             continue
@@ -206,13 +212,13 @@ def runs_kernel(
     backend = current_backend()
     if backend == "torch":
         return False
-    tensors = [t for t in tensors if t is not None]
-    found = why_not(tensors, reasons)
+    present = [t for t in tensors if t is not None]
+    found = why_not(present, reasons)
     if not torch.compiler.is_compiling() and is_transformed():
         found.append("torch.func, vmap and forward-mode autograd transform PyTorch's own operators only")
     if backend != "auto" or not torch.is_grad_enabled():
         # otherwise the operator itself goes to PyTorch: a checkpoint's second forward must save what its first one did
-        for device in dict.fromkeys(t.device for t in tensors):
+        for device in dict.fromkeys(t.device for t in present):
             found += faults.reasons(operator or op, device)
     if backend == "triton" and INTERPRETED:
         found.append("TRITON_INTERPRET is set, so kernels are interpreted")
@@ -223,7 +229,7 @@ def runs_kernel(
     if backend != "auto":
         raise forced_in_vain(op, found)
     if not torch.compiler.is_compiling():
-        for device in dict.fromkeys(t.device for t in tensors if t.is_cuda):
+        for device in dict.fromkeys(t.device for t in present if t.is_cuda):
             _warn_of_environment(op, device)
     _note(f"{op} runs in PyTorch: {'; '.join(found)}")
     return False
@@ -231,7 +237,7 @@ def runs_kernel(
 
 def _warn_of_environment(op: str, device: torch.device) -> None:
     """A GPU is there, and what is installed cannot use it."""
-    if not HAS_TRITON:
+    if _NO_TRITON is not None:
         faults.warn(op, faults.Fault(_NO_TRITON, "", "Install the Triton release that this PyTorch asks for."), device)
     for reason in _device_reasons(device.index or 0):
         faults.warn(op, faults.Fault(reason, "", "The kernels need another GPU."), device)
@@ -251,13 +257,14 @@ def autocast_dtype(like: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast(*tensors: "Unpack[Tensors]") -> "tuple[Unpack[Tensors]]":
     """``tensors`` in the autocast dtype where autocast is on for their device, as they are elsewhere.
 
     Done here and not by ``register_autocast``, which knows a single fixed dtype.
     """
-    first = next(t for t in tensors if t is not None)
-    dtype = autocast_dtype(first)
+    given: tuple[Any, ...] = tensors
+    dtype = autocast_dtype(next(t for t in given if t is not None))
     if dtype is None:
         return tensors
-    return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors)
+    made: Any = tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in given)
+    return made

@@ -5,6 +5,11 @@ imports.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 _here = Path(__file__).parent  # a wheel packs the sources at vitkern/kernels/
 __path__ = [str(_here / "kernels" if (_here / "kernels").is_dir() else _here.parent / "kernels")]
+
+if TYPE_CHECKING:  # no checker finds them there
+
+    def __getattr__(name: str) -> Any: ...

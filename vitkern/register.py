@@ -8,6 +8,8 @@ cannot drift apart.
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ class KernelOp:
         differentiable: Sequence[str],
         graded: int,
         fallback: Callable | None,
-    ):
+    ) -> None:
         self.name = launch.__name__.removesuffix("_forward")
         self.graded = graded
         self.differentiable = tuple(differentiable)
@@ -39,10 +41,10 @@ class KernelOp:
         self.overload = self._define(self.name, launch, outputs, fallback, slice(None))
         operators.append(self)
 
-    def __call__(self, *args):
+    def __call__(self, *args: Any) -> Any:
         return self.overload(*args)
 
-    def backward(self, gradients: Callable) -> Callable:
+    def backward(self, gradients: Callable) -> Callable[[Callable], "KernelOp"]:
         """Decorator for the backward launcher ``f(grad, *outputs, *inputs, needs)``, ``needs`` being one bool per
         differentiable input.
 
@@ -52,12 +54,12 @@ class KernelOp:
         """
 
         def attach(launch: Callable) -> "KernelOp":
-            fallback = None if self.fallback is None else self._gradients_in_pytorch
+            fallback = None if self.fallback is None else partial(self._gradients_in_pytorch, self.fallback)
             inputs = slice(-1 - len(self.arguments), -1)
             self.backward_overload = self._define(launch.__name__, launch, gradients, fallback, inputs)
             slots = self.slots
 
-            def setup_context(ctx, inputs, output):
+            def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
                 outputs = output if isinstance(output, tuple) else (output,)
                 ctx.tensor_slots = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
                 ctx.values = [None if isinstance(value, Tensor) else value for value in inputs]
@@ -66,7 +68,7 @@ class KernelOp:
                 ctx.mark_non_differentiable(*outputs[self.graded :])
                 ctx.set_materialize_grads(False)
 
-            def run(ctx, *grads):
+            def run(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
                 grads = grads[: self.graded]
                 if all(grad is None for grad in grads):
                     return (None,) * len(ctx.values)
@@ -77,7 +79,7 @@ class KernelOp:
                     inputs[slot] = tensor
                 needs = [inputs[slot] is not None and ctx.needs_input_grad[slot] for slot in slots]
                 computed = self._gradients(grads, outputs, inputs, needs)
-                result = [None] * len(inputs)
+                result: list[Tensor | None] = [None] * len(inputs)
                 for slot, needed, value in zip(slots, needs, computed, strict=True):
                     result[slot] = value if needed else None
                 return tuple(result)
@@ -87,11 +89,13 @@ class KernelOp:
 
         return attach
 
-    def _gradients(self, grads: Sequence[Tensor | None], outputs, inputs, needs: list[bool]) -> tuple[Tensor, ...]:
+    def _gradients(
+        self, grads: Sequence[Tensor | None], outputs: Sequence[Tensor], inputs: Sequence, needs: list[bool]
+    ) -> tuple[Tensor | None, ...]:
         """By the kernel; where they are to be differentiated in turn, with a graph of the formula."""
         args = (*grads, *outputs, *inputs)
         if self.fallback is not None and any(grad is not None and dispatch.is_batched(grad) for grad in grads):
-            found = self._gradients_in_pytorch(*args, needs)
+            found = self._gradients_in_pytorch(self.fallback, *args, needs)
         elif self.fallback is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             counts = len(grads), len(outputs)
             found = Gradients.apply(self.backward_overload, self.fallback, self.slots, needs, counts, *args)
@@ -99,7 +103,9 @@ class KernelOp:
             found = self.backward_overload(*args, needs)
         return found if isinstance(found, tuple) else (found,)
 
-    def _define(self, name: str, launch: Callable, allocate: Callable, fallback: Callable | None, inputs: slice):
+    def _define(
+        self, name: str, launch: Callable, allocate: Callable, fallback: Callable | None, inputs: slice
+    ) -> Callable:
         """``inputs``: which of the arguments of ``launch`` are the operator's."""
         run = _on_device(launch, allocate)
         if fallback is not None:
@@ -109,23 +115,23 @@ class KernelOp:
         torch.library.register_fake(f"vitkern::{name}", allocate, lib=_library)
         return getattr(torch.ops.vitkern, name).default
 
-    def _gradients_in_pytorch(self, *args):
+    def _gradients_in_pytorch(self, fallback: Callable, *args: Any) -> tuple[Tensor | None, ...]:
         """What the backward launcher returns, by differentiating ``fallback``; None where no gradient is needed."""
         inputs, needs = args[-1 - len(self.arguments) : -1], args[-1]
         wanted = [slot for slot, needed in zip(self.slots, needs, strict=True) if needed]
 
-        def graded(*values):
+        def graded(*values: Tensor) -> tuple[Tensor, ...]:
             inner = list(inputs)
             for slot, value in zip(wanted, values, strict=True):
                 inner[slot] = value
-            results = self.fallback(*inner)
+            results = fallback(*inner)
             return results[: self.graded] if isinstance(results, tuple) else (results,)
 
         # not autograd: within an operator it is switched off
-        outputs, pull = torch.func.vjp(graded, *(inputs[slot] for slot in wanted))
+        outputs, pull = torch.func.vjp(graded, *(inputs[slot] for slot in wanted))[:2]
         grads = zip(args[: self.graded], outputs, strict=True)
-        found = pull(tuple(torch.zeros_like(out) if grad is None else grad.to(out.dtype) for grad, out in grads))
-        found = dict(zip(wanted, found, strict=True))
+        pulled = pull(tuple(torch.zeros_like(out) if grad is None else grad.to(out.dtype) for grad, out in grads))
+        found = dict(zip(wanted, pulled, strict=True))
         return tuple(found.get(slot) for slot in self.slots)
 
 
@@ -153,7 +159,7 @@ def _with_fallback(op: str, run: Callable, allocate: Callable, fallback: Callabl
     too, for it left nothing that the kernel reads.
     """
 
-    def attempt(*args):
+    def attempt(*args: Any) -> Any:
         device = next(value.device for value in args if isinstance(value, Tensor))
         stopped = faults.reasons(op, device) or faults.reasons_of_sizes(op, device, args[inputs])
         if dispatch.is_forced() or not stopped:
@@ -173,7 +179,7 @@ def _with_fallback(op: str, run: Callable, allocate: Callable, fallback: Callabl
     return attempt
 
 
-def _as_allocated(found, like):
+def _as_allocated(found: Any, like: Any) -> Any:
     """``found`` with the dtypes and strides that the fake promises; NaN where it has nothing, as no one reads that."""
     if isinstance(like, Tensor):
         return like.copy_(found)
@@ -187,7 +193,7 @@ def _as_allocated(found, like):
 def _on_device(launch: Callable, allocate: Callable) -> Callable:
     """Triton launches on the *current* device, which need not be the tensors'."""
 
-    def run(*args):
+    def run(*args: Any) -> Any:
         device = next(value.device for value in args if isinstance(value, Tensor))
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
@@ -199,7 +205,7 @@ def _on_device(launch: Callable, allocate: Callable) -> Callable:
     return run
 
 
-def _interpret(launch: Callable, allocate: Callable, args: tuple):
+def _interpret(launch: Callable, allocate: Callable, args: tuple) -> Any:
     """The stock interpreter computes bfloat16 as raw 16-bit integers, silently: give it float32 and round what comes
     back."""
     if dispatch.interpreter_is_repaired or not any(

@@ -24,7 +24,7 @@ def near_matches(name: str, known: Iterable[str], count: int = 5) -> str:
     return f" Near: {', '.join(close)}." if close else ""
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Columns two spaces apart; a column of numbers is set right, the others left."""
     cells = [[str(value) for value in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]

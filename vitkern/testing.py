@@ -77,7 +77,7 @@ def compare(actual: Tensor, ideal: Tensor, reference: Tensor, *, slack: float = 
 
 def assert_close(
     actual: Tensor, ideal: Tensor, reference: Tensor, *, name: str = "tensor", slack: float = 0.0, margin: float = 1.0
-):
+) -> Comparison:
     """`compare`, raising AssertionError with the figures where it fails."""
     result = compare(actual, ideal, reference, slack=slack, margin=margin)
     if not result.positions_agree:
@@ -93,8 +93,8 @@ def assert_close(
 class Pool:
     """Rule (b): mean errors of many cases, each weighted by 1 / (eps * magnitude) so that no case drowns the others."""
 
-    actual: dict = field(default_factory=dict)
-    ideal: dict = field(default_factory=dict)
+    actual: dict[tuple[str, torch.dtype], float] = field(default_factory=dict)
+    ideal: dict[tuple[str, torch.dtype], float] = field(default_factory=dict)
 
     def add(self, name: str, dtype: torch.dtype, result: Comparison, magnitude: float) -> None:
         if magnitude <= 0.0:

@@ -1,6 +1,7 @@
 """A second derivative of operators whose first is a kernel: by autograd on the formula in PyTorch."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,15 @@ class Gradients(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, backward: Callable, formula: Callable, slots: Sequence[int], needs: list[bool], counts, *args):
+    def forward(
+        ctx: Any,
+        backward: Callable,
+        formula: Callable,
+        slots: Sequence[int],
+        needs: list[bool],
+        counts: tuple[int, int],
+        *args: Any,
+    ) -> tuple[Tensor, ...]:
         ctx.formula, ctx.slots, ctx.needs, (ctx.grads, ctx.outputs) = formula, slots, needs, counts
         ctx.is_tensor = [isinstance(value, Tensor) for value in args]
         ctx.values = [None if is_tensor else value for value, is_tensor in zip(args, ctx.is_tensor, strict=True)]
@@ -25,7 +34,7 @@ class Gradients(torch.autograd.Function):
         return found if isinstance(found, tuple) else (found,)
 
     @staticmethod
-    def backward(ctx, *second):
+    def backward(ctx: Any, *second: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors, again = iter(ctx.saved_tensors), torch.is_grad_enabled()
         args = [
             next(tensors) if is_tensor else value for value, is_tensor in zip(ctx.values, ctx.is_tensor, strict=True)
@@ -65,6 +74,6 @@ def _first(formula: Callable, inputs: list, grads: list[Tensor | None], slots: l
     )  # fmt: skip
 
 
-def _no_autocast(inputs: list):
+def _no_autocast(inputs: list) -> torch.autocast:
     device = next(value.device.type for value in inputs if isinstance(value, Tensor))
     return torch.autocast("cpu" if device == "meta" else device, enabled=False)

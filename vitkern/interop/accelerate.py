@@ -9,7 +9,8 @@ from torch import nn
 from vitkern.interop.adapter import ADAPTERS, Adapter, adapter_of, known_base, path_of
 from vitkern.interop.report import Kept, Report, Swapped
 
-Only = Callable[[nn.Module, str], bool] | str | Iterable[str] | None
+Predicate = Callable[[nn.Module, str], bool]
+Only = Predicate | str | Iterable[str] | None
 
 
 def accelerate(model: nn.Module, only: Only = None) -> Report:
@@ -50,11 +51,11 @@ def accelerate(model: nn.Module, only: Only = None) -> Report:
     return report
 
 
-def _swap(module: nn.Module, name: str, allowed, report: Report, interface: bool) -> list[str]:
+def _swap(module: nn.Module, name: str, allowed: Predicate, report: Report, interface: bool) -> list[str]:
     """Swap one module or note why not -> names of the children whose work it took over."""
-    kind = type(module)
-    reason, adapter = _obstacle(module)
-    if adapter is None and reason is None:
+    kind: type = type(module)
+    adapter = _adapter_of(module)
+    if adapter is None:
         # Attention of a class nobody adapted is worth a line; transformers' models have one for all of theirs.
         if (
             "Attention" in kind.__name__
@@ -66,8 +67,8 @@ def _swap(module: nn.Module, name: str, allowed, report: Report, interface: bool
     if not allowed(module, name):
         report.kept.append(Kept(name, kind, "left out by only"))
         return []
-    if reason is not None:
-        report.kept.append(Kept(name, kind, reason))
+    if isinstance(adapter, str):
+        report.kept.append(Kept(name, kind, adapter))
         return []
     try:
         fit = adapter.fit(module)
@@ -85,31 +86,29 @@ def _swap(module: nn.Module, name: str, allowed, report: Report, interface: bool
     ]
 
 
-def _obstacle(module: nn.Module) -> tuple[str | None, type[Adapter] | None]:
-    """(why it cannot be swapped, its adapter); both None where no adapter concerns it."""
-    kind = type(module)
+def _adapter_of(module: nn.Module) -> type[Adapter] | str | None:
+    """Its adapter, or why it cannot be swapped; None where no adapter concerns it."""
+    kind: type = type(module)
     if isinstance(module, Adapter):
         if issubclass(kind, Adapter) and Adapter in kind.__mro__ and kind.__module__.startswith("vitkern."):
-            return "already swapped", None
-        return "already swapped, and its class changed since", None
+            return "already swapped"
+        return "already swapped, and its class changed since"
     base = None if path_of(kind) in ADAPTERS else known_base(kind)
     if base is not None:
         if any(parent.__name__ == "FSDPModule" for parent in kind.__mro__):
-            return "sharded already: accelerate first, then fully_shard", None
+            return "sharded already: accelerate first, then fully_shard"
         if hasattr(module, "parametrizations"):
-            return f"parametrised: its class derives from {base}", None
-        return f"a subclass of {base}, which may differ from it", None
+            return f"parametrised: its class derives from {base}"
+        return f"a subclass of {base}, which may differ from it"
     try:
         adapter = adapter_of(kind)
     except ImportError as error:
         if (error.name or "").split(".")[0] != kind.__module__.split(".")[0]:
             raise
-        return f"its adapter does not fit the installed version: {error}", None
-    if adapter is None:
-        return None, None
-    if "forward" in module.__dict__:
-        return "its forward is overridden on the instance", None
-    return None, adapter
+        return f"its adapter does not fit the installed version: {error}"
+    if adapter is not None and "forward" in module.__dict__:
+        return "its forward is overridden on the instance"
+    return adapter
 
 
 def _restore(module: nn.Module, name: str, original: type, adapter: type) -> str | None:
@@ -119,7 +118,7 @@ def _restore(module: nn.Module, name: str, original: type, adapter: type) -> str
     return None
 
 
-def _set_attention_interface(model: nn.Module, allowed, report: Report) -> bool:
+def _set_attention_interface(model: nn.Module, allowed: Predicate, report: Report) -> bool:
     """Exchange the attention function of transformers' models inside ``model`` -> whether there are any."""
     if "transformers" not in sys.modules or not any(_is_pretrained(module) for module in model.modules()):
         return False
@@ -133,18 +132,15 @@ def _is_pretrained(module: nn.Module) -> bool:
     return any(path_of(base) == "transformers.modeling_utils.PreTrainedModel" for base in type(module).__mro__)
 
 
-def _predicate(only: Only) -> Callable[[nn.Module, str], bool]:
+def _predicate(only: Only) -> Predicate:
     if only is None:
         return lambda module, name: True
     if isinstance(only, str):
         only = [only]
     if callable(only):
         return only
-    try:
-        globs = list(only)
-    except TypeError:
-        globs = [None]
-    if not all(isinstance(glob, str) for glob in globs):
+    globs = list(only) if isinstance(only, Iterable) else None
+    if globs is None or not all(isinstance(glob, str) for glob in globs):
         raise TypeError(
             f"accelerate: only is not usable: got {only!r}; expected a predicate (module, name) -> bool, a glob, "
             "or a list of globs."

@@ -2,7 +2,7 @@
 
 import functools
 import importlib
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from torch import nn
 
@@ -39,7 +39,13 @@ class Fit(NamedTuple):
     reasons: tuple[str, ...] = ()
 
 
-class Adapter:
+if TYPE_CHECKING:
+    _Adapted = nn.Module  # what every class is that an adapter is mixed into
+else:
+    _Adapted = object
+
+
+class Adapter(_Adapted):
     """Mixed in before the class it adapts, of which it overrides ``forward`` and nothing that holds state.
 
     ``module.__class__ = ItsAdapter`` is the whole swap: parameters, buffers, hooks and state-dict keys stay.

@@ -1,10 +1,11 @@
 """What `vitkern.accelerate` did: printable, iterable, reversible."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vitkern import dispatch, faults
 from vitkern.interop.adapter import path_of
@@ -67,7 +68,7 @@ class Report:
     def __enter__(self) -> "Report":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.restore()
 
     def __iter__(self) -> Iterator[Swapped]:
@@ -97,7 +98,7 @@ class Report:
         if not self.swapped:
             return []
         modules = dict(self.model.named_modules())
-        places = {}
+        places: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         for entry in self.swapped:
             module = modules.get(entry.name)
             for tensor in module.parameters() if module is not None else ():
@@ -119,7 +120,7 @@ class Report:
         return lines
 
 
-def _counted(rows) -> list[str]:
+def _counted(rows: Iterable[tuple[str, ...]]) -> list[str]:
     """Equal rows as one line each, with their number in front and their columns aligned."""
     counts = Counter(tuple(row) for row in rows)
     if not counts:

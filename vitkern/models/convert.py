@@ -5,11 +5,14 @@ what is dropped: buffers that are computed from the architecture, and parts that
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+Target = str | Callable[[re.Match], str]  # a template, or what makes a name of a match
+Rows = Sequence[tuple[str, Target | None]]  # patterns; None drops what matches
 
 _WB = r"(weight|bias)"
 _DROPPED = (r"(?:.*\.)?(?:relative_position_index|relative_coords_table|attn_mask)", None)
@@ -63,7 +66,7 @@ _TORCHVISION_VIT_ROWS = [
     (rf"mlp\.(?:0|linear_1)\.{_WB}", r"mlp.fc1.\1"),
     (rf"mlp\.(?:3|linear_2)\.{_WB}", r"mlp.fc2.\1"),
 ]
-_TORCHVISION_SWIN_STEM = [
+_TORCHVISION_SWIN_STEM: Rows = [
     (rf"features\.0\.0\.{_WB}", r"patch_embed.proj.\1"),
     (rf"features\.0\.2\.{_WB}", r"patch_embed.norm.\1"),
     (rf"features\.(\d+)\.((?:reduction|norm)\.{_WB})", lambda m: f"layers.{int(m[1]) // 2}.downsample.{m[2]}"),
@@ -88,9 +91,9 @@ class _Table(NamedTuple):
     """``prefix`` is removed from keys; ``stem`` rows match whole keys; ``rows`` match what follows ``block``."""
 
     prefix: str
-    stem: list
-    block: tuple[str, str | Callable]
-    rows: list
+    stem: Rows
+    block: tuple[str, Target]
+    rows: Sequence[tuple[str, Target]]
 
 
 _HF_VIT = _Table(r"(?:vit|deit)\.", _HF_VIT_STEM, (r"(?:encoder\.layer|layers)\.(\d+)\.", r"blocks.\1."), _HF_ROWS)
@@ -172,7 +175,7 @@ def _rename(key: str, table: _Table) -> tuple[bool, str | None]:
     """(the table has the key, its new name; None drops it)."""
     for pattern, target in table.stem:
         if found := re.fullmatch(pattern, key):
-            return True, _expand(found, target)
+            return True, None if target is None else _expand(found, target)
     if start := re.match(table.block[0], key):
         for pattern, target in table.rows:
             if found := re.fullmatch(pattern, key[start.end() :]):
@@ -180,8 +183,8 @@ def _rename(key: str, table: _Table) -> tuple[bool, str | None]:
     return False, None
 
 
-def _expand(found: re.Match, target: str | Callable | None) -> str | None:
-    return target(found) if callable(target) else found.expand(target) if target is not None else None
+def _expand(found: re.Match, target: Target) -> str:
+    return target(found) if callable(target) else found.expand(target)
 
 
 def _join_projections(renamed: dict[str, Tensor], family: str) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """DeiT (Touvron et al. 2020, arXiv 2012.12877): a ViT, with or without a distillation token. Named as in timm."""
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 from torch import Tensor
@@ -22,7 +24,7 @@ class VisionTransformerDistilled(VisionTransformer):
         ValueError: ``global_pool`` is not "token", or there is no class token.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.global_pool != "token" or self.reg_token is not None or self.no_embed_class:
             raise ValueError(
@@ -43,9 +45,11 @@ class VisionTransformerDistilled(VisionTransformer):
         self.distilled_training = enable
 
     def _prefix_tokens(self) -> list[Tensor]:
-        return [self.cls_token, self.dist_token]
+        return [*super()._prefix_tokens(), self.dist_token]
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward_head(  # type: ignore[override] # the pair, for a distillation loss
+        self, x: Tensor, pre_logits: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Tokens -> logits (B, num_classes), or a pair of them while training by distillation."""
         x, x_dist = self.head_drop(x[:, 0]), self.head_drop(x[:, 1])
         if pre_logits:

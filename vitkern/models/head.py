@@ -25,7 +25,7 @@ class ClassifierHead(nn.Module):
 
     POOLS = ("avg", "max", "avgmax", "")
 
-    def __init__(self, in_features: int, num_classes: int, pool_type: str = "avg", drop_rate: float = 0.0):
+    def __init__(self, in_features: int, num_classes: int, pool_type: str = "avg", drop_rate: float = 0.0) -> None:
         super().__init__()
         check_pool("ClassifierHead", pool_type, self.POOLS)
         self.pool_type = pool_type

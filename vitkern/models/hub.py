@@ -5,6 +5,7 @@ offline. ``architectures`` names the class that the checkpoint was saved from; "
 classifier.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 _SIZES = {
@@ -74,7 +75,7 @@ def _swin(
     )
 
 
-def _configs():
+def _configs() -> Iterator[tuple[str, str, dict[str, Any]]]:
     for size, patch, pixels in (
         ("base", 16, 224),
         ("base", 16, 384),

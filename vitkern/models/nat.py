@@ -1,6 +1,9 @@
 """NAT (Hassani et al. 2022, arXiv 2204.07143) and, with dilations, DiNAT (Hassani and Shi 2022, arXiv 2209.15001).
 Parameters are named as in their authors' `nat.py`."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn as nn
 from torch import Tensor
@@ -9,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from vitkern.models.head import init_linear
 from vitkern.models.registry import register
 from vitkern.nn.embed import pair
-from vitkern.nn.layernorm_mlp import LayerNorm, Mlp
-from vitkern.nn.layers import DropPath, drop_path_rates, mlp_residual
+from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
+from vitkern.nn.layers import DropPath, drop_path_rates
 from vitkern.nn.neighborhood_attention import NeighborhoodAttention
 
 NAT = "Neighborhood Attention Transformer, Hassani et al. 2022, arXiv 2204.07143"
@@ -25,7 +29,7 @@ def halving(in_chans: int, out_chans: int, bias: bool = True) -> nn.Conv2d:
 class Embedding(nn.Module):
     """Two convolutions that halve the image each, and a norm (arXiv 2204.07143, section 3.3)."""
 
-    def __init__(self, in_chans: int, dim: int, img_size: tuple[int, int], eps: float):
+    def __init__(self, in_chans: int, dim: int, img_size: tuple[int, int], eps: float) -> None:
         super().__init__()
         self.img_size = img_size
         self.proj = nn.Sequential(halving(in_chans, dim // 2), halving(dim // 2, dim))
@@ -39,7 +43,7 @@ class Embedding(nn.Module):
 class Downsampling(nn.Module):
     """A convolution that halves the image and doubles the channels, and a norm."""
 
-    def __init__(self, dim: int, eps: float):
+    def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.reduction = halving(dim, 2 * dim, bias=False)
         self.norm = LayerNorm(2 * dim, eps=eps)
@@ -64,8 +68,8 @@ class Block(nn.Module):
         drop: float = 0.0,
         drop_path: float = 0.0,
         eps: float = 1e-5,
-        **attention,
-    ):
+        **attention: Any,
+    ) -> None:
         super().__init__()
         self.norm1 = LayerNorm(dim, eps=eps)
         self.attn = NeighborhoodAttention(dim, num_heads, kernel_size, dilation, proj_drop=drop, **attention)
@@ -88,7 +92,17 @@ class Level(nn.Module):
 
     grad_checkpointing = False
 
-    def __init__(self, dim: int, num_heads: int, dilations, drop_path, *, downsample: bool, eps: float, **block):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        dilations: Sequence[int],
+        drop_path: Sequence[float],
+        *,
+        downsample: bool,
+        eps: float,
+        **block: Any,
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
             Block(dim, num_heads, dilation=dilation, drop_path=rate, eps=eps, **block)
@@ -141,7 +155,7 @@ class NeighborhoodTransformer(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.2,
         eps: float = 1e-5,
-    ):
+    ) -> None:
         super().__init__()
         dilations = tuple((1,) * depth for depth in depths) if dilations is None else dilations
         if len(num_heads) != len(depths) or [len(level) for level in dilations] != list(depths):
@@ -153,7 +167,9 @@ class NeighborhoodTransformer(nn.Module):
         self.num_features = embed_dim * 2 ** (len(depths) - 1)
         self.patch_embed = Embedding(in_chans, embed_dim, pair(img_size), eps)
         self.pos_drop = nn.Dropout(drop_rate)
-        block = dict(kernel_size=kernel_size, mlp_ratio=mlp_ratio, layer_scale=layer_scale, drop=drop_rate)
+        block: dict[str, Any] = dict(
+            kernel_size=kernel_size, mlp_ratio=mlp_ratio, layer_scale=layer_scale, drop=drop_rate
+        )
         block |= dict(qkv_bias=qkv_bias, qk_scale=qk_scale)
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.levels = nn.ModuleList()
@@ -166,8 +182,9 @@ class NeighborhoodTransformer(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only each block's input for the backward pass, and compute the rest again."""
-        for level in self.levels:
-            level.grad_checkpointing = enable
+        for level in self.modules():
+            if isinstance(level, Level):
+                level.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training."""
@@ -190,7 +207,9 @@ class NeighborhoodTransformer(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-MINI = dict(embed_dim=64, depths=(3, 4, 6, 5), num_heads=(2, 4, 8, 16), mlp_ratio=3.0, drop_path_rate=0.2)
+MINI: dict[str, Any] = dict(
+    embed_dim=64, depths=(3, 4, 6, 5), num_heads=(2, 4, 8, 16), mlp_ratio=3.0, drop_path_rate=0.2
+)
 TINY = MINI | dict(depths=(3, 4, 18, 5))
 SMALL = TINY | dict(embed_dim=96, num_heads=(3, 6, 12, 24), mlp_ratio=2.0, drop_path_rate=0.3)
 BASE = SMALL | dict(embed_dim=128, num_heads=(4, 8, 16, 32), drop_path_rate=0.5, layer_scale=1e-5)

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class Description:
 _architectures: dict[str, Architecture] = {}
 
 
-def register(name: str, build: Callable[..., nn.Module], paper: str, **arguments) -> None:
+def register(name: str, build: Callable[..., nn.Module], paper: str, **arguments: Any) -> None:
     """Adds an architecture; each file of a family does so for its names when it is imported."""
     if name in _architectures:
         raise ValueError(f"register: the name is taken: got {name!r}; expected a new one.")
@@ -101,7 +102,9 @@ def _near(name: str) -> list[str]:
     return list(dict.fromkeys([*within, *difflib.get_close_matches(name, known, n=5, cutoff=0.5)]))[:5]
 
 
-def create_model(name: str, *, weights=None, pretrained: bool = False, **overrides) -> nn.Module:
+def create_model(
+    name: str, *, weights: str | Path | None = None, pretrained: bool = False, **overrides: Any
+) -> nn.Module:
     """Builds a model, with random weights unless a file is given. Names and parameters are timm's; those of ViL,
     NAT and DiNAT their authors'.
 
@@ -158,7 +161,7 @@ def describe(name: str) -> Description:
     """What ``name`` is, without allocating its weights. Errors as `create_model`."""
     architecture = resolve(name)
     with torch.device("meta"):
-        model = architecture.build(**architecture.arguments)
+        model: Any = architecture.build(**architecture.arguments)
     embed = model.patch_embed
     channels = next(part.in_channels for part in embed.modules() if isinstance(part, nn.Conv2d))
     return Description(

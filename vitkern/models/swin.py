@@ -1,5 +1,8 @@
 """Swin Transformer (Liu et al. 2021, arXiv 2103.14030). Parameters are named as in `timm.models.swin_transformer`."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch.nn as nn
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -7,8 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from vitkern.models.head import ClassifierHead, init_linear
 from vitkern.models.registry import register
 from vitkern.nn.embed import PatchEmbed, PatchMerging, pair
-from vitkern.nn.layernorm_mlp import LayerNorm, Mlp
-from vitkern.nn.layers import DropPath, drop_path_rates, mlp_residual
+from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
+from vitkern.nn.layers import DropPath, drop_path_rates
 from vitkern.nn.window_attention import WindowAttention
 
 PAPER = "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows, Liu et al. 2021, arXiv 2103.14030"
@@ -18,8 +22,8 @@ def fit_window(
     grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """(window, shift) for a grid: in each direction a window as large as the grid or larger becomes it, unshifted."""
-    fitted = tuple(min(size, extent) for size, extent in zip(grid, window, strict=True))
-    offset = tuple(0 if size <= extent else step for size, extent, step in zip(grid, fitted, shift, strict=True))
+    fitted = min(grid[0], window[0]), min(grid[1], window[1])
+    offset = (0 if grid[0] <= fitted[0] else shift[0]), (0 if grid[1] <= fitted[1] else shift[1])
     return fitted, offset
 
 
@@ -27,7 +31,7 @@ class SwinTransformerBlock(nn.Module):
     """x + attn(norm1(x)), then x + mlp(norm2(x)), attention in shifted windows (arXiv 2103.14030, equation 3)."""
 
     post_norm = False
-    make_attention = WindowAttention
+    make_attention: Callable[..., nn.Module] = WindowAttention
 
     def __init__(
         self,
@@ -40,8 +44,8 @@ class SwinTransformerBlock(nn.Module):
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
         eps: float = 1e-5,
-        **attention,
-    ):
+        **attention: Any,
+    ) -> None:
         super().__init__()
         self.attn = self.make_attention(dim, num_heads, window_size, shift_size, proj_drop=proj_drop, **attention)
         self.norm1 = LayerNorm(dim, eps=eps)
@@ -62,8 +66,8 @@ class SwinTransformerStage(nn.Module):
     """Patch merging in all stages but the first, then blocks whose windows are shifted in every second one."""
 
     def __init__(
-        self, dim: int, out_dim: int, blocks: list[nn.Module], *, downsample: bool, post_norm: bool, eps: float
-    ):
+        self, dim: int, out_dim: int, blocks: Sequence[nn.Module], *, downsample: bool, post_norm: bool, eps: float
+    ) -> None:
         super().__init__()
         self.downsample = PatchMerging(dim, out_dim, post_norm=post_norm, eps=eps) if downsample else nn.Identity()
         self.blocks = nn.Sequential(*blocks)
@@ -126,7 +130,7 @@ class SwinTransformer(nn.Module):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         eps: float = 1e-5,
-    ):
+    ) -> None:
         super().__init__()
         stages = len(depths)
         self.num_classes, self.global_pool, self.embed_dim = num_classes, global_pool, embed_dim
@@ -140,7 +144,7 @@ class SwinTransformer(nn.Module):
         for index, window in enumerate(self._stage_windows(window_size, depths, num_heads)):
             out_dim = embed_dim * 2**index
             if index:
-                grid = tuple((size + 1) // 2 for size in grid)
+                grid = (grid[0] + 1) // 2, (grid[1] + 1) // 2
             blocks = []
             for number in range(depths[index]):
                 shift = (window[0] // 2, window[1] // 2) if number % 2 else (0, 0)
@@ -171,7 +175,12 @@ class SwinTransformer(nn.Module):
         self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
         self.apply(init_linear)
 
-    def _stage_windows(self, window_size, depths, num_heads) -> list[tuple[int, int]]:
+    def _stage_windows(
+        self,
+        window_size: Any,
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+    ) -> list[tuple[int, int]]:
         """One (height, width) per stage."""
         stages = len(depths)
         if isinstance(window_size, int) or (
@@ -191,8 +200,9 @@ class SwinTransformer(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only each block's input for the backward pass, and compute the rest again."""
-        for stage in self.layers:
-            stage.grad_checkpointing = enable
+        for stage in self.modules():
+            if isinstance(stage, SwinTransformerStage):
+                stage.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training."""

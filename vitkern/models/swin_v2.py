@@ -1,5 +1,8 @@
 """Swin Transformer V2 (Liu et al. 2021, arXiv 2111.09883). Named as in `timm.models.swin_transformer_v2`."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch.nn as nn
 
 from vitkern.models.registry import register
@@ -28,11 +31,13 @@ class SwinTransformerV2(SwinTransformer):
 
     block = SwinTransformerV2Block
 
-    def __init__(self, *args, pretrained_window_sizes: tuple = (0, 0, 0, 0), **kwargs):
+    def __init__(
+        self, *args: Any, pretrained_window_sizes: tuple[int | tuple[int, int], ...] = (0, 0, 0, 0), **kwargs: Any
+    ) -> None:
         self._pretrained_window_sizes = tuple(pretrained_window_sizes)
         super().__init__(*args, **kwargs)
-        for stage in self.layers:
-            for block in stage.blocks:  # a block starts as the identity (section 3.2)
+        for block in self.modules():
+            if isinstance(block, SwinTransformerV2Block):  # it starts as the identity (section 3.2)
                 for norm in (block.norm1, block.norm2):
                     nn.init.zeros_(norm.weight)
                     nn.init.zeros_(norm.bias)
@@ -50,7 +55,7 @@ class SwinTransformerV2(SwinTransformer):
         return {name for name, _ in self.named_parameters() if "cpb_mlp" in name or "logit_scale" in name}
 
 
-def _variants():
+def _variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
     for size in ("tiny", "small", "base"):
         for window in (8, 16):
             yield f"swinv2_{size}_window{window}_256", size, dict(img_size=256, window_size=window)

@@ -1,6 +1,7 @@
 """ViL, the multi-scale Vision Longformer (Zhang et al. 2021, arXiv 2103.15358). Named as in its authors' `msvit.py`."""
 
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -10,8 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from vitkern.models.head import check_pool, init_linear
 from vitkern.models.registry import register
 from vitkern.nn.embed import pair
-from vitkern.nn.layernorm_mlp import LayerNorm, Mlp
-from vitkern.nn.layers import DropPath, drop_path_rates, mlp_residual
+from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
+from vitkern.nn.layers import DropPath, drop_path_rates
 from vitkern.nn.vil_attention import ViLAttention
 from vitkern.nn.vil_dense_attention import ViLDenseAttention
 
@@ -29,7 +31,24 @@ class Embedding(nn.Module):
         norm: a LayerNorm follows the projection. eps: of it. drop: dropout of the result, in training.
     """
 
-    def __init__(self, in_chans, dim, img_size, patch_size, *, num_global, ape, norm, eps, drop):
+    cls_token: nn.Parameter
+    cls_pos_embed: nn.Parameter
+    x_pos_embed: nn.Parameter
+    y_pos_embed: nn.Parameter
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        img_size: tuple[int, int],
+        patch_size: int,
+        *,
+        num_global: int,
+        ape: bool,
+        norm: bool,
+        eps: float,
+        drop: float,
+    ) -> None:
         super().__init__()
         self.img_size, self.num_global = img_size, num_global
         self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
@@ -72,7 +91,7 @@ class Embedding(nn.Module):
 class AttentionBlock(nn.Module):
     """x + attn(norm(x))."""
 
-    def __init__(self, dim: int, attn: nn.Module, drop_path: float, eps: float):
+    def __init__(self, dim: int, attn: nn.Module, drop_path: float, eps: float) -> None:
         super().__init__()
         self.norm, self.attn, self.drop_path = LayerNorm(dim, eps=eps), attn, DropPath(drop_path)
 
@@ -83,7 +102,7 @@ class AttentionBlock(nn.Module):
 class MlpBlock(nn.Module):
     """x + mlp(norm(x))."""
 
-    def __init__(self, dim: int, hidden_dim: int, drop: float, drop_path: float, eps: float):
+    def __init__(self, dim: int, hidden_dim: int, drop: float, drop_path: float, eps: float) -> None:
         super().__init__()
         self.norm, self.mlp = LayerNorm(dim, eps=eps), Mlp(dim, hidden_dim, drop=drop)
         self.drop_path = DropPath(drop_path)
@@ -97,21 +116,24 @@ class Stage(nn.ModuleList):
 
     grad_checkpointing = False
 
+    @property
+    def embedding(self) -> Embedding:
+        return cast(Embedding, self[0])
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, height, width) -> (B, num_global + patches, dim)."""
         embed, *blocks = self
         x = embed(x)
         for block in blocks:
             if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, embed.grid_size, use_reentrant=False)
+                x = checkpoint(block, x, self.embedding.grid_size, use_reentrant=False)
             else:
-                x = block(x, embed.grid_size)
+                x = block(x, self.embedding.grid_size)
         return x
 
     def image(self, x: Tensor) -> Tensor:
         """The result without its global tokens: (B, dim, img_h, img_w)."""
-        embed = self[0]
-        return x[:, embed.num_global :].transpose(1, 2).unflatten(2, embed.grid_size)
+        return x[:, self.embedding.num_global :].transpose(1, 2).unflatten(2, self.embedding.grid_size)
 
 
 class VisionLongformer(nn.Module):
@@ -138,6 +160,8 @@ class VisionLongformer(nn.Module):
         ValueError: arguments that do not fit each other, or an image of another size.
     """
 
+    layer1: Stage
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -161,7 +185,7 @@ class VisionLongformer(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         eps: float = 1e-6,
-    ):
+    ) -> None:
         super().__init__()
         check_pool("VisionLongformer", global_pool, ("token", "avg"))
         lists = (embed_dims, depths, num_heads, patch_sizes, windows, num_global)
@@ -176,14 +200,17 @@ class VisionLongformer(nn.Module):
                 "expected a global token in the last stage, or global_pool='avg'."
             )
         self.num_classes, self.global_pool, self.num_features = num_classes, global_pool, embed_dims[-1]
-        shared = dict(rel_pos=not ape, qkv_bias=qkv_bias, proj_drop=drop_rate)
-        chunked = dict(mode=mode, neighbors=neighbors, share_weights=share_weights, only_global=only_global)
+        shared: dict[str, Any] = dict(rel_pos=not ape, qkv_bias=qkv_bias, proj_drop=drop_rate)
+        chunked: dict[str, Any] = dict(
+            mode=mode, neighbors=neighbors, share_weights=share_weights, only_global=only_global
+        )
         rates, size = iter(drop_path_rates(drop_path_rate, sum(depths))), pair(img_size)
         for number, (dim, depth, heads, patch, window, tokens) in enumerate(zip(*lists, strict=True), 1):
-            embedding = dict(num_global=tokens, ape=ape, norm=norm_embed, eps=eps, drop=drop_rate)
+            embedding: dict[str, Any] = dict(num_global=tokens, ape=ape, norm=norm_embed, eps=eps, drop=drop_rate)
             stage = Stage([Embedding(in_chans, dim, size, patch, **embedding)])
-            in_chans, size = dim, stage[0].grid_size
+            in_chans, size = dim, stage.embedding.grid_size
             for rate in [next(rates) for _ in range(depth)]:
+                attn: nn.Module
                 if window:
                     attn = ViLAttention(dim, heads, window, num_global=tokens, **shared, **chunked)
                 else:
@@ -203,7 +230,7 @@ class VisionLongformer(nn.Module):
     @property
     def patch_embed(self) -> Embedding:
         """The embedding of the image."""
-        return self.layer1[0]
+        return self.layer1.embedding
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only each block's input for the backward pass, and compute the rest again."""

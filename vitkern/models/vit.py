@@ -10,8 +10,9 @@ from vitkern.models.head import check_pool, init_linear, pool
 from vitkern.models.registry import register
 from vitkern.nn.attention import Attention
 from vitkern.nn.embed import PatchEmbed
-from vitkern.nn.layernorm_mlp import LayerNorm, Mlp
-from vitkern.nn.layers import DropPath, LayerScale, drop_path_rates, mlp_residual
+from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
+from vitkern.nn.layers import DropPath, LayerScale, drop_path_rates
 
 PAPER = "An Image is Worth 16x16 Words, Dosovitskiy et al. 2020, arXiv 2010.11929"
 
@@ -33,7 +34,7 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         act: str = "gelu",
         eps: float = 1e-6,
-    ):
+    ) -> None:
         super().__init__()
         self.norm1 = LayerNorm(dim, eps=eps)
         self.attn = Attention(
@@ -105,7 +106,7 @@ class VisionTransformer(nn.Module):
         drop_path_rate: float = 0.0,
         act: str = "gelu",
         eps: float = 1e-6,
-    ):
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         check_pool(name, global_pool, ("token", "avg", "max", "avgmax", ""))
@@ -180,7 +181,7 @@ class VisionTransformer(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Image (B, in_chans, height, width) -> tokens with positions (B, N, C), prefix tokens first."""
         x = self.patch_embed(x)
-        position = self._position(tuple(x.shape[1:3]))
+        position = self._position((x.shape[1], x.shape[2]))
         x = x.flatten(1, 2)
         prefix = [token.expand(x.shape[0], -1, -1) for token in self._prefix_tokens()]
         if self.no_embed_class:

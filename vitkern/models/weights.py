@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -51,13 +52,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _contents(state) -> str:
+def _contents(state: object) -> str:
     if isinstance(state, Mapping):
         return f"a mapping of {', '.join(map(str, list(state)[:4])) or 'nothing'}"
     return type(state).__name__
 
 
-def _read_safetensors(path: Path):
+def _read_safetensors(path: Path) -> Any:
     try:
         from safetensors.torch import load_file
     except ImportError:
@@ -71,7 +72,7 @@ def _read_safetensors(path: Path):
         raise ValueError(_unreadable(path, error)) from error
 
 
-def _read_torch(path: Path):
+def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

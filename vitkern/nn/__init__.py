@@ -4,7 +4,8 @@ from vitkern.nn.attention import Attention
 from vitkern.nn.decomposed_attention import DecomposedAttention
 from vitkern.nn.embed import PatchEmbed, PatchMerging
 from vitkern.nn.halo_attention import HaloAttention
-from vitkern.nn.layernorm_mlp import LayerNorm, Mlp
+from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layernorm_mlp import Mlp
 from vitkern.nn.layers import DropPath, LayerScale
 from vitkern.nn.neighborhood_attention import NeighborhoodAttention
 from vitkern.nn.partition_attention import PartitionAttention

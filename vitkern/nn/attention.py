@@ -4,7 +4,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from vitkern.nn.heads import head_dim
-from vitkern.nn.layernorm_mlp import LayerNorm
+from vitkern.nn.layernorm import LayerNorm
 from vitkern.ops.attention import attention, attention_qkvpacked
 
 
@@ -36,7 +36,7 @@ class Attention(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         eps: float = 1e-6,
-    ):
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_dim("Attention", dim, num_heads)

@@ -38,17 +38,18 @@ class DecomposedAttention(nn.Module):
         window_size: int | tuple[int, int] | None = None,
         qkv_bias: bool = True,
         proj_drop: float = 0.0,
-    ):
+    ) -> None:
         super().__init__()
         channels = head_dim("DecomposedAttention", dim, num_heads)
-        if input_size is None and window_size is None:
+        given = input_size if window_size is None else window_size
+        if given is None:
             raise ValueError(
                 "DecomposedAttention: the relative positions have no size: got neither input_size nor window_size; "
                 "expected one of them."
             )
         self.num_heads = num_heads
-        self.window_size = None if window_size is None else pair(window_size)
-        size = pair(input_size) if window_size is None else self.window_size
+        size = pair(given)
+        self.window_size = None if window_size is None else size
         if min(size) <= 0:
             raise ValueError(f"DecomposedAttention: the size is not usable: got {size}; expected numbers above 0.")
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)

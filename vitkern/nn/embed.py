@@ -6,7 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitkern.nn.layernorm_mlp import LayerNorm
+from vitkern.nn.layernorm import LayerNorm
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -45,7 +45,7 @@ class PatchEmbed(nn.Module):
         norm_eps: float | None = None,
         bias: bool = True,
         strict_img_size: bool = True,
-    ):
+    ) -> None:
         super().__init__()
         self.img_size, self.patch_size = pair(img_size), pair(patch_size)
         self.grid_size = (self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1])
@@ -90,7 +90,7 @@ class PatchMerging(nn.Module):
     projects, then normalises.
     """
 
-    def __init__(self, dim: int, out_dim: int | None = None, *, post_norm: bool = False, eps: float = 1e-5):
+    def __init__(self, dim: int, out_dim: int | None = None, *, post_norm: bool = False, eps: float = 1e-5) -> None:
         super().__init__()
         out_dim = out_dim or 2 * dim
         self.post_norm = post_norm

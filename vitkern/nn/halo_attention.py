@@ -16,7 +16,7 @@ from vitkern.ops.halo_attention import halo_attention, halo_attention_qkvpacked
 class RelativePositions(nn.Module):
     """Holds the vectors of the row and column offsets, (2 E - 1, D) each; named as in timm's `PosEmbedRel`."""
 
-    def __init__(self, extent: int, head_dim: int):
+    def __init__(self, extent: int, head_dim: int) -> None:
         super().__init__()
         std = head_dim**-0.5
         self.height_rel, self.width_rel = (
@@ -59,7 +59,7 @@ class HaloAttention(nn.Module):
         qkv_bias: bool = False,
         avg_down: bool = False,
         scale_pos_embed: bool = False,
-    ):
+    ) -> None:
         super().__init__()
         dim_out = dim_out or dim
         self.dim_head_v = head_dim("HaloAttention", dim_out, num_heads, "dim_out")
@@ -97,26 +97,32 @@ class HaloAttention(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 
-def attend(attn: nn.Module, x: Tensor, *, readable: bool) -> Tensor:
+def attend(attn: HaloAttention, x: Tensor, *, readable: bool) -> Tensor:
     """Projections and attention of ``attn``, a `HaloAttention` or timm's `HaloAttn`, without what pools the result.
 
     ``readable``: reading the weights of the projections is the same as calling them; then all may be one product.
     """
-    vectors = attn.pos_embed.height_rel, attn.pos_embed.width_rel
-    options = dict(block=attn.block_size, halo=attn.halo_size, scale=attn.scale)
-    options |= dict(rel_scale=attn.scale if attn.scale_pos_embed else 1.0)
+    height_rel, width_rel = attn.pos_embed.height_rel, attn.pos_embed.width_rel
+    block, halo, scale = attn.block_size, attn.halo_size, attn.scale
+    rel_scale = scale if attn.scale_pos_embed else 1.0
     heads = Heads(attn.num_heads, attn.dim_head_qk, attn.dim_head_v)
     if attn.block_stride > 1 or (heads.dim_qk != heads.dim_v and why_not([x])):  # fill up for a kernel alone
         q, k, v = heads.split(attn.q(x).permute(0, 2, 3, 1), attn.kv(x).permute(0, 2, 3, 1), 3)
-        return _laid_as(x, halo_attention(q, k, v, *vectors, **options).flatten(3))
-    if readable and x.shape[0] * x.shape[2] * x.shape[3] > x.shape[1]:  # else packing the weights takes longer
+        out = halo_attention(q, k, v, height_rel, width_rel, block=block, halo=halo, scale=scale, rel_scale=rel_scale)
+        return _laid_as(x, out.flatten(3))
+    biases = [conv.bias for conv in (attn.q, attn.kv) if conv.bias is not None]
+    if (
+        readable and len(biases) != 1 and x.shape[0] * x.shape[2] * x.shape[3] > x.shape[1]
+    ):  # else packing the weights takes longer
         weight = heads.packed(attn.q.weight.flatten(1), attn.kv.weight.flatten(1), 0)  # (3 * H * D, C)
-        bias = None if attn.q.bias is None else heads.packed(attn.q.bias, attn.kv.bias, 0)
+        bias = heads.packed(biases[0], biases[1], 0) if biases else None
         qkv = F.linear(x.permute(0, 2, 3, 1).contiguous(), weight, bias)  # (B, img_h, img_w, 3 * H * D)
     else:
         qkv = heads.packed(attn.q(x).permute(0, 2, 3, 1), attn.kv(x).permute(0, 2, 3, 1), 3)
-    vectors = [heads.filled(table, 1) for table in vectors]
-    out = halo_attention_qkvpacked(qkv, *vectors, num_heads=heads.number, **options)
+    out = halo_attention_qkvpacked(
+        qkv, heads.filled(height_rel, 1), heads.filled(width_rel, 1),
+        num_heads=heads.number, block=block, halo=halo, scale=scale, rel_scale=rel_scale,
+    )  # fmt: skip
     return _laid_as(x, out.unflatten(3, (heads.number, -1))[..., : heads.dim_v].flatten(3))
 
 

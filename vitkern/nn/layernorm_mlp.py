@@ -1,32 +1,13 @@
-"""LayerNorm and the two-layer perceptron, as modules."""
+"""The two-layer perceptron as a module, and a block's MLP branch, LayerNorm and residual included, in one call."""
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitkern.ops.layernorm import layernorm
-from vitkern.ops.layernorm_mlp import ACTIVATIONS
-
-
-class LayerNorm(nn.Module):
-    """Normalises the last dimension of (..., dim) with `vitkern.ops.layernorm.layernorm`; parameters ``weight`` and
-    ``bias``.
-
-    Under autocast the result has the autocast dtype, where torch.nn.LayerNorm gives float32.
-    """
-
-    def __init__(self, dim: int, eps: float = 1e-6):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return layernorm(x, self.weight, self.bias, self.eps)
-
-    def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, eps={self.eps:g}"
+from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layers import DropPath, LayerScale, unhooked
+from vitkern.ops.layernorm_mlp import ACTIVATIONS, layernorm_mlp
 
 
 class Mlp(nn.Module):
@@ -43,7 +24,7 @@ class Mlp(nn.Module):
         bias: both layers have one.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, act: str = "gelu", drop: float = 0.0, bias: bool = True):
+    def __init__(self, dim: int, hidden_dim: int, act: str = "gelu", drop: float = 0.0, bias: bool = True) -> None:
         super().__init__()
         if act not in ACTIVATIONS:
             raise ValueError(f"Mlp: unknown act: got {act!r}; expected one of {', '.join(ACTIVATIONS)}.")
@@ -65,3 +46,58 @@ class Mlp(nn.Module):
 
     def extra_repr(self) -> str:
         return f"act={self.act}, drop={self.drop:g}"
+
+
+def mlp_residual(
+    x: Tensor,
+    norm: nn.Module,
+    mlp: nn.Module,
+    drop_path: nn.Module,
+    layer_scale: nn.Module | Tensor | None = None,
+    *,
+    post_norm: bool = False,
+) -> Tensor:
+    """``x + drop_path(layer_scale(mlp(norm(x))))``, or with ``post_norm`` (SwinV2) ``x + drop_path(norm(mlp(x)))``.
+
+    One call of `vitkern.ops.layernorm_mlp` where that computes the same; modules that are adapted, hooked or drop
+    activations are called.
+
+    Args:
+        x: (B, ..., C).
+        norm: LayerNorm over C.
+        mlp: `Mlp` C -> hidden -> C.
+        drop_path: `DropPath`, or any module in its place.
+        layer_scale: `LayerScale`, or any module in its place, or the (C,) factors themselves, or None.
+    """
+    if isinstance(layer_scale, nn.Module):
+        if unhooked(layer_scale, nn.Identity):
+            layer_scale = None
+        elif unhooked(layer_scale, LayerScale):
+            layer_scale = layer_scale.gamma
+    if not (
+        unhooked(norm, LayerNorm)
+        and unhooked(mlp, Mlp)
+        and unhooked(mlp.fc1, nn.Linear)
+        and unhooked(mlp.fc2, nn.Linear)
+        and unhooked(drop_path, DropPath)
+        and not isinstance(layer_scale, nn.Module)
+        and not (mlp.training and mlp.drop > 0.0)
+    ):
+        branch = norm(mlp(x)) if post_norm else mlp(norm(x))
+        if layer_scale is not None:
+            branch = layer_scale(branch) if isinstance(layer_scale, nn.Module) else branch * layer_scale
+        return x + drop_path(branch)
+    return layernorm_mlp(
+        x,
+        norm.weight,
+        norm.bias,
+        mlp.fc1.weight,
+        mlp.fc1.bias,
+        mlp.fc2.weight,
+        mlp.fc2.bias,
+        eps=norm.eps,
+        act=mlp.act,
+        layer_scale=layer_scale,
+        row_scale=drop_path.row_scale(x),
+        post_norm=post_norm,
+    )

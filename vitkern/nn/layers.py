@@ -1,17 +1,18 @@
-"""Between a block's branches and the residual stream: LayerScale, DropPath, and the MLP branch in one call."""
+"""Between a block's branches and the residual stream: LayerScale and DropPath; and what may be read, not called."""
+
+from typing import TypeGuard, TypeVar
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from vitkern.nn.layernorm_mlp import LayerNorm, Mlp
-from vitkern.ops.layernorm_mlp import layernorm_mlp
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 class LayerScale(nn.Module):
     """A learnable factor per channel (CaiT, arXiv 2103.17239, equation 8), named ``gamma`` as in timm."""
 
-    def __init__(self, dim: int, init_values: float = 1e-5):
+    def __init__(self, dim: int, init_values: float = 1e-5) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), float(init_values)))
 
@@ -25,7 +26,7 @@ class DropPath(nn.Module):
     Draws from torch's generator exactly as `timm.layers.DropPath` does: one seed drops the same samples in both.
     """
 
-    def __init__(self, drop_prob: float = 0.0):
+    def __init__(self, drop_prob: float = 0.0) -> None:
         super().__init__()
         if not 0.0 <= drop_prob < 1.0:
             raise ValueError(f"DropPath: drop_prob is no probability: got {drop_prob}; expected 0 <= drop_prob < 1.")
@@ -51,63 +52,7 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
     return torch.linspace(0.0, rate, depth, device="cpu").tolist()
 
 
-def unhooked(module: nn.Module, kind: type) -> bool:
+def unhooked(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
     """Reading its weights is the same as calling it: it has no adapter, hook, parametrisation or patched forward."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return type(module) is kind and "forward" not in module.__dict__ and not any(hooks)
-
-
-def mlp_residual(
-    x: Tensor,
-    norm: nn.Module,
-    mlp: nn.Module,
-    drop_path: nn.Module,
-    layer_scale: nn.Module | Tensor | None = None,
-    *,
-    post_norm: bool = False,
-) -> Tensor:
-    """``x + drop_path(layer_scale(mlp(norm(x))))``, or with ``post_norm`` (SwinV2) ``x + drop_path(norm(mlp(x)))``.
-
-    One call of `vitkern.ops.layernorm_mlp` where that computes the same; modules that are adapted, hooked or drop
-    activations are called.
-
-    Args:
-        x: (B, ..., C).
-        norm: LayerNorm over C.
-        mlp: `Mlp` C -> hidden -> C.
-        drop_path: `DropPath`, or any module in its place.
-        layer_scale: `LayerScale`, or any module in its place, or the (C,) factors themselves, or None.
-    """
-    if isinstance(layer_scale, nn.Module):
-        if unhooked(layer_scale, nn.Identity):
-            layer_scale = None
-        elif unhooked(layer_scale, LayerScale):
-            layer_scale = layer_scale.gamma
-    fused = (
-        unhooked(norm, LayerNorm)
-        and unhooked(mlp, Mlp)
-        and unhooked(mlp.fc1, nn.Linear)
-        and unhooked(mlp.fc2, nn.Linear)
-        and unhooked(drop_path, DropPath)
-        and not isinstance(layer_scale, nn.Module)
-        and not (mlp.training and mlp.drop > 0.0)
-    )
-    if not fused:
-        branch = norm(mlp(x)) if post_norm else mlp(norm(x))
-        if layer_scale is not None:
-            branch = layer_scale(branch) if isinstance(layer_scale, nn.Module) else branch * layer_scale
-        return x + drop_path(branch)
-    return layernorm_mlp(
-        x,
-        norm.weight,
-        norm.bias,
-        mlp.fc1.weight,
-        mlp.fc1.bias,
-        mlp.fc2.weight,
-        mlp.fc2.bias,
-        eps=norm.eps,
-        act=mlp.act,
-        layer_scale=layer_scale,
-        row_scale=drop_path.row_scale(x),
-        post_norm=post_norm,
-    )

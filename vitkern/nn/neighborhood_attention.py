@@ -30,6 +30,8 @@ class NeighborhoodAttention(nn.Module):
         ValueError: heads do not divide the channels, the kernel has no centre, or the dilation is not above 0.
     """
 
+    rpb: nn.Parameter | None
+
     def __init__(
         self,
         dim: int,
@@ -40,7 +42,7 @@ class NeighborhoodAttention(nn.Module):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         proj_drop: float = 0.0,
-    ):
+    ) -> None:
         super().__init__()
         head_dim("NeighborhoodAttention", dim, num_heads)
         self.num_heads, self.scale = num_heads, qk_scale

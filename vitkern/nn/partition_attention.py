@@ -25,7 +25,7 @@ class RelativePositionBias(nn.Module):
             "bias_tf": (H, 2 h - 1, 2 w - 1) by the key's offset from the query, `timm.layers.RelPosBiasTf`.
     """
 
-    def __init__(self, window: tuple[int, int], num_heads: int, layout: str = "bias"):
+    def __init__(self, window: tuple[int, int], num_heads: int, layout: str = "bias") -> None:
         super().__init__()
         self.window, self.layout = window, layout
         sides = tuple(2 * size - 1 for size in window)
@@ -82,7 +82,7 @@ class PartitionAttention(nn.Module):
         out_dim: int | None = None,
         bias: bool = True,
         proj_drop: float = 0.0,
-    ):
+    ) -> None:
         super().__init__()
         attn_dim = attn_dim or dim
         head_dim("PartitionAttention", attn_dim, num_heads, "attn_dim")
@@ -109,7 +109,7 @@ class PartitionAttention(nn.Module):
             table = None if parts is None else parts.by_query()
             out = projected_window_attention(x, self._project, num_heads=heads, window=self.size, table=table)
         else:
-            steps = tuple(max(length // part, 1) for length, part in zip(x.shape[1:3], self.size, strict=True))
+            steps = (max(x.shape[1] // self.size[0], 1), max(x.shape[2] // self.size[1], 1))
             table = None if parts is None else parts.by_key()
             out = local_attention(self._project(x), num_heads=heads, block=self.size, dilation=steps, table=table)
         return self.proj_drop(self.proj(out))
@@ -125,7 +125,7 @@ class PartitionAttention(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
-def project_head_first(x: Tensor, qkv: nn.Module, num_heads: int, *, readable: bool) -> Tensor:
+def project_head_first(x: Tensor, qkv: nn.Linear, num_heads: int, *, readable: bool) -> Tensor:
     """``qkv(x)``, whose channels are split as (H, 3, D), with them split as (3, H, D).
 
     ``readable``: reading the weights of ``qkv`` is the same as calling it; then they are sorted, and not the result.
@@ -138,7 +138,7 @@ def project_head_first(x: Tensor, qkv: nn.Module, num_heads: int, *, readable: b
     return F.linear(x, weight, bias)
 
 
-def _take_convolutions(module, state_dict, prefix, *args) -> None:
+def _take_convolutions(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
     """A 1 x 1 convolution's weight (out, in, 1, 1) is a linear layer's."""
     for name in ("qkv", "proj"):
         weight = state_dict.get(f"{prefix}{name}.weight")

@@ -33,7 +33,7 @@ class StandaloneAttention(nn.Module):
         num_heads: int = 8,
         kernel_size: int | tuple[int, int] = 7,
         qkv_bias: bool = False,
-    ):
+    ) -> None:
         super().__init__()
         dim_out = dim_out or dim
         half, odd = divmod(head_dim("StandaloneAttention", dim_out, num_heads, "dim_out"), 2)

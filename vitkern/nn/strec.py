@@ -4,12 +4,14 @@ rows (Li et al., Sparse Transformer for Sequential Recommendation, CIKM 2023, se
 Parameters are named as in the authors' code, so their checkpoints load with strict=True.
 """
 
+import functools
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitkern.nn.layernorm_mlp import LayerNorm
+from vitkern.nn.layernorm import LayerNorm
 from vitkern.ops.layernorm import layernorm
 from vitkern.ops.sparse_attention import sparse_attention
 
@@ -46,7 +48,9 @@ class Sampler(nn.Module):
         ValueError: an unknown kind, activation or clock.
     """
 
-    def __init__(self, kind: str = "mlp", *, activation: str = "tanh", clock: str = "seconds", normalise: bool = True):
+    def __init__(
+        self, kind: str = "mlp", *, activation: str = "tanh", clock: str = "seconds", normalise: bool = True
+    ) -> None:
         super().__init__()
         for name, value, known in (
             ("sampler", kind, SAMPLERS), ("activation", activation, tuple(ACTIVATIONS)), ("clock", clock, CLOCKS)
@@ -67,7 +71,8 @@ class Sampler(nn.Module):
         if self.kind == "random":
             return torch.zeros_like(age)
         if self.kind == "hash":
-            return _HASH_BASE + sum(gain * (age > -limit).to(age.dtype) for limit, gain in _HASH_STEPS)
+            gains = [gain * (age > -limit).to(age.dtype) for limit, gain in _HASH_STEPS]
+            return _HASH_BASE + functools.reduce(torch.add, gains)
         if self.kind == "position":
             positions = torch.arange(1 - age.shape[1], 1, device=age.device, dtype=age.dtype)
             return self._perceptron(positions.expand_as(age))
@@ -95,6 +100,11 @@ class SampledAttention(nn.Module):
         attention_drop: dropout of the attention weights, in training; above 0 PyTorch runs in the kernel's place.
     """
 
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    dense: nn.Module
+
     def __init__(
         self,
         dim: int,
@@ -105,7 +115,7 @@ class SampledAttention(nn.Module):
         drop: float,
         attention_drop: float,
         eps: float,
-    ):
+    ) -> None:
         super().__init__()
         for name in ("query", "key", "value", "dense"):
             setattr(self, name, nn.Linear(dim, dim) if projections else nn.Identity())
@@ -132,7 +142,7 @@ class SampledAttention(nn.Module):
 class FeedForward(nn.Module):
     """dense_2(gelu(dense_1(x))), dropout, and LayerNorm of the residual sum; GELU by erf."""
 
-    def __init__(self, dim: int, hidden: int, *, drop: float, eps: float):
+    def __init__(self, dim: int, hidden: int, *, drop: float, eps: float) -> None:
         super().__init__()
         self.dense_1 = nn.Linear(dim, hidden)
         self.dense_2 = nn.Linear(hidden, dim)
@@ -167,7 +177,7 @@ class SparseTransformerLayer(nn.Module):
         drop: float = 0.0,
         attention_drop: float = 0.0,
         eps: float = 1e-12,
-    ):
+    ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitkern.nn.layers import unhooked
 from vitkern.nn.vil_dense_attention import GlobalTokens
 from vitkern.ops.attention import attention
-from vitkern.ops.local_attention import local_attention
+from vitkern.ops.local_attention import Arguments, local_attention
 from vitkern.ops.window_attention.windows import padded_size
 
 MODES = ("exact", "zero", "cyclic")
@@ -58,7 +58,7 @@ class ViLAttention(GlobalTokens):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         proj_drop: float = 0.0,
-    ):
+    ) -> None:
         super().__init__(dim, num_heads, num_global, qk_scale, rel_pos)
         _check_pattern(window, num_global, mode, neighbors, only_global)
         self.window, self.mode, self.neighbors, self.only_global = window, mode, neighbors, only_global
@@ -89,13 +89,14 @@ class ViLAttention(GlobalTokens):
         """(dy, dx) of the one chunk that is seen beside a query's own; None: all eight are."""
         if self.neighbors != "one" or not self.training:
             return None
-        return AROUND[torch.randint(len(AROUND), (), device="cpu").item()]
+        return AROUND[int(torch.randint(len(AROUND), (), device="cpu"))]
 
     def _project(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, 3 * C), in one product where the weights may be read."""
-        if not (unhooked(self.query, nn.Linear) and unhooked(self.kv, nn.Linear)):
+        biases: list[Tensor] = [linear.bias for linear in (self.query, self.kv) if linear.bias is not None]
+        if not (unhooked(self.query, nn.Linear) and unhooked(self.kv, nn.Linear)) or len(biases) == 1:
             return torch.cat([self.query(x), self.kv(x)], -1)
-        bias = None if self.query.bias is None else torch.cat([self.query.bias, self.kv.bias])
+        bias = torch.cat(biases) if biases else None
         return F.linear(x, torch.cat([self.query.weight, self.kv.weight]), bias)
 
     def _global(self, x: Tensor, qkv: Tensor) -> Tensor:
@@ -106,8 +107,8 @@ class ViLAttention(GlobalTokens):
         else:
             q, kv = self.query_global(x[:, :tokens]), self.kv_global(x)
         q, (k, v) = q.unflatten(-1, heads), kv.unflatten(-1, (2, *heads)).unbind(2)  # (B, N, H, D)
-        bias = self._global_bias(x.shape[1] - tokens)
-        out = attention(*(t.transpose(1, 2) for t in (q, k, v)), bias=bias, scale=self.scale)
+        bias = self._global_bias(x.shape[1] - tokens) if self.rel_pos else None
+        out = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias=bias, scale=self.scale)
         return out.transpose(1, 2).flatten(2)
 
     def _local(self, qkv: Tensor, size: tuple[int, int]) -> Tensor:
@@ -133,24 +134,23 @@ class ViLAttention(GlobalTokens):
     def _chunks(self, qkv: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Queries over their chunks: (B, img_h, img_w, C), and the log-sum-exp (B, H, img_h, img_w)."""
         qkv, w = qkv[:, self.num_global :].unflatten(1, size), self.window
-        arguments = dict(num_heads=self.num_heads, scale=self.scale, return_lse=True, border="exclude")
+        near = Arguments(num_heads=self.num_heads, block=(w, w), border="exclude", scale=self.scale)
         if self.rel_pos:
             table = self.local_relative_position_bias_table.view(4 * w - 1, 4 * w - 1, -1)
-            arguments["table"] = table.flip(0, 1).permute(2, 0, 1)  # ours is by the key's offset, theirs the query's
+            near["table"] = table.flip(0, 1).permute(2, 0, 1)  # ours is by the key's offset, theirs the query's
         if self.mode == "exact":
-            return local_attention(qkv, block=(1, 1), halo=(w, w), **arguments)
-        if self.neighbors == "none":
-            return local_attention(qkv, block=(w, w), **arguments)
-        arguments |= dict(block=(w, w), halo=(w, w), neighbor=self.draw_neighbor())
-        if self.mode == "zero":
-            return local_attention(qkv, **arguments)
-        arguments |= dict(border="wrap")
+            near["block"] = (1, 1)
+        if self.neighbors != "none":
+            near["halo"], near["neighbor"] = (w, w), self.draw_neighbor()
+        if self.mode != "cyclic" or self.neighbors == "none":
+            return local_attention(qkv, return_lse=True, **near)
+        near["border"] = "wrap"
         padded = [padded_size(n, w) for n in size]
         if padded == list(size):
-            return local_attention(qkv, **arguments)
+            return local_attention(qkv, return_lse=True, **near)
         qkv = F.pad(qkv, (0, 0, 0, padded[1] - size[1], 0, padded[0] - size[0]))
-        rel = _hide_padding(qkv, size, w, self.num_heads)
-        out, lse = local_attention(qkv, rel_h=rel[0], rel_w=rel[1], **arguments)
+        near["rel_h"], near["rel_w"] = _hide_padding(qkv, size, w, self.num_heads)
+        out, lse = local_attention(qkv, return_lse=True, **near)
         return out[:, : size[0], : size[1]].contiguous(), lse[:, :, : size[0], : size[1]]
 
     def extra_repr(self) -> str:
@@ -174,7 +174,7 @@ def _hide_padding(qkv: Tensor, size: tuple[int, int], window: int, heads: int) -
     return terms
 
 
-def _check_pattern(window, num_global, mode, neighbors, only_global) -> None:
+def _check_pattern(window: int, num_global: int, mode: str, neighbors: str, only_global: bool) -> None:
     if window < 1:
         raise ValueError(f"ViLAttention: a chunk has no tokens: got window={window}; expected 1 or more.")
     if mode not in MODES or neighbors not in NEIGHBORS:

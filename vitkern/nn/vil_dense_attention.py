@@ -12,7 +12,11 @@ from vitkern.ops.window_attention.windows import relative_index
 class GlobalTokens(nn.Module):
     """What both kinds of attention share: checks, and the biases of pairs with a global token."""
 
-    def __init__(self, dim: int, num_heads: int, num_global: int, qk_scale: float | None, rel_pos: bool):
+    local_relative_position_bias_table: nn.Parameter
+    g2l_relative_position_bias: nn.Parameter
+    g2g_relative_position_bias: nn.Parameter
+
+    def __init__(self, dim: int, num_heads: int, num_global: int, qk_scale: float | None, rel_pos: bool) -> None:
         super().__init__()
         name = type(self).__name__
         channels = head_dim(name, dim, num_heads)
@@ -34,10 +38,8 @@ class GlobalTokens(nn.Module):
         for table in self.parameters(recurse=False):
             nn.init.trunc_normal_(table, std=0.02)
 
-    def _global_bias(self, local: int) -> Tensor | None:
-        """Bias of global queries with all keys: (H, num_global, num_global + local)."""
-        if not self.rel_pos:
-            return None
+    def _global_bias(self, local: int) -> Tensor:
+        """Bias of global queries with all keys, where biases are learnt: (H, num_global, num_global + local)."""
         to_local = self.g2l_relative_position_bias[0].unsqueeze(-1).expand(-1, -1, local)
         return torch.cat([self.g2g_relative_position_bias, to_local], -1)
 
@@ -49,7 +51,7 @@ class GlobalTokens(nn.Module):
             )
 
 
-def _drop_index(module, state_dict, prefix, *args) -> None:
+def _drop_index(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
     """The original stores where each pair of tokens finds its bias; here that is computed."""
     state_dict.pop(f"{prefix}relative_position_index", None)
 
@@ -74,9 +76,9 @@ class ViLDenseAttention(GlobalTokens):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         proj_drop: float = 0.0,
-    ):
+    ) -> None:
         super().__init__(dim, num_heads, num_global, qk_scale, rel_pos)
-        self.size = tuple(size)
+        self.size = (size[0], size[1])
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)

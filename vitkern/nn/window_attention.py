@@ -4,6 +4,7 @@ Both take the image as it lies in memory, (B, img_h, img_w, C); to roll, pad and
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -20,7 +21,16 @@ from vitkern.ops.window_attention import projected_window_attention
 class _Windowed(nn.Module):
     """What the two versions share: checks, geometry, output projection, dropout."""
 
-    def __init__(self, dim, num_heads, window_size, shift_size, wrap, attn_drop, proj_drop):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: int | tuple[int, int],
+        shift_size: int | tuple[int, int],
+        wrap: str,
+        attn_drop: float,
+        proj_drop: float,
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         head_dim(name, dim, num_heads)
@@ -36,7 +46,13 @@ class _Windowed(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def _attend(self, x: Tensor, project, table: Tensor, logit_scale: Tensor | None = None) -> Tensor:
+    def _attend(
+        self,
+        x: Tensor,
+        project: Callable[[Tensor], Tensor],
+        table: Tensor | None,
+        logit_scale: Tensor | None = None,
+    ) -> Tensor:
         out = projected_window_attention(
             x,
             project,
@@ -78,6 +94,8 @@ class WindowAttention(_Windowed):
         ValueError: heads do not divide the channels, or a shift is not inside its window.
     """
 
+    relative_position_bias_table: nn.Parameter | None
+
     def __init__(
         self,
         dim: int,
@@ -90,13 +108,13 @@ class WindowAttention(_Windowed):
         wrap: str = "image",
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
-    ):
+    ) -> None:
         super().__init__(dim, num_heads, window_size, shift_size, wrap, attn_drop, proj_drop)
         window_h, window_w = self.window_size
         table = nn.Parameter(torch.empty((2 * window_h - 1) * (2 * window_w - 1), num_heads)) if rel_pos else None
         self.register_parameter("relative_position_bias_table", table)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        if rel_pos:
+        if table is not None:
             nn.init.trunc_normal_(table, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,7 +144,7 @@ class WindowAttentionV2(_Windowed):
         wrap: str = "image",
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
-    ):
+    ) -> None:
         super().__init__(dim, num_heads, window_size, shift_size, wrap, attn_drop, proj_drop)
         self.pretrained_window_size = pair(pretrained_window_size)
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
@@ -144,7 +162,7 @@ class WindowAttentionV2(_Windowed):
     def _offsets(self) -> Tensor:
         """Log-spaced offset of each relative position (arXiv 2111.09883, equation 4): ((2 Wh - 1) (2 Ww - 1), 2)."""
         reference = self.pretrained_window_size if self.pretrained_window_size[0] > 0 else self.window_size
-        weight = self.cpb_mlp[0].weight
+        weight = next(self.cpb_mlp.parameters())
         axes = []
         for window, full in zip(self.window_size, reference, strict=True):
             steps = torch.arange(1 - window, window, device=weight.device, dtype=torch.float32) / max(full - 1, 1) * 8.0
@@ -160,8 +178,8 @@ class WindowAttentionV2(_Windowed):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, img_h, img_w, C) -> the same shape."""
-        project = self.qkv
-        if self.q_bias is not None:
+        project: Callable[[Tensor], Tensor] = self.qkv
+        if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
             if unhooked(self.qkv, nn.Linear):
                 project = partial(F.linear, weight=self.qkv.weight, bias=bias)

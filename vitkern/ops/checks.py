@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def check_dense(op: str, name: str, value) -> None:
+def check_dense(op: str, name: str, value: object) -> None:
     """
     Raises:
         TypeError: not a tensor, or a subclass without strided storage (nested, sparse, quantized).
@@ -19,7 +19,7 @@ def check_dense(op: str, name: str, value) -> None:
         raise TypeError(f"{op}: {name} is not a dense tensor: got {kind}; expected a strided one. Convert it first.")
 
 
-def check_tensor(op: str, name: str, value, *, ndim: int | None = None) -> None:
+def check_tensor(op: str, name: str, value: Tensor, *, ndim: int | None = None) -> None:
     """A plain tensor of floating-point dtype, with ``ndim`` dimensions if given.
 
     Raises:
@@ -71,7 +71,7 @@ def check_shape(op: str, name: str, value: Tensor, expected: tuple, meaning: str
         raise ValueError(f"{op}: {name} has the wrong shape: got {tuple(value.shape)}; expected {meaning}.")
 
 
-def check_number(op: str, name: str, value, meaning: str) -> None:
+def check_number(op: str, name: str, value: object, meaning: str) -> None:
     """
     Raises:
         TypeError: neither int nor float.
@@ -80,7 +80,7 @@ def check_number(op: str, name: str, value, meaning: str) -> None:
         raise TypeError(f"{op}: {name} is no number: got {type(value).__name__} {value!r}; expected {meaning}.")
 
 
-def check_flag(op: str, name: str, value) -> None:
+def check_flag(op: str, name: str, value: object) -> None:
     """
     Raises:
         TypeError: not a bool.

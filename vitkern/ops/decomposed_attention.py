@@ -51,7 +51,7 @@ def decomposed_attention(
     op = "decomposed_attention"
     check_tensor(op, "qkv", qkv, ndim=4)
     image = qkv.shape[1:3]
-    size = tuple(max(n, 1) for n in image) if window is None else int_pair(op, "window", window)
+    size = (max(image[0], 1), max(image[1], 1)) if window is None else int_pair(op, "window", window)
     if min(size) <= 0:
         raise ValueError(f"{op}: window is not usable: got {window}; expected sizes above 0, or None for the image.")
     check_locality(op, qkv, num_heads, size, (0, 0), "keep", (1, 1))

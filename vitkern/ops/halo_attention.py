@@ -115,13 +115,16 @@ def halo_attention(
     return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(*shape[:4], v.shape[-1])
 
 
-def _packed(q, k, v, logits, stride, block, halo, scale) -> Tensor:
+def _packed(
+    q: Tensor, k: Tensor, v: Tensor, logits: list[Tensor], stride: int, block: int, halo: int, scale: float
+) -> Tensor:
     """`halo_attention` by `local_attention`, which has a query for each key, and heads of one size."""
     width = max(q.shape[4], v.shape[4])
     q, rel_h, rel_w = (_spread(part, stride) for part in (q, *logits))
     qkv = torch.stack([F.pad(part, (0, width - part.shape[4])) for part in (q, k, v)], 3).flatten(3)
-    options = dict(block=(block, block), halo=(halo, halo), rel_h=rel_h, rel_w=rel_w, scale=scale)
-    out = local_attention(qkv, num_heads=k.shape[3], **options).unflatten(3, (k.shape[3], width))
+    out = local_attention(
+        qkv, num_heads=k.shape[3], block=(block, block), halo=(halo, halo), rel_h=rel_h, rel_w=rel_w, scale=scale
+    ).unflatten(3, (k.shape[3], width))
     return out[:, ::stride, ::stride, :, : v.shape[4]].contiguous()
 
 
@@ -149,7 +152,17 @@ def _logits(q: Tensor, height_rel: Tensor, width_rel: Tensor, block: int, rel_sc
     return logits
 
 
-def _check(op, image, block, halo, head_dim, height_rel, width_rel, scale, rel_scale) -> None:
+def _check(
+    op: str,
+    image: torch.Size,
+    block: int,
+    halo: int,
+    head_dim: int,
+    height_rel: Tensor,
+    width_rel: Tensor,
+    scale: float | None,
+    rel_scale: float,
+) -> None:
     """What does not depend on how queries, keys and values lie.
 
     Raises:

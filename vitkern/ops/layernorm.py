@@ -1,5 +1,7 @@
 """LayerNorm, of a residual sum where there is one: validation, dispatch, the registered operator, the PyTorch path."""
 
+from typing import Any, overload
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +14,9 @@ from vitkern.register import kernel_op
 MAX_CHANNELS = 8192
 
 
-def _in_pytorch(x, weight, bias, residual, eps, dtype) -> tuple[Tensor, Tensor]:
+def _in_pytorch(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """The normalised rows and the sum, empty without a residual."""
     total = x if residual is None else x + residual
     return normalise(total, weight, bias, eps).to(dtype), x.new_empty(0) if residual is None else total
@@ -53,10 +57,16 @@ if HAS_TRITON:
         )
 
     @register_flop_formula([torch.ops.vitkern.layernorm, torch.ops.vitkern.layernorm_backward])
-    def _flops(*args, out_shape=None, **kwargs) -> int:
+    def _flops(*args: Any, **kwargs: Any) -> int:
         return 0  # as PyTorch counts its own: matrix products only
 
 
+@overload
+def layernorm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: None = None) -> Tensor: ...
+@overload
+def layernorm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor
+) -> tuple[Tensor, Tensor]: ...
 def layernorm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None = None
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -109,8 +119,8 @@ def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
     wide = x.dtype
     for parameter in (weight, bias):
         wide = wide if parameter is None else torch.promote_types(wide, parameter.dtype)
-    parameters = (None if parameter is None else parameter.to(wide) for parameter in (weight, bias))
-    return F.layer_norm(x.to(wide), x.shape[-1:], *parameters, eps).to(x.dtype)
+    weight, bias = (None if parameter is None else parameter.to(wide) for parameter in (weight, bias))
+    return F.layer_norm(x.to(wide), x.shape[-1:], weight, bias, eps).to(x.dtype)
 
 
 def check_norm(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, prefix: str = "") -> None:

@@ -48,23 +48,23 @@ def neighborhood_attention(
     op = "neighborhood_attention"
     check_tensor(op, "qkv", qkv, ndim=4)
     kernel, dilation = _check(op, qkv, num_heads, kernel, dilation, table, scale)
-    size = tuple(max(n, k * d) for n, k, d in zip(qkv.shape[1:3], kernel, dilation, strict=True))
-    is_padded = size != tuple(qkv.shape[1:3])
+    img_h, img_w = qkv.shape[1:3]
+    size = (max(img_h, kernel[0] * dilation[0]), max(img_w, kernel[1] * dilation[1]))
+    is_padded = size != (img_h, img_w)
     if padding is not None:
         check_tensor(op, "padding", padding)
         check_shape(op, "padding", padding, (qkv.shape[-1],), f"(3 C,) = ({qkv.shape[-1]},)")
-    elif is_padded:
-        raise ValueError(
-            f"{op}: the image is smaller than kernel * dilation: got image {tuple(qkv.shape[1:3])}, kernel {kernel}, "
-            f"dilation {dilation}; expected padding, the value of qkv on padded tokens. Pass the bias of the qkv "
-            "projection (zeros where it has none)."
-        )
     if is_padded:
-        img_h, img_w = qkv.shape[1:3]
-        qkv, padding = autocast(qkv, padding)
-        check_same(op, qkv=qkv, padding=padding)
-        qkv = _padded(qkv, size, padding)
-    halo = tuple(k // 2 for k in kernel)
+        if padding is None:
+            raise ValueError(
+                f"{op}: the image is smaller than kernel * dilation: got image {(img_h, img_w)}, kernel {kernel}, "
+                f"dilation {dilation}; expected padding, the value of qkv on padded tokens. Pass the bias of the qkv "
+                "projection (zeros where it has none)."
+            )
+        qkv, outside = autocast(qkv, padding)
+        check_same(op, qkv=qkv, padding=outside)
+        qkv = _padded(qkv, size, outside)
+    halo = (kernel[0] // 2, kernel[1] // 2)
     out = local_attention(
         qkv, num_heads=num_heads, block=(1, 1), halo=halo, border="clamp", dilation=dilation, table=table, scale=scale
     )
@@ -78,7 +78,15 @@ def _padded(x: Tensor, size: tuple[int, int], value: Tensor) -> Tensor:
     return torch.cat([x, value.expand(batch, size[0] - img_h, size[1], -1)], 1)
 
 
-def _check(op, qkv, num_heads, kernel, dilation, table, scale) -> tuple[tuple[int, int], tuple[int, int]]:
+def _check(
+    op: str,
+    qkv: Tensor,
+    num_heads: int,
+    kernel: tuple[int, int],
+    dilation: tuple[int, int],
+    table: Tensor | None,
+    scale: float | None,
+) -> tuple[tuple[int, int], tuple[int, int]]:
     if isinstance(num_heads, bool) or not isinstance(num_heads, int):
         raise TypeError(f"{op}: num_heads is no integer: got {num_heads!r}; expected an int above 0.")
     if num_heads <= 0 or qkv.shape[-1] == 0 or qkv.shape[-1] % (3 * num_heads):

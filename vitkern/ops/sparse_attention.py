@@ -1,6 +1,8 @@
 """Sampled cross-attention (STRec): validation, dispatch and the PyTorch path."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +78,18 @@ def _reasons(q: Tensor, k: Tensor, dropout_p: float) -> list[str]:
     return reasons
 
 
-def _check(op, q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale) -> None:
+def _check(
+    op: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor | None,
+    key_padding_mask: Tensor | None,
+    query_gate: Tensor | None,
+    key_gate: Tensor | None,
+    strength: float,
+    scale: float | None,
+) -> None:
     batch, heads, queries, head_dim = q.shape
     if head_dim == 0:
         raise ValueError(f"{op}: head dim is 0: got q {tuple(q.shape)}; expected at least 1.")
@@ -122,12 +135,33 @@ def _check(op, q, k, v, index, key_padding_mask, query_gate, key_gate, strength,
         raise ValueError(f"{op}: devices differ: got {sorted(map(str, devices))}; expected one. Move them together.")
 
 
-def _kernel_in_pytorch(q, k, v, index, key_padding_mask, query_gate, key_gate, scale, strength) -> Tensor:
+def _kernel_in_pytorch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor | None,
+    key_padding_mask: Tensor | None,
+    query_gate: Tensor | None,
+    key_gate: Tensor | None,
+    scale: float,
+    strength: float,
+) -> Tensor:
     """What the kernel computes, from its arguments: (B, K, H, D)."""
     return _in_pytorch(q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale).transpose(1, 2)
 
 
-def _in_pytorch(q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale, dropout_p=0.0) -> Tensor:
+def _in_pytorch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor | None,
+    key_padding_mask: Tensor | None,
+    query_gate: Tensor | None,
+    key_gate: Tensor | None,
+    strength: float,
+    scale: float,
+    dropout_p: float = 0.0,
+) -> Tensor:
     if query_gate is not None or key_padding_mask is not None:
         out = reference.sparse_attention(
             q, k, v, index=index, key_padding_mask=key_padding_mask,
@@ -151,10 +185,17 @@ if HAS_TRITON:
     sparse_attention_op.backward(kernels.sparse_attention_gradients)(kernels.sparse_attention_backward)
 
     @register_flop_formula(torch.ops.vitkern.sparse_attention)
-    def _forward_flops(q_shape, k_shape, v_shape, index_shape, *args, **kwargs) -> int:
+    def _forward_flops(
+        q_shape: Sequence[int],
+        k_shape: Sequence[int],
+        v_shape: Sequence[int],
+        index_shape: Sequence[int] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> int:
         batch, heads, queries, head_dim = q_shape
         return 4 * batch * heads * head_dim * k_shape[2] * (queries if index_shape is None else index_shape[1])
 
     @register_flop_formula(torch.ops.vitkern.sparse_attention_backward)
-    def _backward_flops(grad_shape, out_shape, q_shape, k_shape, v_shape, index_shape, *args, **kwargs) -> int:
-        return _forward_flops(q_shape, k_shape, v_shape, index_shape) * 5 // 2
+    def _backward_flops(grad: Any, out: Any, *inputs: Any, **kwargs: Any) -> int:
+        return _forward_flops(*inputs) * 5 // 2

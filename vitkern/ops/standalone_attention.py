@@ -46,7 +46,7 @@ def standalone_attention(
     kernel = int_pair(op, "kernel", kernel)
     if min(kernel) <= 0 or any(size % 2 == 0 for size in kernel):
         raise ValueError(f"{op}: kernel has no centre: got {kernel}; expected odd sizes. Take one more or one less.")
-    halo = tuple(size // 2 for size in kernel)
+    halo = (kernel[0] // 2, kernel[1] // 2)
     check_locality(op, qkv, num_heads, (1, 1), halo, "keep", (1, 1))
     head_dim = qkv.shape[-1] // (3 * num_heads)
     if head_dim % 2:

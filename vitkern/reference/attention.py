@@ -3,13 +3,41 @@
 """
 
 import math
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
 
 from vitkern.reference.rounding import rounded
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+
+class Terms(TypedDict, total=False):
+    """The arguments of `attention` that change weights, not what is returned."""
+
+    bias: Tensor | None
+    mask: Tensor | None
+    key_padding_mask: Tensor | None
+    causal: bool
+    scale: float | None
+    dropout_p: float
+
+
+class _Terms(Terms, total=False):
+    low_precision: torch.dtype | None
+    keep: Tensor | None
+
+
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[False] = False, **terms: "Unpack[_Terms]"
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **terms: "Unpack[_Terms]"
+) -> tuple[Tensor, Tensor]: ...
 def attention(
     q: Tensor,
     k: Tensor,

@@ -8,7 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitkern.nn.layernorm_mlp import LayerNorm
+from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.strec import Sampler, SparseTransformerLayer, ages
 from vitkern.strec import form as forms
 from vitkern.strec.sampling import gates, sampled_order

@@ -12,7 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitkern.nn.layernorm_mlp import LayerNorm
+from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.strec import FeedForward, SampledAttention
 from vitkern.strec.model import STRec
 from vitkern.strec.sampling import sampled_order

@@ -1,6 +1,8 @@
 """Softmax attention over dense tokens: validation, dispatch, the registered operators and the PyTorch path."""
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -9,11 +11,27 @@ from torch.utils.flop_counter import register_flop_formula
 from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
 from vitkern.ops import checks
 from vitkern.ops.attention.softmax import attention_in_pytorch, kernel_in_pytorch, packed_kernel_in_pytorch
+from vitkern.reference.attention import Terms
 from vitkern.register import kernel_op
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 MAX_HEAD_DIM = 256
 
 
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[False] = False, **terms: "Unpack[Terms]"
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **terms: "Unpack[Terms]"
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool, **terms: "Unpack[Terms]"
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def attention(
     q: Tensor,
     k: Tensor,
@@ -63,10 +81,21 @@ def attention(
     if runs_kernel(op, (q, k, v, bias, mask, key_padding_mask), _reasons(q)):
         out, lse = attention_op(q, k, v, *terms, _seed(q, dropout_p), scale, causal, dropout_p)
         out = out.transpose(1, 2)
-        return (out, lse) if return_lse else out
-    return attention_in_pytorch(q, k, v, *terms, scale, causal, dropout_p, return_lse)
+    else:
+        out, lse = attention_in_pytorch(q, k, v, *terms, scale, causal, dropout_p, return_lse)
+    return (out, lse) if return_lse else out
 
 
+@overload
+def attention_qkvpacked(qkv: Tensor, *, return_lse: Literal[False] = False, **terms: "Unpack[Terms]") -> Tensor: ...
+@overload
+def attention_qkvpacked(
+    qkv: Tensor, *, return_lse: Literal[True], **terms: "Unpack[Terms]"
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def attention_qkvpacked(
+    qkv: Tensor, *, return_lse: bool, **terms: "Unpack[Terms]"
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def attention_qkvpacked(
     qkv: Tensor,
     *,
@@ -100,9 +129,10 @@ def attention_qkvpacked(
     terms = (_four(bias), _four(mask), key_padding_mask)
     if runs_kernel(op, (qkv, bias, mask, key_padding_mask), _reasons(qkv)):
         out, lse = attention_qkvpacked_op(qkv, *terms, _seed(qkv, dropout_p), scale, causal, dropout_p)
-        return (out, lse) if return_lse else out
-    result = attention_in_pytorch(q, k, v, *terms, scale, causal, dropout_p, return_lse)
-    return (result[0].transpose(1, 2), result[1]) if return_lse else result.transpose(1, 2)
+    else:
+        out, lse = attention_in_pytorch(q, k, v, *terms, scale, causal, dropout_p, return_lse)
+        out = out.transpose(1, 2)
+    return (out, lse) if return_lse else out
 
 
 def _check_heads(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -119,7 +149,17 @@ def _check_heads(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
         )
 
 
-def _check_terms(op, q, k, bias, mask, key_padding_mask, causal, scale, dropout_p) -> None:
+def _check_terms(
+    op: str,
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    key_padding_mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    dropout_p: float,
+) -> None:
     checks.check_flag(op, "causal", causal)
     checks.check_scale(op, scale)
     checks.check_probability(op, "dropout_p", dropout_p)
@@ -168,7 +208,7 @@ def _seed(like: Tensor, dropout_p: float) -> Tensor | None:
     return torch.randint(0, 2**62, (1,), device=like.device) if dropout_p > 0.0 else None
 
 
-def _flops(q_shape, k_shape) -> int:
+def _flops(q_shape: Sequence[int], k_shape: Sequence[int]) -> int:
     """Two products of (N, D) by (D, M) for each head; a multiply-add counts twice."""
     return 4 * math.prod(q_shape) * k_shape[2]
 
@@ -186,18 +226,22 @@ if HAS_TRITON:
     attention_qkvpacked_op.backward(kernels.attention_qkvpacked_gradients)(kernels.attention_qkvpacked_backward)
 
     @register_flop_formula(torch.ops.vitkern.attention)
-    def _attention_flops(q_shape, k_shape, *args, **kwargs) -> int:
+    def _attention_flops(q_shape: Sequence[int], k_shape: Sequence[int], *args: Any, **kwargs: Any) -> int:
         return _flops(q_shape, k_shape)
 
     @register_flop_formula(torch.ops.vitkern.attention_backward)
-    def _attention_backward_flops(grad_shape, out_shape, lse_shape, q_shape, k_shape, *args, **kwargs) -> int:
+    def _attention_backward_flops(
+        grad: Any, out: Any, lse: Any, q_shape: Sequence[int], k_shape: Sequence[int], *args: Any, **kwargs: Any
+    ) -> int:
         return _flops(q_shape, k_shape) * 5 // 2
 
     @register_flop_formula(torch.ops.vitkern.attention_qkvpacked)
-    def _packed_flops(qkv_shape, *args, **kwargs) -> int:
+    def _packed_flops(qkv_shape: Sequence[int], *args: Any, **kwargs: Any) -> int:
         batch, n, _, heads, head_dim = qkv_shape
         return _flops((batch, heads, n, head_dim), (batch, heads, n, head_dim))
 
     @register_flop_formula(torch.ops.vitkern.attention_qkvpacked_backward)
-    def _packed_backward_flops(grad_shape, out_shape, lse_shape, qkv_shape, *args, **kwargs) -> int:
+    def _packed_backward_flops(
+        grad: Any, out: Any, lse: Any, qkv_shape: Sequence[int], *args: Any, **kwargs: Any
+    ) -> int:
         return _packed_flops(qkv_shape) * 5 // 2

@@ -1,6 +1,7 @@
 """Dense attention in PyTorch: scaled_dot_product_attention, with the terms merged into the mask that it takes."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +13,25 @@ from vitkern.reference.dropout import keep_mask
 _VECTOR = 16  # below so many keys PyTorch's CPU kernel turns a query row of NaN into zeros
 
 
-def attention_in_pytorch(q, k, v, bias, mask, key_padding_mask, scale, causal, dropout_p, return_lse):
-    """The checked arguments of `vitkern.ops.attention.attention` -> what it returns."""
+def attention_in_pytorch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    key_padding_mask: Tensor | None,
+    scale: float,
+    causal: bool,
+    dropout_p: float,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The checked arguments of `vitkern.ops.attention.attention` -> out (B, H, N, D), and lse where it is wanted."""
     if return_lse or (not q.is_cuda and k.shape[2] < _VECTOR):
-        result = reference.attention(
+        out, lse = reference.attention(
             q, k, v, bias=bias, mask=mask, key_padding_mask=key_padding_mask,
-            causal=causal, scale=scale, dropout_p=dropout_p, return_lse=return_lse,
+            causal=causal, scale=scale, dropout_p=dropout_p, return_lse=True,
         )  # fmt: skip
-        out = result[0] if return_lse else result
-        out = out.transpose(1, 2).contiguous().transpose(1, 2)
-        return (out, result[1].float()) if return_lse else out
+        return out.transpose(1, 2).contiguous().transpose(1, 2), lse.float()
     if key_padding_mask is not None:
         keys = key_padding_mask[:, None, None, :]
         mask = keys if mask is None else mask & keys if mask.dtype == torch.bool else mask.masked_fill(~keys, -math.inf)
@@ -38,31 +48,48 @@ def attention_in_pytorch(q, k, v, bias, mask, key_padding_mask, scale, causal, d
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
-    return out.transpose(1, 2).contiguous().transpose(1, 2)
+    return out.transpose(1, 2).contiguous().transpose(1, 2), None
 
 
-def kernel_in_pytorch(q, k, v, bias, mask, key_mask, seed, scale, causal, dropout_p) -> tuple[Tensor, Tensor]:
+def kernel_in_pytorch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    key_mask: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    causal: bool,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor | None]:
     """What `vitkern.kernels.attention.attention_forward` returns, from its arguments: out (B, N, H, D) and lse. With
     dropout the same weights are dropped, so that either can follow the other in a backward pass."""
-    options = dict(bias=bias, mask=mask, key_padding_mask=key_mask, causal=causal, scale=scale)
     if seed is not None:
-        keep = keep_mask(seed, (*q.shape[:3], k.shape[2]), dropout_p)
-        out = reference.attention(q, k, v, **options, dropout_p=dropout_p, keep=keep)
+        keep = keep_mask(seed, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]), dropout_p)
+        out = reference.attention(
+            q, k, v, bias=bias, mask=mask, key_padding_mask=key_mask,
+            causal=causal, scale=scale, dropout_p=dropout_p, keep=keep,
+        )  # fmt: skip
     else:
-        out = attention_in_pytorch(q, k, v, bias, mask, key_mask, scale, causal, 0.0, False)
+        out, _ = attention_in_pytorch(q, k, v, bias, mask, key_mask, scale, causal, 0.0, False)
     if torch._C._are_functorch_transforms_active():
         return out.transpose(1, 2), None  # differentiated by the backward, which has lse no use for
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     for i in range(q.shape[0]):  # one sample's scores at a time in memory
-        own = {name: t[i : i + 1] if isinstance(t, Tensor) and len(t) > 1 else t for name, t in options.items()}
         rows = slice(i, i + 1)
-        lse[rows] = reference.attention(q[rows], k[rows], v[rows], **own, return_lse=True)[1]
+        own_bias, own_mask, own_keys = (t[rows] if t is not None and len(t) > 1 else t for t in (bias, mask, key_mask))
+        lse[rows] = reference.attention(
+            q[rows], k[rows], v[rows], bias=own_bias, mask=own_mask, key_padding_mask=own_keys,
+            causal=causal, scale=scale, return_lse=True,
+        )[1]  # fmt: skip
     return out.transpose(1, 2), lse
 
 
-def packed_kernel_in_pytorch(qkv, *arguments) -> tuple[Tensor, Tensor]:
+def packed_kernel_in_pytorch(qkv: Tensor, *arguments: Any) -> tuple[Tensor, Tensor | None]:
     """`kernel_in_pytorch` for the packed launcher: qkv (B, N, 3, H, D)."""
-    return kernel_in_pytorch(*qkv.permute(2, 0, 3, 1, 4).unbind(0), *arguments)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return kernel_in_pytorch(q, k, v, *arguments)
 
 
 def _term_dtype(q: Tensor) -> torch.dtype:

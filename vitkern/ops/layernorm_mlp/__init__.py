@@ -3,6 +3,8 @@ operator, the PyTorch path.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,14 +77,16 @@ if HAS_TRITON:
         )
 
     @register_flop_formula(torch.ops.vitkern.layernorm_mlp)
-    def _forward_flops(x_shape, norm_weight, norm_bias, fc1_shape, *args, out_shape=None, **kwargs) -> int:
+    def _forward_flops(
+        x_shape: Sequence[int], norm_weight: Any, norm_bias: Any, fc1_shape: Sequence[int], *args: Any, **kwargs: Any
+    ) -> int:
         return 4 * math.prod(x_shape) * fc1_shape[0]
 
     @register_flop_formula(torch.ops.vitkern.layernorm_mlp_backward)
     def _backward_flops(
-        grad, out, pre, mean, rstd, branch, x_shape, norm_weight, norm_bias, fc1_shape, *args, out_shape=None, **kwargs
+        grad: Any, out: Any, pre: Any, mean: Any, rstd: Any, branch: Any, *inputs: Any, **_: Any
     ) -> int:
-        return 8 * math.prod(x_shape) * fc1_shape[0]
+        return 2 * _forward_flops(*inputs)
 
 
 def layernorm_mlp(
@@ -192,8 +196,19 @@ def _check_scales(op: str, x: Tensor, layer_scale: Tensor | None, row_scale: Ten
 
 
 def _run_kernel(
-    x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale, eps, act, post_norm
-):
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    layer_scale: Tensor | None,
+    row_scale: Tensor | None,
+    eps: float,
+    act: str,
+    post_norm: bool,
+) -> Tensor:
     fc1_weight, fc1_bias, fc2_weight, fc2_bias = autocast(fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     norm_weight, norm_bias, fc1_bias, fc2_bias, layer_scale, row_scale = (
         unit_stride(vector) for vector in (norm_weight, norm_bias, fc1_bias, fc2_bias, layer_scale, row_scale)

@@ -13,8 +13,19 @@ _CHUNK = 2048  # rows for each thread, whose hidden layer stays in a CPU's cache
 
 
 def run_in_pytorch(
-    x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale, eps, act, post_norm
-):
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    layer_scale: Tensor | None,
+    row_scale: Tensor | None,
+    eps: float,
+    act: str,
+    post_norm: bool,
+) -> Tensor:
     """Arguments of `vitkern.ops.layernorm_mlp.layernorm_mlp`, checked."""
     tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -38,9 +49,21 @@ def run_in_pytorch(
 
 
 def kernel_in_pytorch(
-    x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale,
-    eps, act, post_norm, plan, keep,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    layer_scale: Tensor | None,
+    row_scale: Tensor | None,
+    eps: float,
+    act: str,
+    post_norm: bool,
+    plan: str,
+    keep: bool,
+) -> Tensor:
     """The first output of `kernels.layernorm_mlp.layernorm_mlp_forward`, whose arguments these are. Where the residual
     stream is wider than the weights, autocast made them so."""
     tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale)
@@ -55,7 +78,17 @@ def _activate(y: Tensor, act: str) -> Tensor:
     return F.gelu(y, approximate="tanh" if act == "gelu_tanh" else "none")
 
 
-def _in_place(x, norm, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, act, post_norm):
+def _in_place(
+    x: Tensor,
+    norm: tuple[Tensor | None, Tensor | None, float],
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    layer_scale: Tensor | None,
+    act: str,
+    post_norm: bool,
+) -> Tensor:
     """A few rows at a time through both layers, so that the hidden layer never leaves the cache."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows = x.reshape(-1, x.shape[-1])

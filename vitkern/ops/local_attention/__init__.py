@@ -1,6 +1,9 @@
 """Attention of each token of an image over those near it: one operator for neighbourhoods, halos, chunks, windows and
 grids."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -11,6 +14,9 @@ from vitkern.ops.local_attention.checks import check_locality, check_terms
 from vitkern.ops.local_attention.softmax import kernel_in_pytorch, local_softmax
 from vitkern.ops.window_attention.windows import padded_size
 from vitkern.register import kernel_op
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 MAX_HEAD_DIM = 128
 
@@ -25,23 +31,61 @@ if HAS_TRITON:
     )(kernels.local_attention_forward)
     local_attention_op.backward(kernels.local_attention_gradients)(kernels.local_attention_backward)
 
-    def _product(qkv_shape, block, halo) -> int:
+    def _product(qkv_shape: Sequence[int], block: Sequence[int], halo: Sequence[int]) -> int:
         """FLOPs of one matrix product: every query of whole blocks with all that its interval holds."""
         batch, img_h, img_w, packed = qkv_shape
         tokens = batch * padded_size(img_h, block[0]) * padded_size(img_w, block[1])
         return 2 * tokens * (block[0] + 2 * halo[0]) * (block[1] + 2 * halo[1]) * packed // 3
 
     @register_flop_formula(torch.ops.vitkern.local_attention)
-    def _forward_flops(qkv_shape, table, rel_h, rel_w, padding, num_heads, block, halo, *args, **kwargs) -> int:
+    def _forward_flops(
+        qkv_shape: Sequence[int],
+        table: Any,
+        rel_h: Any,
+        rel_w: Any,
+        padding: Any,
+        num_heads: int,
+        block: Sequence[int],
+        halo: Sequence[int],
+        *args: Any,
+        **kwargs: Any,
+    ) -> int:
         return 2 * _product(qkv_shape, block, halo)
 
     @register_flop_formula(torch.ops.vitkern.local_attention_backward)
-    def _backward_flops(
-        grad, lse_grad, out, lse, qkv_shape, table, rel_h, rel_w, padding, num_heads, block, halo, *args, **kwargs
-    ) -> int:
-        return 5 * _product(qkv_shape, block, halo)
+    def _backward_flops(grad: Any, lse_grad: Any, out: Any, lse: Any, *inputs: Any, **kwargs: Any) -> int:
+        return _forward_flops(*inputs) * 5 // 2
 
 
+class _Sizes(TypedDict):
+    num_heads: int
+    block: tuple[int, int]
+
+
+class Arguments(_Sizes, total=False):
+    """Those of `local_attention` that change weights, not what is returned."""
+
+    halo: tuple[int, int]
+    border: str
+    dilation: tuple[int, int]
+    table: Tensor | None
+    rel_h: Tensor | None
+    rel_w: Tensor | None
+    padding: Tensor | None
+    neighbor: tuple[int, int] | None
+    scale: float | None
+
+
+@overload
+def local_attention(qkv: Tensor, *, return_lse: Literal[False] = False, **arguments: "Unpack[Arguments]") -> Tensor: ...
+@overload
+def local_attention(
+    qkv: Tensor, *, return_lse: Literal[True], **arguments: "Unpack[Arguments]"
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def local_attention(
+    qkv: Tensor, *, return_lse: bool, **arguments: "Unpack[Arguments]"
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def local_attention(
     qkv: Tensor,
     *,
@@ -103,13 +147,13 @@ def local_attention(
     qkv, rel_h, rel_w, padding = autocast(qkv, rel_h, rel_w, padding)
     check_same(op, qkv=qkv, rel_h=rel_h, rel_w=rel_w, padding=padding)
     scale = (qkv.shape[-1] // 3 // num_heads) ** -0.5 if scale is None else float(scale)
-    neighbor = () if neighbor is None else tuple(neighbor)
     tensors = (qkv, table, rel_h, rel_w, padding)
-    arguments = (num_heads, block, halo, border, dilation, neighbor, scale)
+    chosen = () if neighbor is None else tuple(neighbor)
     if runs_kernel(op, tensors, head_dim_reasons(qkv.shape[-1] // 3 // num_heads)):
-        out, lse = local_attention_op(*tensors, *(list(a) if isinstance(a, tuple) else a for a in arguments))
+        pairs = list(block), list(halo), border, list(dilation), list(chosen)
+        out, lse = local_attention_op(*tensors, num_heads, *pairs, scale)
     else:
-        out, lse = local_softmax(*tensors, *arguments, return_lse)
+        out, lse = local_softmax(*tensors, num_heads, block, halo, border, dilation, chosen, scale, return_lse)
     return (out, lse) if return_lse else out
 
 

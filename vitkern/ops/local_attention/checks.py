@@ -1,5 +1,6 @@
 """Validation of the arguments that describe local attention; the error contract is that of `vitkern.ops.checks`."""
 
+import torch
 from torch import Tensor
 
 from vitkern.ops.checks import check_shape, check_tensor
@@ -9,7 +10,16 @@ LIMIT = 2**15  # of sizes: places within a tile are numbers of 32 bits
 BORDERS = ("clamp", "exclude", "keep", "wrap")
 
 
-def check_locality(op: str, qkv: Tensor, num_heads, block, halo, border, dilation, neighbor=None):
+def check_locality(
+    op: str,
+    qkv: Tensor,
+    num_heads: int,
+    block: tuple[int, int],
+    halo: tuple[int, int],
+    border: str,
+    dilation: tuple[int, int],
+    neighbor: tuple[int, int] | None = None,
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """``block``, ``halo`` and ``dilation`` as pairs.
 
     Raises:
@@ -54,7 +64,9 @@ def check_locality(op: str, qkv: Tensor, num_heads, block, halo, border, dilatio
     return block, halo, dilation
 
 
-def _check_clamp(op, image, block, halo, dilation) -> None:
+def _check_clamp(
+    op: str, image: torch.Size, block: tuple[int, int], halo: tuple[int, int], dilation: tuple[int, int]
+) -> None:
     if block != (1, 1):
         raise ValueError(
             f'{op}: border "clamp" moves the window of a single query: got block {block}; expected (1, 1). Use '
@@ -68,7 +80,18 @@ def _check_clamp(op, image, block, halo, dilation) -> None:
         )
 
 
-def check_terms(op, qkv, num_heads, block, halo, border, table, rel_h, rel_w, padding) -> None:
+def check_terms(
+    op: str,
+    qkv: Tensor,
+    num_heads: int,
+    block: tuple[int, int],
+    halo: tuple[int, int],
+    border: str,
+    table: Tensor | None,
+    rel_h: Tensor | None,
+    rel_w: Tensor | None,
+    padding: Tensor | None,
+) -> None:
     """The tensors beside ``qkv``.
 
     Raises:

@@ -6,6 +6,7 @@ lies and which of its keys each query sees repeats from tile to tile: those of o
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -44,7 +45,7 @@ class Axis(NamedTuple):
     place: Tensor
 
 
-def _axis_of(size: int, locality: Locality, device) -> Axis:
+def _axis_of(size: int, locality: Locality, device: torch.device | str) -> Axis:
     block, halo, border, dilation = locality
     tile, extent = (TILE if block == 1 else block), locality.extent
     tiles = (size + dilation * tile - 1) // (dilation * tile)  # of a class
@@ -82,36 +83,38 @@ class Tiles(NamedTuple):
     columns: Axis
     whole: bool
 
-    def pairs(self, rows: Tensor, columns: Tensor, join) -> Tensor:
+    def pairs(self, rows: Tensor, columns: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """``join`` of something of the rows (T_h or 1, Q_h, K_h) and of the columns -> (G or 1, N, M)."""
         joined = join(rows[:, None, :, None, :, None], columns[None, :, None, :, None, :])
         return joined.flatten(4).flatten(2, 3).flatten(0, 1)
 
 
-def tiles_of(size: tuple[int, int], localities: tuple[Locality, Locality], device) -> tuple[Tiles, ...]:
+def tiles_of(size: tuple[int, int], localities: tuple[Locality, Locality], device: torch.device) -> tuple[Tiles, ...]:
     """All tiles of an image of ``size`` tokens; sorted by pattern, one entry for each, unless they are being traced."""
     if is_eager():
-        return _patterns_of(tuple(size), localities, device)
+        return _patterns_of(size, localities, device)
     rows, columns = (_axis_of(*axis, device) for axis in zip(size, localities, strict=True))
     return (_tiles(rows, columns, size[1], False),)
 
 
 @functools.lru_cache(maxsize=64)
-def _patterns_of(size, localities, device) -> tuple[Tiles, ...]:
+def _patterns_of(
+    size: tuple[int, int], localities: tuple[Locality, Locality], device: torch.device
+) -> tuple[Tiles, ...]:
     found = []
     with torch.inference_mode(False):  # an index made in inference mode could not be saved for a backward
         rows, columns = (_patterns(_axis_of(*axis, "cpu")) for axis in zip(size, localities, strict=True))
         for y in rows:
             for x in columns:
                 whole = bool(y.seen.all() and x.seen.all())
-                moved = (Axis(*(part.to(device) for part in axis)) for axis in (y, x))
-                found.append(_tiles(*moved, size[1], whole))
+                moved_y, moved_x = (Axis(*(part.to(device) for part in axis)) for axis in (y, x))
+                found.append(_tiles(moved_y, moved_x, size[1], whole))
     return tuple(found)
 
 
 def _patterns(axis: Axis) -> list[Axis]:
     """The tiles of each pattern, whose masks have a first dimension of 1."""
-    members = {}
+    members: dict[tuple[bytes, ...], list[int]] = {}
     for number, masks in enumerate(zip(axis.seen, axis.offset, axis.place, strict=True)):
         members.setdefault(tuple(mask.numpy().tobytes() for mask in masks), []).append(number)
     return [Axis(axis.queries[own], axis.keys[own], *(part[own[:1]] for part in axis[2:])) for own in members.values()]

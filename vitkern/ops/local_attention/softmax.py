@@ -3,6 +3,8 @@ at a time."""
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,19 @@ from vitkern.ops.local_attention.localities import Locality, Tiles, tiles_of
 
 
 def local_softmax(
-    qkv, table, rel_h, rel_w, padding, num_heads, block, halo, border, dilation, neighbor, scale, return_lse
+    qkv: Tensor,
+    table: Tensor | None,
+    rel_h: Tensor | None,
+    rel_w: Tensor | None,
+    padding: Tensor | None,
+    num_heads: int,
+    block: Sequence[int],
+    halo: Sequence[int],
+    border: str,
+    dilation: Sequence[int],
+    neighbor: Sequence[int],
+    scale: float,
+    return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Arguments as `vitkern.ops.local_attention.local_attention` checks them: out (B, img_h, img_w, C), and lse (B, H,
     img_h, img_w) float32 with ``return_lse``."""
@@ -24,7 +38,7 @@ def local_softmax(
             _nothing((batch, height, width, channels), qkv, table, rel_h, rel_w, padding),
             _nothing((batch, num_heads, height, width), qkv, table, rel_h, rel_w, padding).float(),
         )
-    localities = tuple(Locality(*axis) for axis in zip(block, halo, (border, border), dilation, strict=True))
+    rows_near, columns_near = (Locality(*axis) for axis in zip(block, halo, (border, border), dilation, strict=True))
     rows = qkv.reshape(batch, tokens, packed)
     if max(halo) > 0 or any(n % (b * d) for n, b, d in zip((height, width), block, dilation, strict=True)):
         outside = qkv.new_zeros(packed) if padding is None else padding
@@ -32,9 +46,9 @@ def local_softmax(
     rows = rows.view(batch, -1, 3, num_heads, head_dim)
     is_whole = tuple(block) == (height, width) and min(block) > 1 and max(halo) == 0 and max(dilation) == 1
     wide = torch.float64 if qkv.dtype == torch.float64 else torch.float32 if not qkv.is_cuda else qkv.dtype
-    rel = None if rel_h is None else tuple(t.reshape(batch, tokens, num_heads, -1).to(wide) for t in (rel_h, rel_w))
+    rel = [t.reshape(batch, tokens, num_heads, -1).to(wide) for t in (rel_h, rel_w) if t is not None]  # both or neither
     outs, logs, places = [], [], []
-    for tiles in tiles_of((height, width), localities, qkv.device):
+    for tiles in tiles_of((height, width), (rows_near, columns_near), qkv.device):
         if is_whole:  # one tile, its tokens in their order
             q, k, v = rows.permute(2, 0, 3, 1, 4).unsqueeze(2)  # (B, 1, H, N, D)
         elif max(halo) == 0:  # the keys of a tile are its queries
@@ -43,7 +57,7 @@ def local_softmax(
             q = _chosen(rows[:, :, 0], tiles.queries).transpose(2, 3)
             k, v = _chosen(rows[:, :, 1:], tiles.keys).permute(3, 0, 1, 4, 2, 5)
         terms = [] if table is None else [_table_bias(table.to(wide), tiles)]
-        terms += [] if rel is None else [_rel_bias(rel, block, tiles)]
+        terms += [_rel_bias(rel, block, tiles)] if rel else []
         mask = _mask(tiles, neighbor, block, terms)
         if return_lse:
             out, lse = _explicit(q, k, v, mask, scale)
@@ -57,12 +71,9 @@ def local_softmax(
     return out, _sorted(logs, 2, order).view(batch, num_heads, height, width) if return_lse else None
 
 
-def kernel_in_pytorch(
-    qkv, table, rel_h, rel_w, padding, num_heads, block, halo, border, dilation, neighbor, scale
-) -> tuple[Tensor, Tensor]:
+def kernel_in_pytorch(*arguments: Any) -> tuple[Tensor, Tensor | None]:
     """What `vitkern.kernels.local_attention.local_attention_forward` returns, from its arguments."""
-    pairs = (tuple(block), tuple(halo), border, tuple(dilation), tuple(neighbor))
-    return local_softmax(qkv, table, rel_h, rel_w, padding, num_heads, *pairs, scale, True)
+    return local_softmax(*(*arguments, True))
 
 
 def _nothing(shape: tuple[int, ...], like: Tensor, *others: Tensor | None) -> Tensor:
@@ -93,7 +104,7 @@ def _sorted(parts: list[Tensor], dim: int, order: Tensor | None) -> Tensor:
     return whole if order is None else whole.index_select(dim, order)
 
 
-def _mask(tiles: Tiles, neighbor: tuple, block: tuple, terms: list[Tensor]) -> Tensor | None:
+def _mask(tiles: Tiles, neighbor: Sequence[int], block: Sequence[int], terms: list[Tensor]) -> Tensor | None:
     """What SDPA takes as a mask, (G or 1, 1, N, M) or as the terms; None where every key is seen and nothing added."""
     seen = None if tiles.whole else tiles.pairs(tiles.rows.seen, tiles.columns.seen, torch.logical_and)[:, None]
     if neighbor:
@@ -113,7 +124,7 @@ def _table_bias(table: Tensor, tiles: Tiles) -> Tensor:
     return table.flatten(1).index_select(1, where.reshape(-1)).unflatten(1, where.shape).transpose(0, 1)
 
 
-def _rel_bias(rel: tuple[Tensor, Tensor], block: tuple, tiles: Tiles) -> Tensor:
+def _rel_bias(rel: list[Tensor], block: Sequence[int], tiles: Tiles) -> Tensor:
     """(B, tokens, H, E_h) and (..., E_w) -> (B, G, H, N, M)."""
     side_h, side_w = tiles.rows.place.shape[1], tiles.columns.place.shape[1]
     count_h, count_w = tiles.rows.queries.shape[0], tiles.columns.queries.shape[0]
@@ -140,7 +151,9 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
         return (weights if empty is None else weights.masked_fill(empty, 0.0)) @ v
     if mask is None or mask.dim() == 5 or mask.shape[0] == 1:
         merged = None if mask is None else mask.flatten(0, 1) if mask.dim() == 5 else mask
-        out = F.scaled_dot_product_attention(*(t.flatten(0, 1) for t in (q, k, v)), attn_mask=merged, scale=scale)
+        out = F.scaled_dot_product_attention(
+            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=merged, scale=scale
+        )
         return out.unflatten(0, q.shape[:2])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 

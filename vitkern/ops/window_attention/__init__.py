@@ -1,7 +1,8 @@
 """Self-attention within (shifted) windows of an image: Swin (arXiv 2103.14030) and Swin V2 (arXiv 2111.09883)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
 from vitkern.ops.checks import check_probability, check_same, check_shape, check_tensor
 from vitkern.ops.projection import projected
 from vitkern.ops.window_attention.checks import check_windows
-from vitkern.ops.window_attention.softmax import Scores, image_softmax, windows_in_pytorch
+from vitkern.ops.window_attention.softmax import image_softmax, windows_in_pytorch
+from vitkern.ops.window_attention.steps import Scores
 from vitkern.ops.window_attention.windows import padded_size
 from vitkern.register import kernel_op
 
@@ -63,7 +65,7 @@ if HAS_TRITON:
             grad, out, lse, qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value, needs
         )
 
-    def _products(qkv_shape, window) -> int:
+    def _products(qkv_shape: Sequence[int], window: Sequence[int]) -> int:
         """FLOPs of one matrix product of all windows."""
         batch, img_h, img_w, packed = qkv_shape
         tokens = batch * padded_size(img_h, window[0]) * padded_size(img_w, window[1])
@@ -71,15 +73,20 @@ if HAS_TRITON:
 
     @register_flop_formula(torch.ops.vitkern.window_attention)
     def _forward_flops(
-        qkv_shape, table, padding, head_scale, num_heads, window, *args, out_shape=None, **kwargs
+        qkv_shape: Sequence[int],
+        table: Any,
+        padding: Any,
+        head_scale: Any,
+        num_heads: int,
+        window: Sequence[int],
+        *args: Any,
+        **kwargs: Any,
     ) -> int:
         return 2 * _products(qkv_shape, window)
 
     @register_flop_formula(torch.ops.vitkern.window_attention_backward)
-    def _backward_flops(
-        grad, out, lse, qkv_shape, table, padding, head_scale, num_heads, window, *args, out_shape=None, **kwargs
-    ) -> int:
-        return 5 * _products(qkv_shape, window)
+    def _backward_flops(grad: Any, out: Any, lse: Any, *inputs: Any, **kwargs: Any) -> int:
+        return _forward_flops(*inputs) * 5 // 2
 
 
 def _is_padded(image: Tensor, window: tuple[int, int]) -> bool:
@@ -104,7 +111,18 @@ def _head_scale(logit_scale: Tensor | None) -> Tensor | None:
     return wide.reshape(-1).clamp(max=MAX_LOGIT_SCALE).exp()
 
 
-def _run_kernel(qkv, table, padding, logit_scale, num_heads, window, shift, wrap, scale, mask_value) -> Tensor:
+def _run_kernel(
+    qkv: Tensor,
+    table: Tensor | None,
+    padding: Tensor | None,
+    logit_scale: Tensor | None,
+    num_heads: int,
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    wrap: str,
+    scale: float | None,
+    mask_value: float | None,
+) -> Tensor:
     size = qkv.shape[1:3]
     modulus = list(size) if wrap == "image" else [padded_size(*axis) for axis in zip(size, window, strict=True)]
     return window_attention_forward(
@@ -221,13 +239,16 @@ def projected_window_attention(
             f"{op}: project is not callable: got {type(project).__name__}; "
             "expected a map from (..., C_in) to (..., 3 C)."
         )
-    arguments = dict(num_heads=num_heads, window=window, shift=shift, table=table, wrap=wrap, mask_value=mask_value)
-    arguments.update(scale=scale, logit_scale=logit_scale)
-    window, shift = check_windows(op, x, num_heads, **arguments)
+    window, shift = check_windows(
+        op, x, num_heads, num_heads, window, shift, table, wrap, mask_value, scale, logit_scale
+    )
     check_probability(op, "dropout_p", dropout_p)
     reasons = _reasons(x, window, shift, wrap) + ["the kernel does not drop attention weights"] * (dropout_p > 0.0)
     if runs_kernel(op, (*autocast(x), table, logit_scale), reasons, operator="window_attention"):
         qkv, padding = projected(op, x, project, num_heads, _is_padded(x, window))
-        return window_attention(qkv, padding=padding, **arguments)
+        return window_attention(
+            qkv, num_heads=num_heads, window=window, shift=shift, table=table, padding=padding, wrap=wrap,
+            mask_value=mask_value, scale=scale, logit_scale=logit_scale,
+        )  # fmt: skip
     scores = Scores(num_heads, window, table, mask_value, scale, _head_scale(logit_scale), dropout_p)
     return image_softmax(x, project, None, shift, wrap, scores)

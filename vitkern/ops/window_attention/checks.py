@@ -1,12 +1,14 @@
 """Validation of the arguments that describe windows; the error contract is that of `vitkern.ops.checks`."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from vitkern.ops.checks import check_number, check_scale, check_shape, check_tensor
 
 
-def int_pair(op: str, name: str, value) -> tuple[int, int]:
+def int_pair(op: str, name: str, value: Iterable[int]) -> tuple[int, int]:
     try:
         pair = tuple(value)
     except TypeError:
@@ -20,8 +22,18 @@ def int_pair(op: str, name: str, value) -> tuple[int, int]:
 
 
 def check_windows(
-    op: str, image: Tensor, channels, num_heads, window, shift, table, wrap, mask_value, scale, logit_scale
-):
+    op: str,
+    image: Tensor,
+    channels: int,
+    num_heads: int,
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    table: Tensor | None,
+    wrap: str,
+    mask_value: float | None,
+    scale: float | None,
+    logit_scale: Tensor | None,
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """What window_attention and projected_window_attention both check -> (window, shift) as tuples.
 
     Raises:

@@ -6,7 +6,7 @@ the cache.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -24,6 +24,8 @@ from vitkern.ops.window_attention.windows import (
     scatter_windows,
     windows_of,
 )
+
+Project = Callable[[Tensor], Tensor]  # (..., C_in) -> (..., 3 * C)
 
 
 def _masks(windows: Windows, scores: Scores, dtype: torch.dtype) -> list[Tensor | None]:
@@ -61,14 +63,14 @@ def attend(rows: Tensor, windows: Windows, scores: Scores) -> Tensor:
     backend = sdpa_kernel(SDPBackend.MATH) if transformed else nullcontext()
     with torch.autocast("cpu" if rows.is_meta else rows.device.type, enabled=False), backend:
         parts = [
-            F.scaled_dot_product_attention(*qkv, mask, scores.dropout_p, scale=scale).transpose(1, 2)
-            for *qkv, mask in classes
+            F.scaled_dot_product_attention(q, k, v, mask, scores.dropout_p, scale=scale).transpose(1, 2)
+            for q, k, v, mask in classes
         ]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     return whole.reshape(rows.shape[0], rows.shape[1] // 3).to(rows.dtype)
 
 
-def _projected(project, tokens: Tensor, heads: int) -> Tensor:
+def _projected(project: Project | None, tokens: Tensor, heads: int) -> Tensor:
     """``project`` of (tokens, C_in), or the tokens where it is None: (tokens, 3 * C)."""
     if project is None:
         return tokens
@@ -79,7 +81,7 @@ def _projected(project, tokens: Tensor, heads: int) -> Tensor:
 
 
 def window_softmax(
-    tokens: Tensor, project: Callable | None, padding: Tensor | None, windows: Windows, scores: Scores
+    tokens: Tensor, project: Project | None, padding: Tensor | None, windows: Windows, scores: Scores
 ) -> Tensor:
     """Image tokens (B * img_h * img_w, C_in) -> attention (B * img_h * img_w, C).
 
@@ -90,40 +92,60 @@ def window_softmax(
         return _inference(tokens, project, padding, windows, scores)
     rows = _projected(project, gather_windows(tokens, windows, padding), scores.num_heads)
     if in_steps:
-        masks = _masks(windows, scores, rows.dtype)
-        masks = None if masks[0] is None else torch.stack([mask[0] for mask in masks])
-        out = AttendInSteps.apply(
-            rows, masks, scores.head_scale, scores._replace(table=None, head_scale=None), windows.counts
-        )
+        masks = [mask[0] for mask in _masks(windows, scores, rows.dtype) if mask is not None]
+        kept = scores._replace(table=None, head_scale=None)
+        out = AttendInSteps.apply(rows, torch.stack(masks) if masks else None, scores.head_scale, kept, windows.counts)
     else:
         out = attend(rows, windows, scores)
     return scatter_windows(out, windows)
 
 
-def image_softmax(image: Tensor, project: Callable | None, padding: Tensor | None, shift, wrap: str, scores: Scores):
+def image_softmax(
+    image: Tensor,
+    project: Project | None,
+    padding: Tensor | None,
+    shift: tuple[int, int],
+    wrap: str,
+    scores: Scores,
+) -> Tensor:
     """`window_softmax` of the shifted windows of an image (B, img_h, img_w, C_in) -> (B, img_h, img_w, C)."""
-    windows = windows_of(*image.shape[:3], scores.window, shift, wrap, image.device)
+    batch, img_h, img_w = image.shape[:3]
+    windows = windows_of(batch, img_h, img_w, scores.window, shift, wrap, image.device)
     out = window_softmax(image.flatten(0, 2), project, padding, windows, scores)
-    return out.view(*image.shape[:3], out.shape[-1])
+    return out.view(batch, img_h, img_w, out.shape[-1])
 
 
-def windows_in_pytorch(qkv, table, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value) -> Tensor:
+def windows_in_pytorch(
+    qkv: Tensor,
+    table: Tensor | None,
+    padding: Tensor | None,
+    head_scale: Tensor | None,
+    num_heads: int,
+    window: Sequence[int],
+    shift: Sequence[int],
+    wrap: Sequence[int],
+    scale: float,
+    mask_value: float,
+) -> Tensor:
     """The first output of `vitkern.kernels.window_attention.window_attention_forward`, whose arguments these are."""
     order = "image" if tuple(wrap) == tuple(qkv.shape[1:3]) else "padded"
-    scores = Scores(num_heads, tuple(window), table, mask_value, scale, head_scale)
-    return image_softmax(qkv, None, padding, tuple(shift), order, scores)
+    scores = Scores(num_heads, (window[0], window[1]), table, mask_value, scale, head_scale)
+    return image_softmax(qkv, None, padding, (shift[0], shift[1]), order, scores)
 
 
-def _inference(tokens, project, padding, windows: Windows, scores: Scores) -> Tensor:
+def _inference(
+    tokens: Tensor, project: Project | None, padding: Tensor | None, windows: Windows, scores: Scores
+) -> Tensor:
     """Gather, projection and attention of a few windows at a time."""
-    masks, out = None, None
+    masks: list[Tensor | None] = []
+    out = tokens.new_empty(0)
     for number, part in steps_of(windows.counts, scores.size):
         rows = tokens.index_select(0, windows.gather[part])
         if windows.outside is not None:
             outside = windows.outside[part]
             rows = rows.masked_fill_(outside, 0.0) if padding is None else torch.where(outside, padding, rows)
         rows = _projected(project, rows, scores.num_heads)
-        if out is None:
+        if not masks:  # the first rows show dtype and channels
             masks = _masks(windows, scores, rows.dtype)
             out = rows.new_empty(windows.gather.shape[0], rows.shape[1] // 3)
         with torch.autocast("cpu", enabled=False):

@@ -5,8 +5,8 @@ The scores of a step never leave the cache. SDPA's CPU kernel is slow on groups 
 that needs a gradient. Half precision is computed in float32.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def steps_of(counts, size: int, tokens: int = _CHUNK_TOKENS) -> Iterator[tuple[int, slice]]:
+def steps_of(counts: Sequence[int], size: int, tokens: int = _CHUNK_TOKENS) -> Iterator[tuple[int, slice]]:
     """(class, slice of the window tokens) of each step of ``tokens`` a thread or fewer; none spans two classes."""
     step, start = max(1, torch.get_num_threads() * tokens // size), 0
     for number, count in enumerate(counts):
@@ -99,24 +99,24 @@ class _Operands(NamedTuple):
     inverse norms (2, windows * H, N, 1)."""
 
     qkv: Tensor
-    probabilities: Tensor | None
+    probabilities: Tensor
     inverse: Tensor | None
 
 
-def _operands(rows: Tensor, scores: Scores, probabilities: Tensor | None = None) -> _Operands:
+def _operands(rows: Tensor, mask: Tensor | None, scores: Scores, probabilities: Tensor | None) -> _Operands:
+    """``probabilities`` are computed where there are none."""
     qkv = _heads_first(rows, 3, scores.size, scores.num_heads)
     inverse = None if scores.head_scale is None else _cosine(qkv[:2], scores.head_scale)
+    if probabilities is None:
+        probabilities = _probabilities(qkv[0], qkv[1], mask, scores.num_heads, _scale(qkv, scores))
     return _Operands(qkv, probabilities, inverse)
 
 
-def _explicit(rows: Tensor, mask: Tensor | None, scores: Scores, out: Tensor | None) -> _Operands:
-    """Attention of a few windows, written to ``out`` where there is one."""
-    found = _operands(rows, scores)
-    q, k, v = found.qkv
-    p = _probabilities(q, k, mask, scores.num_heads, _scale(q, scores))
-    if out is not None:
-        _heads_last(torch.bmm(p, v)[None], scores.num_heads, out)
-    return found._replace(probabilities=p)
+def _explicit(rows: Tensor, mask: Tensor | None, scores: Scores, out: Tensor) -> Tensor:
+    """Attention of a few windows, written to ``out``; returns the probabilities."""
+    (_, _, v), p, _ = _operands(rows, mask, scores, None)
+    _heads_last(torch.bmm(p, v)[None], scores.num_heads, out)
+    return p
 
 
 def _scale(qkv: Tensor, scores: Scores) -> float:
@@ -137,7 +137,8 @@ def attend_step(rows: Tensor, mask: Tensor | None, scores: Scores, out: Tensor) 
         scale = _scale(qkv, scores)
         if scores.head_scale is not None:
             _cosine(qkv[:2], scores.head_scale)
-        result = F.scaled_dot_product_attention(*qkv.unflatten(1, (-1, heads)), attn_mask=mask, scale=scale)
+        q, k, v = qkv.unflatten(1, (-1, heads))  # (windows, H, N, D) each
+        result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         _heads_last(result.reshape(1, *qkv.shape[1:]), heads, target)
 
 
@@ -150,7 +151,14 @@ class AttendInSteps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows, masks, head_scale, scores, counts):
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        masks: Tensor | None,
+        head_scale: Tensor | None,
+        scores: Scores,
+        counts: tuple[int, ...],
+    ) -> Tensor:
         ctx.scores, ctx.counts = scores._replace(head_scale=None), counts
         scores = scores._replace(head_scale=head_scale)
         out = rows.new_empty(rows.shape[0], rows.shape[1] // 3)
@@ -159,21 +167,21 @@ class AttendInSteps(torch.autograd.Function):
             for number, part in _score_steps(counts, scores):
                 mask = None if masks is None else masks[number]
                 if scores.size <= _LARGE:
-                    kept.append(_explicit(rows[part], mask, scores, out[part]).probabilities)
+                    kept.append(_explicit(rows[part], mask, scores, out[part]))
                 else:
                     attend_step(rows[part], mask, scores, out[part])
         ctx.save_for_backward(rows, masks, head_scale, *kept)
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast("cpu", enabled=False):
             if torch.is_grad_enabled() or is_batched(grad):
                 return (*_differentiated(ctx, grad), None, None)
             return (*_gradients(ctx, grad), None, None)
 
 
-def _gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Of rows, masks and head_scale."""
     rows, masks, head_scale, *kept = ctx.saved_tensors
     scores = ctx.scores._replace(head_scale=head_scale)
@@ -182,11 +190,8 @@ def _gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]
     d_masks = torch.zeros_like(masks) if ctx.needs_input_grad[1] else None
     d_head_scale = None if head_scale is None else torch.zeros_like(head_scale)
     for step, (number, part) in enumerate(_score_steps(ctx.counts, scores)):
-        if kept:
-            (q, k, v), p, inverse = _operands(rows[part], scores, kept[step])
-        else:
-            mask = None if masks is None else masks[number]
-            (q, k, v), p, inverse = _explicit(rows[part], mask, scores, None)
+        mask = None if masks is None else masks[number]
+        (q, k, v), p, inverse = _operands(rows[part], mask, scores, kept[step] if kept else None)
         g = _heads_first(grad[part], 1, size, heads)[0]
         d_qkv = q.new_empty(3, *q.shape)
         torch.bmm(p.transpose(1, 2), g, out=d_qkv[2])
@@ -195,7 +200,7 @@ def _gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]
             d_masks[number] += d_scores.view(-1, heads, size, size).sum(0).sum_to_size(d_masks.shape[1:])
         torch.bmm(d_scores, k, out=d_qkv[0])
         torch.bmm(d_scores.transpose(1, 2), q, out=d_qkv[1])
-        if head_scale is None:
+        if d_head_scale is None or inverse is None:
             d_qkv[:2].mul_(_scale(q, scores))
         else:
             d_head_scale += _cosine_backward(d_qkv[:2], torch.stack((q, k)), inverse, head_scale)
@@ -203,18 +208,21 @@ def _gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]
     return d_rows, d_masks, d_head_scale
 
 
-def _differentiated(ctx, grad: Tensor) -> list[Tensor | None]:
+def _differentiated(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     """As `_gradients`, by autograd on the formula, so that they have a graph where one is wanted."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        inputs = [None if value is None else value.view_as(value) for value in ctx.saved_tensors[:3]]
-        out = _formula(*inputs, ctx.scores, ctx.counts)
-        leaves = [value for value, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
+        rows, masks, head_scale = (None if value is None else value.view_as(value) for value in ctx.saved_tensors[:3])
+        out = _formula(rows, masks, head_scale, ctx.scores, ctx.counts)
+        pairs = zip((rows, masks, head_scale), ctx.needs_input_grad, strict=False)
+        leaves = [value for value, needed in pairs if needed and value is not None]
         found = iter(torch.autograd.grad(out, leaves, grad, create_graph=again))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:3]]
 
 
-def _formula(rows: Tensor, masks: Tensor | None, head_scale: Tensor | None, scores: Scores, counts) -> Tensor:
+def _formula(
+    rows: Tensor, masks: Tensor | None, head_scale: Tensor | None, scores: Scores, counts: tuple[int, ...]
+) -> Tensor:
     """What `AttendInSteps` computes, of operators that can be differentiated any number of times."""
     heads, dtype = scores.num_heads, wide(rows.dtype)
     packed = rows.to(dtype).unflatten(-1, (3, heads, -1)).unflatten(0, (-1, scores.size))
@@ -231,7 +239,7 @@ def _formula(rows: Tensor, masks: Tensor | None, head_scale: Tensor | None, scor
     return out.transpose(1, 2).reshape(rows.shape[0], rows.shape[1] // 3).to(rows.dtype)
 
 
-def _score_steps(counts, scores: Scores) -> Iterator[tuple[int, slice]]:
+def _score_steps(counts: Sequence[int], scores: Scores) -> Iterator[tuple[int, slice]]:
     """`steps_of` as many windows as hold ``_CHUNK_SCORES`` scores."""
     return steps_of(counts, scores.size, _CHUNK_SCORES // (scores.num_heads * scores.size))
 

@@ -5,7 +5,8 @@ share one mask. Sorted by class, four masks at most serve any number of windows,
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,7 +54,15 @@ def _parts(count: int, shift: int) -> list[tuple[slice, bool]]:
     return [(slice(0, count - 1), False)] * (count > 1) + [(slice(count - 1, count), True)]
 
 
-def _build(batch, img_h, img_w, window, shift, wrap, device) -> Windows:
+def _build(
+    batch: int,
+    img_h: int,
+    img_w: int,
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    wrap: str,
+    device: torch.device,
+) -> Windows:
     (window_h, window_w), (shift_h, shift_w) = window, shift
     y = _axis(img_h, window_h, shift_h, wrap, device)
     x = _axis(img_w, window_w, shift_w, wrap, device)
@@ -88,7 +97,7 @@ def _build(batch, img_h, img_w, window, shift, wrap, device) -> Windows:
 
 
 @functools.lru_cache(maxsize=64)
-def _cached(*key) -> Windows:
+def _cached(*key: Any) -> Windows:
     with torch.inference_mode(False):  # an index made in inference mode could not be saved for a backward
         return _build(*key)
 
@@ -102,18 +111,26 @@ def _relative_index(window: tuple[int, int], device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _cached_relative_index(*key) -> Tensor:
+def _cached_relative_index(*key: Any) -> Tensor:
     with torch.inference_mode(False):
         return _relative_index(*key)
 
 
-def windows_of(batch: int, img_h: int, img_w: int, window, shift, wrap: str, device: torch.device) -> Windows:
+def windows_of(
+    batch: int,
+    img_h: int,
+    img_w: int,
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    wrap: str,
+    device: torch.device,
+) -> Windows:
     """The `Windows` of a batch; ``wrap`` "image" or "padded" as in window_attention."""
     build = _cached if is_eager() else _build
     return build(batch, img_h, img_w, window, shift, wrap, device)
 
 
-def relative_index(window, device: torch.device) -> Tensor:
+def relative_index(window: tuple[int, int], device: torch.device) -> Tensor:
     """(N * N,) row of the bias table for each pair of window tokens, query first."""
     return (_cached_relative_index if is_eager() else _relative_index)(window, device)
 
@@ -123,20 +140,22 @@ class _Gather(torch.autograd.Function):
     be an addition."""
 
     @staticmethod
-    def forward(rows, padding, gather, scatter, outside):
+    def forward(
+        rows: Tensor, padding: Tensor | None, gather: Tensor, scatter: Tensor, outside: Tensor | None
+    ) -> Tensor:
         out = rows.index_select(0, gather)
         if outside is None:
             return out
         return out.masked_fill(outside, 0.0) if padding is None else torch.where(outside, padding, out)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         _, padding, _, scatter, outside = inputs
         ctx.save_for_backward(scatter, outside)
         ctx.has_padding = padding is not None
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scatter, outside = ctx.saved_tensors
         d_rows = grad.index_select(0, scatter) if ctx.needs_input_grad[0] else None
         d_padding = None
@@ -149,22 +168,22 @@ class _Scatter(torch.autograd.Function):
     """The inverse of `_Gather`: padded tokens are dropped."""
 
     @staticmethod
-    def forward(rows, gather, scatter, outside):
+    def forward(rows: Tensor, gather: Tensor, scatter: Tensor, outside: Tensor | None) -> Tensor:
         return rows.index_select(0, scatter)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         _, gather, _, outside = inputs
         ctx.save_for_backward(gather, outside)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gather, outside = ctx.saved_tensors
         d_rows = grad.index_select(0, gather)
         return d_rows if outside is None else d_rows.masked_fill(outside, 0.0), None, None, None
 
 
-def _function(kind: type[torch.autograd.Function]):
+def _function(kind: type[torch.autograd.Function]) -> Callable[..., Tensor]:
     """With its own gradient, or with autograd's where derivatives are transformed: a ``jvp`` of its own is something
     that torch.compile does not take."""
     plain = not torch.compiler.is_compiling() and is_transformed()
