@@ -212,7 +212,9 @@ def _differentiated(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     """As `_gradients`, by autograd on the formula, so that they have a graph where one is wanted."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        rows, masks, head_scale = (None if value is None else value.view_as(value) for value in ctx.saved_tensors[:3])
+        rows, masks, head_scale = ctx.saved_tensors[:3]
+        rows = rows.view_as(rows)
+        masks, head_scale = (None if value is None else value.view_as(value) for value in (masks, head_scale))
         out = _formula(rows, masks, head_scale, ctx.scores, ctx.counts)
         pairs = zip((rows, masks, head_scale), ctx.needs_input_grad, strict=False)
         leaves = [value for value, needed in pairs if needed and value is not None]
