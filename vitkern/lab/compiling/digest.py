@@ -97,7 +97,7 @@ class Sources:
     def value(self, value) -> str:
         """A constant: plain, a dtype, tl.constexpr, a function, something of Triton's, or a tuple or its class."""
         if isinstance(value, _PLAIN):
-            return f"{type(value).__name__} {value!r}"
+            return repr(value)
         if isinstance(value, tuple | list):
             fields = getattr(value, "_fields", range(len(value)))
             within = (f"{name}={self.value(item)}" for name, item in zip(fields, value, strict=True))
