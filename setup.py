@@ -9,5 +9,5 @@ setup(
         *(f"vitkern.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"vitkern.kernels": "kernels"},
-    package_data={"vitkern.lab.compiling": ["golden/*.json"]},
+    package_data={"vitkern.lab": ["proofs.jsonl"], "vitkern.lab.compiling": ["golden/*.json"]},
 )
