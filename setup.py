@@ -9,5 +9,9 @@ setup(
         *(f"vitkern.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"vitkern.kernels": "kernels"},
-    package_data={"vitkern": ["py.typed"], "vitkern.lab.compiling": ["golden/*.json"]},
+    package_data={
+        "vitkern": ["py.typed"],
+        "vitkern.lab": ["proofs.jsonl"],
+        "vitkern.lab.compiling": ["golden/*.json"],
+    },
 )

@@ -3,9 +3,12 @@
     python tests/other_triton.py 3.6 [pytest arguments]
     python tests/other_triton.py 3.6 --compile [arguments of python -m vitkern lab compile]
 
-The first interprets, and compiles a launch or two of each kernel for sm_90 against the golden figures of that Triton.
-The second compiles every launch for sm_90; with --update it writes the golden figures. Triton is installed once,
-without its dependencies, in build/triton-<version>; torch and everything else stay as they are.
+The first interprets, asks of every launch for sm_90 whether its sources are those of the golden figures of that Triton,
+compiling those whose are not, and compiles a launch or two of each kernel whatever is recorded. The second is all
+launches for sm_90 alone; with --update it writes the golden figures, with --all it compiles every one.
+
+Triton is installed once, without its dependencies, in build/triton-<version>; torch and everything else stay as they
+are.
 """
 
 import importlib.metadata
@@ -65,7 +68,8 @@ def _commands(arguments: list[str]) -> dict[str, list[str]]:
     return {
         "tests": [*python, "pytest", "-q", "-p", "no:cacheprovider", *tests, *arguments],
         "kernels": [*vitkern, *KERNELS],
-        "compiled": [*vitkern, *COMPILE, *SAMPLE],
+        "recorded": [*vitkern, *COMPILE],
+        "compiled": [*vitkern, *COMPILE, "--all", *SAMPLE],
     }
 
 

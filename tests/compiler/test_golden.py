@@ -12,7 +12,7 @@ from vitkern import cli
 from vitkern.kernels.machine.launch import launch
 from vitkern.lab import records
 from vitkern.lab.compiling import compile as lab
-from vitkern.lab.compiling import exceptions, golden, launches, workers
+from vitkern.lab.compiling import digest, exceptions, figures, golden, launches, workers
 
 pytestmark = pytest.mark.compiler
 NAME, ARCH = "rows", 80
@@ -66,8 +66,13 @@ def _worse(kernel, **changes):
     return dataclasses.replace(kernel, machine=dataclasses.replace(kernel.machine, **changes))
 
 
+def _holding(*cells):
+    """A golden file with cells that have no kernels."""
+    return golden.Golden(golden.installed(), {cell: golden.sealed(cell, "", {}) for cell in cells})
+
+
 def test_equal_figures_pass(kernel):
-    assert golden.regressions(golden.figures(kernel), golden.figures(kernel)) == []
+    assert figures.regressions(figures.figures(kernel), figures.figures(kernel)) == []
     assert kernel.machine.loop > 20 and kernel.widest_load == 128 and kernel.work.turns == 1
 
 
@@ -85,37 +90,38 @@ def test_equal_figures_pass(kernel):
 )
 def test_what_is_worse_is_a_regression(kernel, changes, says):
     good = _worse(kernel, tensor={"HGMMA": 4})
-    assert golden.regressions(golden.figures(good), golden.figures(good)) == []
-    assert golden.regressions(golden.figures(_worse(good, **changes)), golden.figures(good)) == [says]
+    assert figures.regressions(figures.figures(good), figures.figures(good)) == []
+    assert figures.regressions(figures.figures(_worse(good, **changes)), figures.figures(good)) == [says]
 
 
 def test_registers_may_grow_by_eight(kernel):
-    before = golden.figures(_worse(kernel, registers=64))
-    assert golden.regressions(golden.figures(_worse(kernel, registers=72)) | dict(programs=99), before) == []
-    found = golden.regressions(golden.figures(_worse(kernel, registers=73)) | dict(programs=99), before)
+    before = figures.figures(_worse(kernel, registers=64))
+    assert figures.regressions(figures.figures(_worse(kernel, registers=72)) | dict(programs=99), before) == []
+    found = figures.regressions(figures.figures(_worse(kernel, registers=73)) | dict(programs=99), before)
     assert found == ["73 registers, golden 64"]
 
 
 def test_fewer_programs_on_a_multiprocessor_are_a_regression(kernel):
-    before, now = (golden.figures(_worse(kernel, registers=count)) for count in (128, 129))
-    assert golden.regressions(now, before) == ["3 programs on a multiprocessor, golden 4"]
+    before, now = (figures.figures(_worse(kernel, registers=count)) for count in (128, 129))
+    assert figures.regressions(now, before) == ["3 programs on a multiprocessor, golden 4"]
 
 
 @pytest.mark.parametrize("loop, fails, warns", [(105, 0, 0), (106, 0, 1), (110, 0, 1), (111, 1, 0), (90, 0, 0)])
 def test_a_loop_may_grow_by_a_tenth(kernel, loop, fails, warns):
-    before, now = (golden.figures(_worse(kernel, loop=count)) for count in (100, loop))
-    assert (len(golden.regressions(now, before)), len(golden.drifts(now, before))) == (fails, warns)
+    before, now = (figures.figures(_worse(kernel, loop=count)) for count in (100, loop))
+    assert (len(figures.regressions(now, before)), len(figures.drifts(now, before))) == (fails, warns)
 
 
 def test_shapes_of_mfma_are_one_kind(kernel):
-    before = golden.figures(_worse(kernel, tensor={"v_mfma_f32_32x32x8_bf16": 4}))
-    now = golden.figures(_worse(kernel, tensor={"v_mfma_f32_16x16x16_bf16": 8}))
-    assert golden.regressions(now, before) == []
+    before = figures.figures(_worse(kernel, tensor={"v_mfma_f32_32x32x8_bf16": 4}))
+    now = figures.figures(_worse(kernel, tensor={"v_mfma_f32_16x16x16_bf16": 8}))
+    assert figures.regressions(now, before) == []
 
 
 def test_update_then_compare(command):
     code, out, err = command("--update")
-    assert code == 0 and "verdict: passed: 1 cells, 1 kernels (1 distinct)" in out and "[1/1] rows sm_80" in err
+    assert code == 0 and "[1/1] rows sm_80" in err
+    assert "verdict: passed: 1 cells (1 compiled, 0 recorded), 1 kernels (1 distinct)" in out
     assert "uncalibrated" in out and "A100" in out
     path = golden.path_of(golden.minor())
     written = path.read_bytes()
@@ -164,26 +170,111 @@ def test_without_a_golden_file_problems_are_checked(command):
 
 
 def test_a_file_of_one_architecture_says_nothing_of_the_others(command):
-    other, mine = {"else": {"sm_80": {}, "sm_90": {}}}, {"else": {"sm_90": {}}}
-    golden.store(golden.minor(), mine)
+    golden.store(_holding(("else", 90)))
     code, out, _ = command()
-    assert code == 0 and f"0 unlisted; no golden figures for Triton {golden.minor()} of sm_80; " in out
+    assert code == 0 and f"0 unrecorded; no golden figures for Triton {golden.minor()} of sm_80; " in out
     code, out, _ = command("--arch", "sm_80")
     assert code == 1 and "1 unlisted" in out and "! unlisted: _scale has no golden figures" in out
-    golden.store(golden.minor(), other)
+    golden.store(_holding(("else", 80), ("else", 90)))
     assert command("--arch", "sm_80", "--update")[0] == 0  # all launches of it: what is launched no more is gone
     found = golden.load(golden.minor())
-    assert {name: set(of_arch) for name, of_arch in found.items()} == {"else": {"sm_90"}, NAME: {"sm_80"}}
-    assert golden.architectures(found) == {80, 90}
+    assert set(found.entries) == {("else", 90), (NAME, ARCH)} and found.architectures == {80, 90}
 
 
 def test_a_part_of_the_matrix_is_not_recorded_and_updates_its_own(command):
-    other = {"else": {"sm_80": {}}}
-    golden.store(golden.minor(), other)
+    golden.store(_holding(("else", 80)))
     assert command("row", "--arch", "sm_80", "--update")[0] == 0
-    assert set(golden.load(golden.minor())) == {"else", NAME} and records.read("compile") is None
+    assert set(golden.load(golden.minor()).entries) == {("else", 80), (NAME, ARCH)}
+    assert records.read("compile") is None
     assert command("--update")[0] == 0
-    assert set(golden.load(golden.minor())) == {NAME}
+    assert set(golden.load(golden.minor()).entries) == {(NAME, ARCH)}
+
+
+def _recorded(command):
+    """The golden file of one command, and that a second one compiles nothing."""
+    assert command("--update")[0] == 0
+    code, out, err = command()
+    assert code == 0 and "1 cells (0 compiled, 1 recorded), 1 kernels (1 distinct)" in out and "CPU s" not in err
+    assert (records.read("compile")["compiled"], records.read("compile")["recorded"]) == (0, 1)
+    return golden.path_of(golden.minor())
+
+
+def test_what_is_recorded_is_compiled_when_asked(command):
+    _recorded(command)
+    code, out, _ = command("--all")
+    assert code == 0 and "1 cells (1 compiled, 0 recorded)" in out
+
+
+@pytest.mark.parametrize("name", ["registers", "load", "digest", "seal"])
+def test_a_doctored_file_fails(command, name):
+    path = _recorded(command)
+    content = json.loads(path.read_text())
+    cell = content["cells"][NAME]["sm_80"]
+    holder = cell if name in cell else cell["kernels"]["_scale"]
+    holder[name] = holder[name] + 1 if type(holder[name]) is int else "0" * 16
+    path.write_text(json.dumps(content))
+    code, out, _ = command()
+    assert code == 1 and "1 unsealed" in out and "! unsealed: its golden figures or their digest" in out
+    assert not records.read("compile")["passed"]
+    assert command("--update")[0] == 0
+    _recorded(command)
+
+
+def test_other_sources_with_the_same_figures_are_to_be_recorded(command, monkeypatch):
+    _recorded(command)
+    monkeypatch.setattr(digest, "_readers", lambda: "others")
+    code, out, _ = command()
+    assert code == 1 and "1 cells (1 compiled, 0 recorded)" in out and "0 regressions" in out and "1 unrecorded" in out
+    assert "\n1 cells are not recorded: python -m vitkern lab compile --update, and commit it\n" in out
+    assert command()[0] == 1
+    _recorded(command)
+
+
+def test_another_patch_release_compiles_everything_and_judges_no_digest(command, monkeypatch):
+    path = _recorded(command)
+    path.write_text(path.read_text().replace(f'"triton": "{golden.installed()}"', f'"triton": "{golden.minor()}.77"'))
+    code, out, _ = command()
+    assert code == 0 and "1 cells (1 compiled, 0 recorded)" in out
+    monkeypatch.setattr(digest, "_readers", lambda: "others")
+    code, out, _ = command()
+    assert code == 0 and "1 cells (1 compiled, 0 recorded)" in out and "0 unrecorded" in out
+    code, out, _ = command(run=lambda: _launch(times=6))
+    assert code == 1 and "1 regressions" in out
+
+
+def test_recorded_figures_need_their_exceptions_and_problems_are_not_recorded(command, monkeypatch):
+    def narrow():
+        return _launch(columns=4100)
+
+    code, out, _ = command("--update", run=narrow)
+    assert code == 1 and "1 problems" in out and golden.load(golden.minor()).entries == {}
+    excuse = ("widest global load is ", "a reason that says why")
+    monkeypatch.setattr(exceptions, "EXCEPTIONS", {(NAME, "_scale", ARCH): excuse})
+    assert command("--update", run=narrow)[0] == 0
+    code, out, _ = command(run=narrow)
+    assert code == 0 and "0 compiled" in out
+    monkeypatch.setattr(exceptions, "EXCEPTIONS", {})
+    code, out, _ = command(run=narrow)
+    assert code == 1 and "0 compiled" in out and "! problem: _scale w4 s1: widest global load is " in out
+    monkeypatch.setattr(exceptions, "EXCEPTIONS", {(NAME, "_scale", ARCH): ("spills", "never")})
+    code, out, _ = command(run=narrow)
+    assert code == 1 and "2 problems" in out and "! problem: _scale: the exception 'spills' is no longer needed" in out
+
+
+def test_a_cell_without_a_digest_fails(command, monkeypatch):
+    def refuse(*_):
+        raise TypeError("digest: no text")
+
+    monkeypatch.setattr(digest.Sources, "value", refuse)
+    code, out, _ = command("--update")
+    assert code == 1 and "! failure: compiled, but has no digest: TypeError: digest: no text" in out
+    assert golden.load(golden.minor()).entries == {}
+
+
+@pytest.mark.parametrize("path", sorted(golden.FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_the_seals_of_the_golden_files_fit(path):
+    known = golden.load(path.stem.removeprefix("triton-"))
+    assert known.entries and not [cell for cell in known.entries if golden.is_broken(known, cell)]
 
 
 @pytest.mark.parametrize(
@@ -191,8 +282,10 @@ def test_a_part_of_the_matrix_is_not_recorded_and_updates_its_own(command):
     [
         lambda text: text[: len(text) // 2],
         lambda text: "[]",
-        lambda text: text.replace('"schema": 1', '"schema": 0'),
-        lambda text: text.replace(f'"triton": "{golden.minor()}"', '"triton": "1.0"'),
+        lambda text: text.replace('"schema": 2', '"schema": 1'),
+        lambda text: text.replace(f'"triton": "{golden.installed()}"', '"triton": "1.0"'),
+        lambda text: text.replace('"seal"', '"zeal"'),
+        lambda text: text.replace('"sm_80"', '"sm_70"'),
         lambda text: text.replace('"registers": ', '"registers": "many", "x": '),
         lambda text: text.replace('"loop": ', '"pool": '),
         lambda text: "\0",
@@ -223,7 +316,7 @@ def test_bad_input_is_one_line(command, arguments, says):
 def test_exceptions_excuse_and_are_reported_when_not_needed(kernel, monkeypatch):
     spilling = _worse(kernel, spill_loads=3)
     reason = ("spills:", "a reason that says why")
-    assert exceptions.unexcused(NAME, ARCH, [spilling]) == ["_scale w4 s1: spills: 3 loads, 0 stores, 0 bytes of stack"]
+    assert exceptions.unexcused(NAME, ARCH, [spilling]) == ["_scale w4 s1: spills: 3 accesses, 0 bytes of stack"]
     monkeypatch.setattr(exceptions, "EXCEPTIONS", {(NAME, "_scale", ARCH): reason})
     assert exceptions.unexcused(NAME, ARCH, [spilling]) == []
     assert exceptions.unexcused(NAME, ARCH, [kernel]) == ["_scale: the exception 'spills:' is no longer needed"]

@@ -1,15 +1,18 @@
 """compile: what models launch, compiled for five architectures, against golden figures.
 
-Per kernel: what it needs of a multiprocessor, its instructions, problems that `exceptions` does not list,
-what is worse than the golden figures of this Triton minor, and a lower bound of its time, which is uncalibrated.
-Where a minor has no golden figures of an architecture its problems are checked alone, unless --arch asks for it.
+A launch for an architecture whose sources are those of its golden figures (`digest`) is not compiled: its figures are
+taken as recorded, and judged by what `exceptions` lists. Of the others, per kernel: what it needs of a multiprocessor,
+its instructions, problems that `exceptions` does not list, what is worse than the golden figures of this Triton minor,
+and a lower bound of its time, which is uncalibrated. Where a minor has no golden figures of an architecture its
+problems are checked alone, unless --arch asks for it.
 """
 
 import time
 
 from vitkern.lab import records
-from vitkern.lab.compiling import budget, estimate, exceptions, golden, workers
+from vitkern.lab.compiling import budget, estimate, golden, judging, recorded, workers
 from vitkern.lab.compiling.compiled import Compiled, compile_launches
+from vitkern.lab.compiling.figures import labelled
 from vitkern.lab.compiling.matrix import ARCHITECTURES, archs_of
 from vitkern.report import BadInput, near_matches, progress, seconds
 
@@ -45,6 +48,7 @@ def add_arguments(parser) -> None:
         "--arch", nargs="+", default=[], help="of sm_80, sm_90, sm_100, sm_120, gfx942; all of a launch"
     )
     parser.add_argument("--jobs", type=int, default=0, help="worker processes (default: one per core)")
+    parser.add_argument("--all", action="store_true", help="compile what is recorded as it is, too")
     parser.add_argument("--update", action="store_true", help="make what was compiled the golden figures")
 
 
@@ -79,29 +83,39 @@ def run(arguments) -> int:
     begun, version = time.perf_counter(), golden.minor()
     asked = _architectures(arguments.arch)
     chosen = cells(arguments.launch, asked)
-    whole = not (arguments.launch or arguments.arch)
-    known = {} if whole and arguments.update else golden.load(version)
-    found = _compile(chosen, arguments.jobs or workers.default_jobs())
-    lacking = {arch for _, arch in chosen} - golden.architectures(known) - set(asked)
+    known = golden.load(version)
+    now, unknown = recorded.launched(chosen)
+    taken = {} if arguments.all else recorded.take(known, now)
+    progress(f"{len(taken)} of {len(chosen)} cells are recorded as they are")
+    found = _compile([cell for cell in chosen if cell not in taken], arguments.jobs or workers.default_jobs())
+    lacking = {arch for _, arch in chosen} - known.architectures - set(asked)
     nothing = f"no golden figures for Triton {version} of {', '.join(map(budget.name_of, sorted(lacking)))}"
-    counts = _print(found, known, lacking, arguments.update)
+    judge = judging.Judge(known, now, unknown, lacking)
+    new = judge.golden(found) if arguments.update else {}
+    lines = {cell: judge.recorded(cell, kernels) for cell, kernels in taken.items()}
+    lines |= {done.cell: {} if done.cell in new else judge.compiled(done) for done in found}
+    _print(found, {cell: lines[cell] for cell in chosen})
     if arguments.update:
-        kept = known if arguments.launch else golden.without(known, asked)
-        path = golden.store(version, golden.merged(kept, found))
+        gone = set() if arguments.launch else {arch for _, arch in known.entries if not asked or arch in asked}
+        kept = {cell: entry for cell, entry in known.entries.items() if cell in lines or cell[1] not in gone}
+        path = golden.store(golden.Golden(golden.installed(), kept | new))
         print(f"golden figures of Triton {version} written: {path}")
-        counts |= dict(regressions=0, unlisted=0)
     elif lacking:
         print(f"{nothing}: problems are checked, regressions are not; --update makes them")
-    took = time.perf_counter() - begun
-    passed = not any(counts.values())
-    kernels = [kernel for done in found for kernel in done.kernels]
+    counts = {kind: sum(len(of_cell.get(kind, ())) for of_cell in lines.values()) for kind in judging.FAULTS}
+    if counts["unrecorded"]:
+        print(f"{counts['unrecorded']} cells are not recorded: python -m vitkern lab compile --update, and commit it")
+    kernels = [kernel for launches in now.values() for kernel in launches]
     summary = (
-        f"{len(found)} cells, {len(kernels)} kernels ({len({kernel.key for kernel in kernels})} distinct), "
+        f"{len(chosen)} cells ({len(found)} compiled, {len(taken)} recorded), {len(kernels)} kernels "
+        f"({len({kernel.key for kernel in kernels})} distinct), "
         + ", ".join(f"{count} {name}" for name, count in counts.items())
         + (f"; {nothing}" if lacking and not arguments.update else "")
     )
-    if whole:
-        records.write("compile", passed=passed, summary=summary, seconds=took, cpu_seconds=_cpu(found), **counts)
+    took, passed = time.perf_counter() - begun, not any(counts.values())
+    if not (arguments.launch or arguments.arch):
+        done = dict(compiled=len(found), recorded=len(taken), cpu_seconds=_cpu(found))
+        records.write("compile", passed=passed, summary=summary, seconds=took, **done, **counts)
     print(f"verdict: {'passed' if passed else 'FAILED'}: {summary}; {took:.0f} s")
     return 0 if passed else 1
 
@@ -127,27 +141,19 @@ def _cpu(found: list[workers.Done]) -> dict[str, float]:
     return total
 
 
-def _print(found: list[workers.Done], known: golden.Cells, lacking: set[int], update: bool) -> dict[str, int]:
-    """The table with what is wrong under each cell; how often it is, by kind. ``lacking``: architectures that are not
-    compared with ``known``."""
-    counts = dict(failures=0, problems=0, regressions=0, unlisted=0)
-    grown = []
-    print(HEADER)
-    for done in found:
-        name, arch = done.cell
-        print(name)
-        for label, kernel in golden.labelled(done.kernels).items():
+def _print(found: list[workers.Done], lines: dict[workers.Cell, judging.Lines]) -> None:
+    """The table of what was compiled, and under each cell what is wrong with it."""
+    compiled = {done.cell: done.kernels for done in found}
+    if compiled:
+        print(HEADER)
+    for cell, of_cell in lines.items():
+        wrong = [(kind, line) for kind in judging.FAULTS for line in of_cell.get(kind, ())]
+        if cell in compiled or wrong:
+            print(cell[0])
+        for label, kernel in labelled(compiled.get(cell, ())).items():
             print(row("  " + label, kernel))
-        lines = {"failures": [f"did not compile: {done.failed}"]} if done.failed else {}
-        if not done.failed:
-            lines["problems"] = exceptions.unexcused(name, arch, done.kernels)
-            if arch not in lacking:
-                lines["regressions"], drifts, lines["unlisted"] = golden.compare(known, name, arch, done.kernels)
-                grown += [f"{name}, {budget.name_of(arch)}, {line}" for line in drifts]
-        for kind, of_kind in lines.items():
-            counts[kind] += len(of_kind)
-            for line in of_kind if kind in ("failures", "problems") or not update else ():
-                print(f"    ! {kind.removesuffix('s')}: {line}")
-    for line in grown:
-        print(f"warning: {line}")
-    return counts
+        for kind, line in wrong:
+            print(f"    ! {kind.removesuffix('s')}: {line}")
+    for (name, arch), of_cell in lines.items():
+        for line in of_cell.get("drifts", ()):
+            print(f"warning: {name}, {budget.name_of(arch)}, {line}")

@@ -4,15 +4,30 @@ The launches are caught at `vitkern.kernels.machine.launch` and compiled with th
 arguments would get at run time: which pointers and integers are divisible by 16, which integers are 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from vitkern import dispatch
-from vitkern.lab.compiling import amdgcn, budget, sass
+from vitkern.lab.compiling import amdgcn, budget, limits, sass
 from vitkern.lab.compiling.work import Work, tensors, work_of
+
+
+def hooks_of(constants: Mapping[str, object]) -> tuple[str, ...]:
+    """Names of the functions among the constants of a launch."""
+    return tuple(dict.fromkeys(value.fn.__name__ for value in constants.values() if hasattr(value, "fn")))
+
+
+def label_of(name: str, hooks: tuple[str, ...]) -> str:
+    """``_stream_fwd(dense, plain)``: a kernel and its hooks."""
+    return f"{name}({', '.join(hooks)})" if hooks else name
+
+
+def is_half(args: Iterable) -> bool:
+    """Some tensor among the arguments is fp16 or bf16."""
+    return any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors(args))
 
 
 @dataclass(frozen=True)
@@ -38,8 +53,7 @@ class Compiled:
 
     @property
     def label(self) -> str:
-        """``_stream_fwd(dense, plain)``: the kernel and its hooks."""
-        return f"{self.name}({', '.join(self.hooks)})" if self.hooks else self.name
+        return label_of(self.name, self.hooks)
 
     @property
     def programs(self) -> int:
@@ -64,19 +78,18 @@ class Compiled:
 
     def problems(self) -> list[str]:
         """What is wrong with it on this architecture; empty where nothing is."""
-        found = []
-        limit = budget.LIMITS[self.arch].shared_block
-        if self.shared > limit:
-            found.append(f"needs {self.shared} bytes of shared memory; {budget.name_of(self.arch)} gives {limit}")
-        if self.spills or self.machine.stack:
-            m = self.machine
-            found.append(f"spills: {m.spill_loads} loads, {m.spill_stores} stores, {m.stack} bytes of stack")
+        found = limits.exceeded(
+            self.arch,
+            shared=self.shared,
+            spills=self.spills,
+            stack=self.machine.stack,
+            widest_load=self.widest_load,
+            half_input=self.half_input,
+        )
         if self.has_dot and not self.ieee and not self.machine.tensor:
             found.append("has a matrix product and no tensor-core instruction")
         if self.asks_specialised and self.all_warps == self.num_warps:
             found.append("asks for specialised warps and has none")
-        if self.half_input and self.widest_load < 128:
-            found.append(f"widest global load is {self.widest_load} bits")
         return found
 
 
@@ -104,7 +117,8 @@ class _Target:
 
 
 @contextmanager
-def _driver(arch: int):
+def target(arch: int):
+    """Within the block Triton compiles for ``arch``."""
     from triton.runtime import driver
 
     before = dict(vars(driver))
@@ -134,7 +148,7 @@ def _describe(kernel, arch: int, grid, args, constants, options) -> Compiled:
     dots = [line for line in ttir.splitlines() if "tt.dot " in line]
     return Compiled(
         name=kernel.fn.__name__,
-        hooks=tuple(dict.fromkeys(value.fn.__name__ for value in constants.values() if hasattr(value, "fn"))),
+        hooks=hooks_of(constants),
         arch=arch,
         num_warps=options["num_warps"],
         all_warps=built.metadata.num_warps,
@@ -143,7 +157,7 @@ def _describe(kernel, arch: int, grid, args, constants, options) -> Compiled:
         shared=built.metadata.shared,
         tensor_memory=getattr(built.metadata, "tmem_size", None) or 0,
         has_dot=bool(dots),
-        half_input=any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors(args)),
+        half_input=is_half(args),
         asks_specialised="tt.warp_specialize" in ttir,
         # a product in full fp32 is the one kind that names no input precision
         ieee=bool(dots) and all("xf32>" in line.split("*")[0] and "inputPrecision" not in line for line in dots),
@@ -195,7 +209,7 @@ def compile_launches(fn: Callable[[], object], arch: int) -> list[Compiled]:
         if one not in compiled:
             compiled.append(one)
 
-    with _driver(arch), caught(receive, arch):
+    with target(arch), caught(receive, arch):
         fn()
     if not compiled:
         raise RuntimeError("compile: nothing was launched: got a call that starts no kernel.")

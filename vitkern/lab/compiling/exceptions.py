@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from vitkern.lab.compiling import golden
 from vitkern.lab.compiling.compiled import Compiled
 from vitkern.lab.compiling.matrix import ARCHITECTURES
+from vitkern.lab.compiling.recorded import Recorded
 
 Cell = tuple[str, str, int]  # launch, kernel, architecture
 Excuse = tuple[str | tuple[str, ...], str]  # how the problem begins, or several do; why they stay
@@ -157,7 +158,7 @@ def listed_for(version: str) -> dict[Cell, Excuse]:
     return {cell: excuse for cell, excuse in found.items() if excuse is not None}
 
 
-def unexcused(launch: str, arch: int, kernels: Iterable[Compiled]) -> list[str]:
+def unexcused(launch: str, arch: int, kernels: Iterable[Compiled | Recorded]) -> list[str]:
     """The problems of a cell that nobody has listed, and the exceptions that it does not need any more."""
     found, used = [], set()
     of_version = listed_for(golden.minor())

@@ -1,6 +1,8 @@
-"""Golden figures of compiled kernels, one JSON file for each Triton minor, and what counts as a regression.
+"""Golden figures of compiled kernels, one JSON file for each Triton minor: what they were when this was compiled.
 
-A file holds all architectures, or those that run with that minor.
+A file holds all architectures, or those that run with that minor. Each cell, a launch for an architecture, has the
+digest of what was compiled, so that one that has not changed need not be compiled again, and a seal over both, so that
+a figure changed by hand shows. A seal keeps off mistakes and not intent: anybody can compute it.
 
 A change of a golden file is a decision: ``python -m vitkern lab compile --update`` writes it, and its difference is
 read before it is committed. Compilers drift, so figures of another Triton minor say nothing.
@@ -10,89 +12,61 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from vitkern.lab import trees
 from vitkern.lab.compiling import budget
 from vitkern.lab.compiling.compiled import Compiled
+from vitkern.lab.compiling.figures import KINDS, Figures, drifts, figures, labelled, regressions
 from vitkern.lab.compiling.matrix import ARCHITECTURES
-from vitkern.lab.compiling.workers import Done
+from vitkern.lab.compiling.workers import Cell
 from vitkern.report import BadInput
 
-SCHEMA = 1
+SCHEMA = 2
 FOLDER = Path(__file__).parent / "golden"
-REGISTERS = 8  # more than this many more registers fail
-LOOP_FAILS, LOOP_WARNS = 1.10, 1.05  # instructions of the innermost loop, over the golden ones
-
-Figures = dict[str, int | str | dict[str, int]]
-Cells = dict[str, dict[str, dict[str, Figures]]]  # launch -> architecture -> kernel -> figures
-_KINDS = dict(
-    config=str, registers=int, spills=int, stack=int, shared=int, load=int, tensor=dict, loop=int, programs=int
-)
 
 
-def figures(kernel: Compiled) -> Figures:
-    """What the golden file holds of a kernel: ``config`` is for the reader, the others are compared."""
-    blocks = [value for value in kernel.constants if value.startswith("BLOCK_")]
-    return dict(
-        config=" ".join([f"w{kernel.all_warps} s{kernel.num_stages}", *blocks]),
-        registers=kernel.machine.registers,
-        spills=kernel.spills,
-        stack=kernel.machine.stack,
-        shared=kernel.shared,
-        load=kernel.widest_load,
-        tensor=dict(sorted(kernel.machine.tensor.items())),
-        loop=kernel.machine.loop,
-        programs=kernel.programs,
-    )
+@dataclass(frozen=True)
+class Entry:
+    """What is recorded of a launch for an architecture."""
+
+    digest: str  # see `digest.of_cell`
+    kernels: dict[str, Figures]  # by label
+    seal: str
 
 
-def labelled(kernels: Iterable[Compiled]) -> dict[str, Compiled]:
-    """The kernels of a cell by label; the second of equal labels is ``label #2``."""
-    found = {}
-    for kernel in kernels:
-        label, count = kernel.label, 1
-        while label in found:
-            count += 1
-            label = f"{kernel.label} #{count}"
-        found[label] = kernel
-    return found
+@dataclass(frozen=True)
+class Golden:
+    """A golden file. ``triton``: the version that compiled it, in full."""
+
+    triton: str
+    entries: dict[Cell, Entry] = field(default_factory=dict)
+
+    @property
+    def architectures(self) -> set[int]:
+        """Those that some launch has figures for."""
+        return {arch for _, arch in self.entries}
 
 
-def _tensor_kinds(tensor: dict[str, int]) -> set[str]:
-    """mfma instructions of different shapes are one kind."""
-    return {"mfma" if "mfma" in name else name for name in tensor}
+def _seal(cell: Cell, digest: str, kernels: dict[str, Figures]) -> str:
+    return trees.digest(f"{cell[0]} {cell[1]} {digest}", json.dumps(kernels, sort_keys=True))
 
 
-def regressions(now: Figures, golden: Figures) -> list[str]:
-    """How ``now`` is worse than ``golden`` allows, a line each."""
-    found = []
-    for name, unit in (("spills", "spilled accesses"), ("stack", "bytes of stack")):
-        if now[name] > golden[name]:
-            found.append(f"{now[name]} {unit}, golden {golden[name]}")
-    for kind in sorted(_tensor_kinds(golden["tensor"]) - _tensor_kinds(now["tensor"])):
-        found.append(f"no {kind} instruction any more")
-    if now["load"] < golden["load"]:
-        found.append(f"widest global load is {now['load']} bits, golden {golden['load']}")
-    if now["programs"] < golden["programs"]:
-        found.append(f"{now['programs']} programs on a multiprocessor, golden {golden['programs']}")
-    if now["registers"] > golden["registers"] + REGISTERS:
-        found.append(f"{now['registers']} registers, golden {golden['registers']}")
-    if now["loop"] > LOOP_FAILS * golden["loop"] > 0:
-        found.append(f"{now['loop']} instructions in the loop, golden {golden['loop']}")
-    return found
+def sealed(cell: Cell, digest: str, kernels: dict[str, Figures]) -> Entry:
+    return Entry(digest, kernels, _seal(cell, digest, kernels))
 
 
-def drifts(now: Figures, golden: Figures) -> list[str]:
-    """What grew, and is still allowed."""
-    if LOOP_WARNS * golden["loop"] < now["loop"] <= LOOP_FAILS * golden["loop"]:
-        return [f"{now['loop']} instructions in the loop, golden {golden['loop']}"]
-    return []
+def is_broken(known: Golden, cell: Cell) -> bool:
+    """The figures or the digest of a cell are not those that were sealed."""
+    found = known.entries.get(cell)
+    return found is not None and found.seal != _seal(cell, found.digest, found.kernels)
 
 
-def compare(cells: Cells, name: str, arch: int, kernels: list[Compiled]) -> tuple[list[str], list[str], list[str]]:
+def compare(known: Golden, cell: Cell, kernels: list[Compiled]) -> tuple[list[str], list[str], list[str]]:
     """(regressions, drifts, unlisted) of one cell, a line each; unlisted: what the golden file lacks, or has too
     much."""
-    golden = cells.get(name, {}).get(budget.name_of(arch), {})
+    golden = known.entries[cell].kernels if cell in known.entries else {}
     worse, grown, unlisted = [], [], []
     now = labelled(kernels)
     for label, kernel in now.items():
@@ -105,63 +79,52 @@ def compare(cells: Cells, name: str, arch: int, kernels: list[Compiled]) -> tupl
     return worse, grown, unlisted
 
 
-def architectures(cells: Cells) -> set[int]:
-    """Those that some launch has figures for."""
-    names = {name for of_arch in cells.values() for name in of_arch}
-    return {arch for arch in ARCHITECTURES if budget.name_of(arch) in names}
+def measured(cell: Cell, digest: str, kernels: Iterable[Compiled]) -> Entry:
+    """What is to be recorded of a cell that was compiled."""
+    return sealed(cell, digest, {label: figures(kernel) for label, kernel in labelled(kernels).items()})
 
 
-def without(cells: Cells, archs: Iterable[int]) -> Cells:
-    """``cells`` less those of some architectures."""
-    names = {budget.name_of(arch) for arch in archs}
-    return {name: {arch: of_arch[arch] for arch in of_arch if arch not in names} for name, of_arch in cells.items()}
-
-
-def merged(cells: Cells, done: Iterable[Done]) -> Cells:
-    """``cells`` with the figures of what was compiled in their place; a cell that failed keeps what it had."""
-    new = {name: dict(of_arch) for name, of_arch in cells.items() if of_arch}
-    for one in done:
-        if not one.failed:
-            name, arch = one.cell
-            now = {label: figures(kernel) for label, kernel in labelled(one.kernels).items()}
-            new.setdefault(name, {})[budget.name_of(arch)] = now
-    return new
-
-
-def minor() -> str:
-    """``3.9`` of the Triton that is installed."""
+def installed() -> str:
+    """The version of Triton."""
     import triton
 
-    return ".".join(triton.__version__.split(".")[:2])
+    return triton.__version__
+
+
+def minor(version: str = "") -> str:
+    """``3.9`` of a version of Triton, or of the one that is installed."""
+    return ".".join((version or installed()).split(".")[:2])
 
 
 def path_of(version: str) -> Path:
     return FOLDER / f"triton-{version}.json"
 
 
-def _check(content, version: str) -> Cells:
+def _check(content, version: str) -> Golden:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise ValueError(f"it has another schema, expected {SCHEMA}")
-    if content.get("triton") != version:
-        raise ValueError(f"it is of Triton {content.get('triton')!r}, expected {version!r}")
+    if minor(content["triton"]) != version:
+        raise ValueError(f"it is of Triton {content['triton']!r}, expected {version!r}")
+    archs, entries = {budget.name_of(arch): arch for arch in ARCHITECTURES}, {}
     for name, of_arch in content["cells"].items():
-        for arch, kernels in of_arch.items():
-            for label, values in kernels.items():
-                for field, kind in _KINDS.items():
-                    if type(values.get(field)) is not kind:
-                        raise ValueError(f"{name}, {arch}, {label}: {field} is no {kind.__name__}")
-    return content["cells"]
+        for arch, entry in of_arch.items():
+            for label, values in entry["kernels"].items():
+                for field_name, kind in KINDS.items():
+                    if type(values.get(field_name)) is not kind:
+                        raise ValueError(f"{name}, {arch}, {label}: {field_name} is no {kind.__name__}")
+            entries[name, archs[arch]] = Entry(str(entry["digest"]), entry["kernels"], str(entry["seal"]))
+    return Golden(content["triton"], entries)
 
 
-def load(version: str) -> Cells:
-    """The golden figures of a Triton minor; none where there is no file.
+def load(version: str) -> Golden:
+    """The golden figures of a Triton minor; none, of the version that is installed, where there is no file.
 
     Raises:
         BadInput: the file is damaged.
     """
     path = path_of(version)
     if not path.exists():
-        return {}
+        return Golden(installed())
     try:
         return _check(json.loads(path.read_text()), version)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -171,21 +134,28 @@ def load(version: str) -> Cells:
         ) from None
 
 
-def store(version: str, cells: Cells) -> Path:
-    """Replace the golden file, whole or not at all; one line for each kernel, sorted, so that differences read well."""
-    lines = [f'{{"schema": {SCHEMA}, "triton": {json.dumps(version)}, "cells": {{']
-    names = sorted(cells)
-    for i, name in enumerate(names):
-        lines.append(f" {json.dumps(name)}: {{")
-        archs = sorted(cells[name])
-        for j, arch in enumerate(archs):
-            kernels = sorted(cells[name][arch].items())
-            rows = ",\n".join(f"   {json.dumps(label)}: {json.dumps(values)}" for label, values in kernels)
-            lines.append(f"  {json.dumps(arch)}: {{\n{rows}\n  }}{',' * (j < len(archs) - 1)}")
-        lines.append(f" }}{',' * (i < len(names) - 1)}")
+def store(golden: Golden) -> Path:
+    """Replace the file of a Triton minor, whole or not at all; one line for each kernel, sorted, so that differences
+    read well."""
+    launches = {}
+    for (name, arch), entry in golden.entries.items():
+        launches.setdefault(name, {})[budget.name_of(arch)] = entry
+    blocks = []
+    for name, of_arch in sorted(launches.items()):
+        cells = ",\n".join(_lines(arch, entry) for arch, entry in sorted(of_arch.items()))
+        blocks.append(f" {json.dumps(name)}: {{\n{cells}\n }}")
+    head = f'{{"schema": {SCHEMA}, "triton": {json.dumps(golden.triton)}, "cells": {{\n'
     FOLDER.mkdir(exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=FOLDER, suffix=".tmp", delete=False) as file:
-        file.write("\n".join([*lines, "}}", ""]))
+        file.write(head + ",\n".join(blocks) + "\n}}\n")
     os.chmod(file.name, 0o644)
-    os.replace(file.name, path_of(version))
-    return path_of(version)
+    path = path_of(minor(golden.triton))
+    os.replace(file.name, path)
+    return path
+
+
+def _lines(arch: str, entry: Entry) -> str:
+    """A cell in the file."""
+    rows = (f"   {json.dumps(label)}: {json.dumps(values)}" for label, values in sorted(entry.kernels.items()))
+    head = f'  {json.dumps(arch)}: {{"digest": "{entry.digest}", "seal": "{entry.seal}", "kernels": {{'
+    return "\n".join((head, ",\n".join(rows), "  }}"))
