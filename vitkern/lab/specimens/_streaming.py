@@ -29,15 +29,17 @@ def start(
     from vitkern.kernels.loop import stream, stream_backward, stream_bias, stream_hopper
     from vitkern.kernels.tile import short_attention, short_attention_backward
 
-    loop, tile, operands = (stream, stream_backward), (short_attention, short_attention_backward), (q, k, v)
+    dq, dk, dv = found
     {
-        "stream_forward": lambda: loop[0].stream_forward(problem, *operands, out, lse),
-        "stream_hopper_forward": lambda: stream_hopper.stream_hopper_forward(problem, *operands, out, lse),
-        "stream_dq": lambda: loop[1].stream_dq(problem, *operands, out, grad, lse, delta, found[0], lse_grad),
-        "stream_dkdv": lambda: loop[1].stream_dkdv(problem, *operands, grad, lse, delta, *found[1:]),
+        "stream_forward": lambda: stream.stream_forward(problem, q, k, v, out, lse),
+        "stream_hopper_forward": lambda: stream_hopper.stream_hopper_forward(problem, q, k, v, out, lse),
+        "stream_dq": lambda: stream_backward.stream_dq(problem, q, k, v, out, grad, lse, delta, dq, lse_grad),
+        "stream_dkdv": lambda: stream_backward.stream_dkdv(problem, q, k, v, grad, lse, delta, dk, dv),
         "stream_bias": lambda: stream_bias.stream_bias_gradient(
-            problem, *operands, grad, lse, delta, per_group=per_group, per_head=True
+            problem, q, k, v, grad, lse, delta, per_group=per_group, per_head=True
         ),
-        "short_forward": lambda: tile[0].run_forward(problem, *operands, out, **short or {}),
-        "short_backward": lambda: tile[1].run_backward(problem, grad, *operands, *found, **short or {}),
+        "short_forward": lambda: short_attention.run_forward(problem, q, k, v, out, **short or {}),
+        "short_backward": lambda: short_attention_backward.run_backward(
+            problem, grad, q, k, v, dq, dk, dv, **short or {}
+        ),
     }[launcher]()
