@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vitkern.lab.breaking.checklists import checks_of
+from vitkern.lab.breaking.checks import checks_of
 from vitkern.lab.breaking.mutations import kernels_folder
 from vitkern.lab.breaking.nursery import Job
 

@@ -3,19 +3,11 @@
 An entry holds for the very change that it names: where the source has changed since, it counts no more.
 """
 
-from dataclasses import dataclass
+from vitkern.lab.breaking.survivor import Survivor
+from vitkern.lab.specimens import merged
 
-
-@dataclass(frozen=True)
-class Survivor:
-    """``equivalent``: the program computes the same, so there is nothing to find; else it is a gap that is known."""
-
-    change: str
-    reason: str
-    equivalent: bool = True
-
-
-SURVIVORS: dict[str, Survivor] = {
+# Of files that all operators have in common.
+OF_NO_SPECIMEN: dict[str, Survivor] = {
     "epilogues.add_residual:drop-other:1": Survivor(
         "tl.load(row_scale + row // sample_rows, mask=row < rows, other=0.0) -> tl.load(row_scale + row // "
         "sample_rows, mask=row < rows)",
@@ -152,3 +144,8 @@ SURVIVORS: dict[str, Survivor] = {
         "with a shift of 0 only x >= wrap_w >= img_w would wrap, which both branches call padding and nobody reads",
     ),
 }
+
+
+def survivors() -> dict[str, Survivor]:
+    """Those of all specimens, and of no specimen."""
+    return OF_NO_SPECIMEN | merged("survivors")
