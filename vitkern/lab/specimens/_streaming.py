@@ -1,7 +1,7 @@
 """The kernels of the streaming loop and of the tile, which attention, windows and local attention share, and how each
 is started for a case of `vitkern.lab.addressing`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 # kernel -> launcher, as `start` knows it
 STREAMING = {
@@ -43,3 +43,29 @@ def start(
             problem, grad, q, k, v, dq, dk, dv, **short or {}
         ),
     }[launcher]()
+
+
+def _halved(turns: int, a: Mapping) -> float:
+    """A causal block sees half of the others at least."""
+    return turns / (2 if a["CAUSAL"] else 1)
+
+
+def _keys(a: Mapping, programs: int) -> float:
+    return _halved(-(-a["M"] // a["BLOCK_N"]), a)
+
+
+def _members(a: Mapping, programs: int) -> float:
+    planes = (a["groups"] if a["PER_GROUP"] else 1) * (a["heads"] if a["PER_HEAD"] else 1)
+    return a["groups"] * a["heads"] / planes / a["splits"]
+
+
+# see `vitkern.lab.specimen.Specimen`
+TURNS = {
+    "_stream_fwd": _keys,
+    "_stream_hopper_fwd": lambda a, programs: -(-a["M"] // a["BLOCK_N"]),
+    "_stream_bwd_dq": _keys,
+    "_stream_bwd_dkdv": lambda a, programs: _halved(a["KV_SHARE"] * -(-a["N"] // a["BLOCK_M"]), a),
+    "_stream_bwd_bias": _members,
+    "_short_fwd": lambda a, programs: min(a["chunk"], a["groups"]),
+    "_short_bwd": lambda a, programs: min(a["chunk"], a["groups"]) * a["ROW_BLOCKS"],
+}
