@@ -9,6 +9,7 @@ from vitkern.report import BadInput, near_matches
 # In the order of the specimens, which is that of their names, and within one as it has them.
 CASES: tuple[Layer, ...] = tuple(layer for layer in gathered("layers") if layer.timed)
 OPS = tuple(dict.fromkeys(case.op for case in CASES))
+KINDS: dict[str, type[Layer]] = {case.op: type(case) for case in CASES}  # operator -> class of its layers
 
 CPU_SHARE = 32  # a GPU's batch over a CPU's
 
