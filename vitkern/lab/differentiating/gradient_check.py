@@ -16,7 +16,7 @@ import vitkern.ops
 from vitkern import register
 from vitkern.dispatch import use_backend
 from vitkern.kernels.machine.launch import redirected
-from vitkern.lab.differentiating.gradient_cases import GradientCase
+from vitkern.lab.differentiating.gradient_case import GradientCase
 from vitkern.lab.interpreting.sanitizer import ORDERS, sanitized
 from vitkern.lab.interpreting.wide import wide
 

@@ -8,7 +8,11 @@ from vitkern.lab.addressing.offset_case import HALF, Case, scaled
 from vitkern.lab.breaking.survivor import Survivor
 
 EPILOGUES = ("store", "activate_and_store", "add_residual", "activation_backward", "scale_gradient")
+_ROWS = "one element a row, and rows are counted in 31 bits"
 BOUNDED = {
+    "*.mean": _ROWS,
+    "*.rstd": _ROWS,
+    "*row_scale": _ROWS,
     "_matmul.*.bias": "one element a column, and columns are counted in 31 bits",
     "_pointwise.*.bias": "one element a column, and columns are counted in 31 bits",
 }
