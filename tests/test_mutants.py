@@ -8,7 +8,7 @@ import pytest
 from vitkern.cli import main
 from vitkern.lab import records
 from vitkern.lab.breaking import mutants as part
-from vitkern.lab.breaking.breaks import BREAKS, broken_sources
+from vitkern.lab.breaking.breaks import BREAKS, Break, broken_sources
 from vitkern.lab.breaking.mutations import (
     LAUNCHERS_PER_FILE,
     PER_FILE,
@@ -19,7 +19,9 @@ from vitkern.lab.breaking.mutations import (
     kernels_folder,
 )
 from vitkern.lab.breaking.nursery import Job, Verdict, judged
-from vitkern.lab.breaking.survivors import survivors
+from vitkern.lab.specimens import merged
+
+SURVIVORS = merged("survivors")
 
 
 def test_every_file_gives_its_share_spread_over_functions_and_operators():
@@ -44,7 +46,7 @@ def test_every_file_gives_its_share_spread_over_functions_and_operators():
 
 def test_listed_survivors_are_mutants_with_that_very_change():
     found = {mutant.name: mutant.change for path in kernel_files().values() for mutant in all_mutants(path)}
-    for name, entry in survivors().items():
+    for name, entry in SURVIVORS.items():
         assert found.get(name) == entry.change, f"{name} is no longer what was listed"
         assert len(entry.reason) > 20
 
@@ -91,7 +93,7 @@ def here(monkeypatch, tmp_path):
 
 
 def test_what_lives_must_be_listed_and_what_is_listed_must_live(capsys, monkeypatch, here):
-    dies = fake(lambda job: "" if job.name in survivors() else "rule (a): out")
+    dies = fake(lambda job: "" if job.name in SURVIVORS else "rule (a): out")
     monkeypatch.setattr(part, "judged", dies)
     code, out, _ = lab(capsys)
     assert code == 0 and "100.0%" in out.splitlines()[-1]
@@ -100,12 +102,12 @@ def test_what_lives_must_be_listed_and_what_is_listed_must_live(capsys, monkeypa
 
     monkeypatch.setattr(part, "judged", fake(lambda job: "rule (a): out"))
     code, out, _ = lab(capsys)
-    assert code == (1 if survivors() else 0) and ("is listed and killed" in out) == bool(survivors())
+    assert code == (1 if SURVIVORS else 0) and ("is listed and killed" in out) == bool(SURVIVORS)
 
     monkeypatch.setattr(part, "judged", fake(lambda job: ""))
     code, out, _ = lab(capsys, "layernorm", "--limit", "2")
     assert code == 1 and "survives and is not listed" in out and "FAILED" in out.splitlines()[-1]
-    assert json.loads((records.folder() / "mutants.json").read_text())["passed"] == (not survivors()), (
+    assert json.loads((records.folder() / "mutants.json").read_text())["passed"] == (not SURVIVORS), (
         "a part of the files writes no record"
     )
 
@@ -141,4 +143,14 @@ def test_list_names_lines_and_changes(capsys, here):
 def test_breaks_stand_in_the_sources():
     assert len(BREAKS) == 10
     for name, one in BREAKS.items():
-        assert one.after in broken_sources(name)[one.file]
+        (source,) = broken_sources(name).values()
+        assert one.after in source
+
+
+@pytest.mark.parametrize(
+    ("before", "said"), [("no such line", "in no file: got "), ("import triton", "in attention, ")]
+)
+def test_a_break_without_one_place_is_refused(monkeypatch, before, said):
+    monkeypatch.setitem(BREAKS, "misplaced", Break(before, "x"))
+    with pytest.raises(ValueError, match=f"breaks: misplaced: what it replaces stands {said}.*expected once in all"):
+        broken_sources("misplaced")

@@ -11,7 +11,7 @@ import torch
 
 from vitkern.lab.breaking.checks import Checks, Quick
 from vitkern.lab.proving.verify import Result, Trial, pooled_failures
-from vitkern.lab.specimens import gathered, merged, specimens
+from vitkern.lab.specimens import gathered, merged
 
 TESTS = Path(__file__).resolve().parents[3] / "tests" / "interpreter"
 # Tests of how operators are registered, not of what kernels compute.
@@ -96,8 +96,7 @@ def _offsets(file: str) -> list[str]:
     kernels, coverage = offsets.launched_kernels(), offsets.Coverage()
     own = file.replace("/", ".")
     elsewhere = {name: not kernel.fn.__module__.endswith(f".{own}") for name, kernel in kernels.items()}
-    cases = [case for specimen in specimens().values() for case in specimen.offsets()]
-    for case in sorted(cases, key=lambda case: elsewhere[case.kernel]):
+    for case in sorted(offsets.all_cases(), key=lambda case: elsewhere[case.kernel]):
         if found := offsets.check(case, coverage):
             return found
     return []

@@ -2,7 +2,7 @@
 
 A mutant is one file of kernels/ with one change. It is judged in a process of its own by a list of small problems under
 the memory sanitizer (`checks`), then by the tests of its family. What nobody can find, because the program
-computes the same, is listed in `survivors` with the reason.
+computes the same, is listed as a survivor with the reason.
 """
 
 import os
@@ -16,7 +16,7 @@ from vitkern.lab.breaking.judge import UNUSABLE
 from vitkern.lab.breaking.mutations import Mutant, all_mutants, chosen, kernel_files
 from vitkern.lab.breaking.nursery import Job, Verdict, judged
 from vitkern.lab.breaking.survivor import Survivor
-from vitkern.lab.breaking.survivors import survivors
+from vitkern.lab.specimens import merged
 from vitkern.report import BadInput, near_matches, progress, table
 
 GOAL = 0.97
@@ -98,8 +98,8 @@ def _judge(mutants: list[Mutant], arguments, *, whole: bool) -> int:
 
 
 def listed(mutant: Mutant) -> Survivor | None:
-    """Its entry among the survivors, if that is about this very change."""
-    entry = survivors().get(mutant.name)
+    """Its entry among the survivors of all specimens, if that is about this very change."""
+    entry = merged("survivors").get(mutant.name)
     return entry if entry and entry.change == mutant.change else None
 
 

@@ -247,7 +247,7 @@ SPECIMEN = Specimen(
     offsets=_offsets,
     layers=LAYERS,
     launches=LAUNCHES,
-    judges={"layernorm": Checks(TRIALS, (), ("test_layernorm.py",))},
+    judges={"layernorm": Checks(TRIALS, (), ("test_layernorm.py",)), "machine/configs": Checks(TRIALS[:3])},
     integration={
         "layernorm": Integration(
             lambda x, weight, bias, residual: vitkern.layernorm(x, weight, bias, 1e-6, residual),

@@ -218,6 +218,7 @@ SPECIMEN = Specimen(
     judges={
         "layernorm_mlp": CHECKS,
         "layernorm": replace(CHECKS, trials=TRIALS[:5]),
+        "machine/configs": replace(CHECKS, trials=TRIALS[:15]),
         **dict.fromkeys(("rows/activations", "rows/epilogues", "rows/matmul"), CHECKS),
     },
     integration={
