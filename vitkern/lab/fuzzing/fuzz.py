@@ -230,7 +230,7 @@ def _replay(text: str) -> int:
     number, _, fields = rest.partition(":")
     _known(op)
     if not number.isdecimal():
-        raise BadInput(f"lab fuzz: --replay has no seed: got {text!r}; expected OP:SEED, as in attention:17.")
+        raise BadInput(f"lab fuzz: --replay has no seed: got {text!r}; expected OP:SEED, as in {op}:17.")
     try:
         case = read_case(specimens()[op].case, fields) if fields else None
     except (TypeError, ValueError) as error:
