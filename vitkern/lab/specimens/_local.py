@@ -174,5 +174,6 @@ class Near(Local):
         return self._near(batch)[0]
 
     def __str__(self) -> str:
-        words = (f"{name} {value}" for name, value in self.seen_as._asdict().items() if value)
+        usual, given = Pattern()._asdict(), self.seen_as._asdict()
+        words = (name if value is True else f"{name} {value}" for name, value in given.items() if value != usual[name])
         return f"{super().__str__()}: {', '.join(words)}"
