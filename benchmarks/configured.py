@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 
 import vitkern.kernels
-from benchmarks.layers import Layer
 from benchmarks.runs import tensors_of, training
 from vitkern.kernels.machine import configs
 from vitkern.kernels.machine.configs import Config
 from vitkern.lab.compiling.compiled import caught
+from vitkern.lab.compiling.layer import Layer
 
 # What a function may choose; the other fields follow from the shape, or from another kernel's rows.
 ALL = ("block_m", "block_n", "num_warps", "num_stages")

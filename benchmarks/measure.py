@@ -13,11 +13,11 @@ import torch._functorch.config as functorch
 from torch import Tensor
 
 from benchmarks import memory, peers, timers
-from benchmarks.layers import SCORES, Layer
 from benchmarks.rows import OURS, WRONG, Row
 from benchmarks.runs import results_of, runner, tensors_of
 from vitkern import dispatch, faults
 from vitkern.commands.timing import peak_memory
+from vitkern.lab.compiling.layer import SCORES, Layer
 from vitkern.lab.proving import verify as checker
 from vitkern.report import seconds
 

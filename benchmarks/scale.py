@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 from benchmarks import memory, results, timers
-from benchmarks.layers import Attention, Layer, Mlp, Window
-from benchmarks.local_layers import Neighborhood
+from benchmarks.cases import KINDS
 from benchmarks.measure import reason_of, verify
 from benchmarks.peers import EAGER, peers_of
 from benchmarks.rows import FAILED, OURS, WRONG, Row
 from benchmarks.runs import runner, tensors_of
 from vitkern.commands.timing import peak_memory
+from vitkern.lab.compiling.layer import Layer
 from vitkern.report import BadInput, near_matches, progress, seconds, table
 from vitkern.report import memory as bytes_text
 
@@ -53,6 +53,9 @@ class Sweep:
                 yield value, replace(self.case, **{self.size: value}), self.batch
 
 
+Attention, Window, Neighborhood, Mlp = (
+    KINDS[op] for op in ("attention", "window_attention", "neighborhood_attention", "layernorm_mlp")
+)
 TOKENS = (49, 197, 577, 1024, 4096, 16384, 50176, 200704)
 SWEEPS = (
     Sweep("attention-tokens", Attention("tokens", 6, 197, 64), "tokens", TOKENS),

@@ -8,7 +8,6 @@ import torch
 
 from benchmarks import configured, static, timers
 from benchmarks.configured import Call, config_of, overridden
-from benchmarks.layers import Layer
 from benchmarks.measure import reason_of, verified, verify
 from benchmarks.rows import WRONG
 from benchmarks.runs import runner, tensors_of
@@ -16,6 +15,7 @@ from vitkern import dispatch
 from vitkern.kernels.machine.configs import Config
 from vitkern.lab.compiling import estimate, workers
 from vitkern.lab.compiling.compiled import Compiled
+from vitkern.lab.compiling.layer import Layer
 from vitkern.report import progress
 
 

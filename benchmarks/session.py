@@ -8,12 +8,12 @@ import torch
 
 from benchmarks import ceilings, results, static, tables
 from benchmarks.cases import batch_for
-from benchmarks.layers import Layer
 from benchmarks.measure import measure, reason_of
 from benchmarks.models import batch_of, measure_model
 from benchmarks.rows import FAILED, OURS, Row
 from benchmarks.runs import DTYPES
 from vitkern import dispatch
+from vitkern.lab.compiling.layer import Layer
 from vitkern.report import BadInput, progress
 
 MODELS = "models"

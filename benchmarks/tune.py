@@ -14,7 +14,6 @@ import torch
 from benchmarks import configured, results
 from benchmarks.cases import CASES, OPS, QUICK, batch_for, chosen
 from benchmarks.configured import config_of
-from benchmarks.layers import Layer
 from benchmarks.rows import MODES
 from benchmarks.runs import DTYPES
 from benchmarks.search import Task, Trial, ahead, search
@@ -22,6 +21,7 @@ from benchmarks.variants import show_variants
 from vitkern import dispatch
 from vitkern.kernels.machine.configs import Config
 from vitkern.lab.compiling import budget, estimate
+from vitkern.lab.compiling.layer import Layer
 from vitkern.lab.compiling.matrix import ARCHITECTURES
 from vitkern.report import BadInput, near_matches, progress, seconds, table
 

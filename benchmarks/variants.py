@@ -13,10 +13,10 @@ import torch
 
 from benchmarks import configured
 from benchmarks.cases import batch_for
-from benchmarks.layers import Layer
 from benchmarks.measure import measure
 from benchmarks.rows import Row
 from vitkern.kernels.machine import configs
+from vitkern.lab.compiling.layer import Layer
 from vitkern.report import progress, seconds, table
 
 GAIN = 1.05  # less is no reason to leave the kernel that runs everywhere

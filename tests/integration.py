@@ -1,92 +1,17 @@
 """What PyTorch may do with an operator, as checks that run on whichever path the process takes: kernels in Triton's
 interpreter, or PyTorch."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-import vitkern
-from vitkern.ops.local_attention import local_attention
-from vitkern.ops.sparse_attention import sparse_attention
+from vitkern.lab.proving.integration import LENGTH
+from vitkern.lab.specimens import merged
 
-LENGTHS = 5, 7, 6
-
-
-@dataclass(frozen=True)
-class Case:
-    """``function(*tensors)`` of tensors of ``shapes(n)``, all with gradients. ``products``: FLOPs at n = 5."""
-
-    function: Callable
-    shapes: Callable
-    products: int
-    batched: tuple[int, ...] = (0,)  # arguments with a leading batch
-
-    def tensors(self, n=LENGTHS[0], dtype=torch.float32):
-        generator = torch.Generator().manual_seed(n)
-        return [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in self.shapes(n)]
-
-
-def _mlp(x, *parameters):
-    weights, scale = parameters[:6], parameters[6]
-    return vitkern.layernorm_mlp(x, *weights, eps=1e-6, layer_scale=scale)
-
-
-def _windows(qkv, table, padding, logit_scale):
-    options = dict(num_heads=2, window=(4, 3), shift=(1, 2), wrap="padded")
-    return vitkern.window_attention(qkv, table=table, padding=padding, logit_scale=logit_scale, **options)
-
-
-def _near(qkv, table, rel_h, rel_w):
-    options = dict(num_heads=1, block=(4, 2), halo=(1, 2))
-    return local_attention(qkv, table=table, rel_h=rel_h, rel_w=rel_w, **options)
-
-
-CASES = {
-    "attention": Case(
-        lambda q, k, v, bias: vitkern.attention(q, k, v, bias=bias),
-        lambda n: [(2, 2, n, 16), (2, 1, n + 1, 16), (2, 1, n + 1, 16), (1, 2, n, n + 1)],
-        4 * 2 * 2 * 5 * 6 * 16,
-        batched=(0, 1, 2),
-    ),
-    "attention_qkvpacked": Case(
-        lambda qkv, bias: vitkern.attention_qkvpacked(qkv, bias=bias),
-        lambda n: [(2, n, 3, 2, 16), (2, n, n)],
-        4 * 2 * 2 * 5 * 5 * 16,
-    ),
-    "window_attention": Case(
-        _windows,
-        lambda n: [(2, n, 3, 96), (35, 2), (96,), (2,)],
-        4 * 2 * 8 * 3 * 12 * 32,
-    ),
-    "local_attention": Case(
-        _near,
-        lambda n: [(2, n, 2, 48), (1, 9, 7), (2, n, 2, 1, 6), (2, n, 2, 1, 6)],
-        4 * 2 * 8 * 2 * 36 * 16,
-        batched=(0, 2, 3),
-    ),
-    "sparse_attention": Case(
-        lambda q, k, v, g, h: sparse_attention(q, k, v, query_gate=g, key_gate=h, strength=5.0),
-        lambda n: [(2, 2, n, 16), (2, 2, n + 1, 16), (2, 2, n + 1, 16), (2, n), (2, n + 1)],
-        4 * 2 * 2 * 5 * 6 * 16,
-        batched=(0, 1, 2, 3, 4),
-    ),
-    "layernorm": Case(
-        lambda x, weight, bias, residual: vitkern.layernorm(x, weight, bias, 1e-6, residual),
-        lambda n: [(2, n, 32), (32,), (32,), (2, n, 32)],
-        0,
-        batched=(0, 3),
-    ),
-    "layernorm_mlp": Case(
-        _mlp,
-        lambda n: [(2, n, 32), (32,), (32,), (64, 32), (64,), (32, 64), (32,), (32,)],
-        4 * 2 * 5 * 32 * 64,
-    ),
-}
+LENGTHS = LENGTH, 7, 6
+CASES = merged("integration")  # registered operator -> `Integration`
 
 
 def tuple_of(out):
@@ -146,11 +71,10 @@ def follows_autocast(case):
 
         actual = gradients(function, tensors)
         kinds = [o.dtype for o in tuple_of(function(*tensors))]
-        if case is CASES["layernorm"]:
-            assert kinds == [dtype, torch.float32], "the residual sum stays as wide as it is"
-            torch.testing.assert_close(actual[1], expected[1])
-        else:
-            assert kinds == [torch.float32 if case is CASES["layernorm_mlp"] else dtype]
+        assert kinds == [kept or dtype for kept in case.under_autocast]
+        for i, kept in enumerate(case.under_autocast):
+            if i and kept:  # a sum, beside what the products give, is none of them
+                torch.testing.assert_close(actual[i], expected[i])
         assert all(g.dtype == torch.float32 for g in actual[len(kinds) :])
         assert not torch.equal(actual[0].float(), expected[0]), "autocast changed nothing"
         agree([t.float() for t in actual], expected, rtol=0.05, atol=0.05)

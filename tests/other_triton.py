@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("test_interpreter_repair.py", "test_sanitizer.py", "test_layernorm.py")  # in tests/interpreter
 KERNELS = ["check", "--device", "cpu", "--dtype", "bf16"]  # every operator against float64, output and gradients
 COMPILE = ["lab", "compile", "--arch", "sm_90", "--jobs", "1"]  # GPUs that are used with another Triton are Hoppers
-SAMPLE = (  # of launches.py: between them every kernel, and strides of 1
+SAMPLE = (  # of all launches: between them every kernel, and strides of 1
     "attention-d128-bias",
     "attention-one-query",
     "attention-hopper-bias",

@@ -8,41 +8,47 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import measure, peers, timers
-from benchmarks.cases import CASES
-from benchmarks.layers import Attention, LayerNorm, Mlp, Sampled, Window
-from benchmarks.local_layers import Chunks, Decomposed, Grid, Halo, Local, Neighborhood, Standalone
+from benchmarks.cases import CASES, KINDS
 from benchmarks.peers import flex, installed
 from benchmarks.rows import OURS
 from benchmarks.runs import results_of, tensors_of
 
 CPU = torch.device("cpu")
+
+
+def layer(op, *sizes, **options):
+    """One of no model."""
+    return KINDS[op]("", *sizes, **options)
+
+
 SMALL = (
-    Attention("", 2, 20, 16),
-    Attention("", 2, 20, 16, bias=True),
-    Attention("", 2, 30, 16, masked=True),
-    Attention("", 2, 20, 16, keys=7),
-    Window("", 14, 32, 2, 7),
-    Window("", 14, 32, 2, 7, 3),
-    Window("", 10, 32, 2, 7),
-    Window("", 16, 32, 2, 8, 4, cosine=True),
-    Window("", 14, 32, 2, 7, table=False),
-    Window("", 14, 32, 2, 7, 3, table=False),
-    Neighborhood("", 9, 32, 2, 3),
-    Neighborhood("", 14, 32, 2, 3, 4),
-    Halo("", 8, 32, 2, block=4, halo=1),
-    Halo("", 8, 32, 2, block=4, halo=4),
-    Standalone("", 6, 32, 2, kernel=3),
-    Decomposed("", 10, 32, 2, 4),
-    Decomposed("", 6, 32, 2),
-    Grid("", 12, 32, 2, 4),
-    Chunks("", 9, 32, 2, 3, 2),
-    Sampled("", 2, 20, 16),
-    Sampled("", 2, 20, 16, 5),
-    LayerNorm("", 5, 64),
-    LayerNorm("", 5, 64, residual=True),
-    Mlp("", 5, 32),
-    Mlp("", 5, 32, post_norm=True),
+    layer("attention", 2, 20, 16),
+    layer("attention", 2, 20, 16, bias=True),
+    layer("attention", 2, 30, 16, masked=True),
+    layer("attention", 2, 20, 16, keys=7),
+    layer("window_attention", 14, 32, 2, 7),
+    layer("window_attention", 14, 32, 2, 7, 3),
+    layer("window_attention", 10, 32, 2, 7),
+    layer("window_attention", 16, 32, 2, 8, 4, cosine=True),
+    layer("window_attention", 14, 32, 2, 7, table=False),
+    layer("window_attention", 14, 32, 2, 7, 3, table=False),
+    layer("neighborhood_attention", 9, 32, 2, 3),
+    layer("neighborhood_attention", 14, 32, 2, 3, 4),
+    layer("halo_attention", 8, 32, 2, block=4, halo=1),
+    layer("halo_attention", 8, 32, 2, block=4, halo=4),
+    layer("standalone_attention", 6, 32, 2, kernel=3),
+    layer("decomposed_attention", 10, 32, 2, 4),
+    layer("decomposed_attention", 6, 32, 2),
+    layer("local_attention", 12, 32, 2, 4),
+    layer("vil_attention", 9, 32, 2, 3, 2),
+    layer("sparse_attention", 2, 20, 16),
+    layer("sparse_attention", 2, 20, 16, 5),
+    layer("layernorm", 5, 64),
+    layer("layernorm", 5, 64, residual=True),
+    layer("layernorm_mlp", 5, 32),
+    layer("layernorm_mlp", 5, 32, post_norm=True),
 )
+FLEX = [case for case in SMALL if case.op not in ("sparse_attention", "layernorm", "layernorm_mlp")]
 
 
 def ids(case):
@@ -67,7 +73,7 @@ def test_peers_compute_the_same(case):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("case", [case for case in SMALL if isinstance(case, Attention | Window | Local)], ids=ids)
+@pytest.mark.parametrize("case", FLEX, ids=ids)
 def test_flex_attention_computes_the_same(case, monkeypatch):
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -95,11 +101,11 @@ def test_cudnn_is_marked_where_its_backward_is_known_to_be_wrong():
         assert "pytorch issue 196678" in peers.known_fault("SDPA cuDNN", masked, mode)
     assert not peers.known_fault("SDPA cuDNN", masked, "forward")
     assert not peers.known_fault("SDPA flash", masked, "backward")
-    assert not peers.known_fault("SDPA cuDNN", Attention("", 2, 576, 64), "backward")
-    assert not peers.known_fault("SDPA cuDNN", Attention("", 2, 577, 64, bias=True), "backward")
-    assert peers.known_fault("SDPA cuDNN", Attention("", 2, 10, 64, keys=192, bias=True), "backward")
-    assert peers.known_fault("SDPA cuDNN", Window("", 16, 32, 2, 8), "backward")
-    assert peers.known_fault("SDPA cuDNN", Neighborhood("", 56, 64, 2, 7), "backward")
+    assert not peers.known_fault("SDPA cuDNN", layer("attention", 2, 576, 64), "backward")
+    assert not peers.known_fault("SDPA cuDNN", layer("attention", 2, 577, 64, bias=True), "backward")
+    assert peers.known_fault("SDPA cuDNN", layer("attention", 2, 10, 64, keys=192, bias=True), "backward")
+    assert peers.known_fault("SDPA cuDNN", layer("window_attention", 16, 32, 2, 8), "backward")
+    assert peers.known_fault("SDPA cuDNN", layer("neighborhood_attention", 56, 64, 2, 7), "backward")
 
 
 def test_a_known_fault_is_marked_although_the_result_agrees(monkeypatch):
@@ -152,9 +158,9 @@ def other_packages(monkeypatch):
         (SMALL[0], {"flash-attn", "xFormers"}),
         (SMALL[1], {"xFormers"}),
         (SMALL[2], set()),
-        (LayerNorm("", 5, 64), {"Liger"}),
-        (LayerNorm("", 5, 64, residual=True), set()),
-        (Mlp("", 5, 32), set()),
+        (layer("layernorm", 5, 64), {"Liger"}),
+        (layer("layernorm", 5, 64, residual=True), set()),
+        (layer("layernorm_mlp", 5, 32), set()),
     ),
     ids=str,
 )
@@ -169,7 +175,7 @@ def test_installed_packages_are_peers(case, names, other_packages):
 
 
 def test_natten_is_marked_because_it_has_no_table(other_packages):
-    case = Neighborhood("", 9, 32, 2, 3)
+    case = layer("neighborhood_attention", 9, 32, 2, 3)
     found = {row.contender: row for row in measure.measure(case, torch.float32, CPU, batch=2, compiled=False)}
     assert found["NATTEN"].is_wrong
     problem = case.problem(2)

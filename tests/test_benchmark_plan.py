@@ -15,7 +15,7 @@ import torch
 import benchmarks.__main__ as command
 from benchmarks import plan, results
 from benchmarks.cases import CASES, OPS, chosen
-from vitkern.lab.proving.problems import OPS as OPERATORS
+from vitkern.lab.specimens import specimens
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -173,10 +173,10 @@ def test_the_plan_runs_here_as_a_whole(tmp_path, monkeypatch, capsys):
 
 def test_every_operator_has_a_large_case():
     gpu = loaded("test_ops_gpu")
-    assert set(gpu.LARGE) == set(gpu.OPTIONS) == set(OPERATORS)
+    assert set(gpu.LARGE) == set(gpu.OPTIONS) == set(specimens())
 
 
-@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("op", specimens())
 def test_the_large_cases_are_calls_that_exist(op, monkeypatch):
     """On two rows of each, in PyTorch."""
     gpu = loaded("test_ops_gpu")

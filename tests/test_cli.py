@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vitkern import cli, nn
-from vitkern.lab.proving import check_cases, problems
+from vitkern.lab.specimens import gathered, specimens, views
 from vitkern.report import near_matches, table
 
 
@@ -42,7 +42,7 @@ def test_info_names_versions_devices_and_operators(run):
     code, out, _ = run("info")
     assert code == 0
     assert f"torch         {torch.__version__}" in out
-    for op in problems.OPS:
+    for op in specimens():
         assert op in out
     if not torch.cuda.is_available():
         assert "TRITON_INTERPRET=1 was not in the environment" in out
@@ -71,7 +71,7 @@ def test_check_of_the_pytorch_path_passes(run):
 
 
 def test_check_fails_on_a_wrong_result(run, monkeypatch):
-    case = next(case for case in check_cases.PROBLEMS if case.op == "layernorm")
+    case = specimens()["layernorm"].check[0]
     monkeypatch.setattr(
         "vitkern.ops.layernorm.layernorm", lambda x, weight, bias, eps, residual=None: x * weight + bias
     )
@@ -109,23 +109,22 @@ def test_check_takes_the_first_words_of_an_operator(run):
     assert code == 0 and "local_attention" in out and "window_attention" not in out and "cases pooled" in out
 
 
-FAMILIES = {"neighborhood": 2, "halo": 1, "standalone": 1, "decomposed_attention": 1, "vil": 2, "partition": 1}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", views())
 def test_check_of_a_family_is_that_of_its_cases(run, family):
-    code, out, _ = run("check", family, "--pytorch", "--dtype", "fp32")
-    assert code == 0 and f"verdict: all {FAMILIES[family]} checks passed" in out
-    cases = [case for case in check_cases.PROBLEMS if case.family.startswith(family)]
-    assert all(case.name in out for case in cases) and len(cases) == FAMILIES[family]
-    assert f"{cases[0].family} has no kernel of its own: these are its cases of local_attention, too few to pool" in out
+    view = views()[family]
+    code, out, _ = run("check", family.removesuffix("_attention"), "--pytorch", "--dtype", "fp32")
+    assert code == 0 and f"verdict: all {len(view.check)} checks passed" in out
+    assert all(case.name in out for case in view.check)
+    assert f"{family} has no kernel of its own: these are its cases of {view.of}, too few to pool" in out
     assert "cases pooled" not in out
 
 
-def test_every_case_of_local_attention_is_that_of_a_module():
+def test_every_case_of_a_family_is_that_of_a_module():
     modules = {name.lower() for name in dir(nn)}
-    for case in check_cases.PROBLEMS:
-        assert (case.family.replace("_", "") in modules) == (case.op == "local_attention"), case
+    for name, view in views().items():
+        assert name.replace("_", "") in modules
+        assert {(case.family, case.op) for case in view.check} == {(name, view.of)}
+    assert {case.family for specimen in specimens().values() for case in specimen.check} == {""}
 
 
 def test_check_rejects_an_unknown_operator(run):
@@ -153,10 +152,9 @@ def test_check_interprets_kernels_without_a_gpu():
 
 def test_every_operator_has_cases_with_gradients():
     generator = torch.Generator().manual_seed(0)
-    for op in problems.OPS:
-        assert [case for case in check_cases.PROBLEMS if case.op == op]
-    for case in check_cases.PROBLEMS:
+    for case in gathered("check"):
         inputs = case.inputs(generator)
+        assert case.gradients
         assert set(case.gradients) <= set(inputs), case
         assert set(inputs) - set(case.gradients) <= {"mask", "key_padding_mask", "row_scale", "index"}, case
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from vitkern.lab.proving.check_cases import PROBLEMS as CHECKS
-from vitkern.lab.proving.problems import local_problem
 from vitkern.lab.proving.verify import PYTORCH_MARGIN, verify
+from vitkern.lab.specimens import gathered
+from vitkern.lab.specimens.local_attention import problem as local_problem
 from vitkern.ops.local_attention import local_attention
 from vitkern.reference.attention import attention as dense_reference
 from vitkern.reference.local_attention import intervals
@@ -13,7 +13,7 @@ from vitkern.reference.local_attention import local_attention as reference
 
 CPU = torch.device("cpu")
 PROBLEMS = (
-    *(problem for problem in CHECKS if problem.op == "local_attention"),
+    *(problem for problem in gathered("check") if problem.op == "local_attention"),
     local_problem("14x13, 7x7 around each", (14, 13), (1, 1), (3, 3), "clamp", table=True, lse=True),
     local_problem("12x8, blocks of 4, halo 1", (12, 8), (4, 4), (1, 1), rel=True, table=True, batch=2),
     local_problem("7x8, a chunk and one more", (7, 8), (3, 3), (3, 3), "exclude", neighbor=(1, -1)),

@@ -8,7 +8,7 @@ import pytest
 from vitkern.cli import main
 from vitkern.lab import records
 from vitkern.lab.breaking import mutants as part
-from vitkern.lab.breaking.breaks import BREAKS, broken_sources
+from vitkern.lab.breaking.breaks import BREAKS, Break, broken_sources
 from vitkern.lab.breaking.mutations import (
     LAUNCHERS_PER_FILE,
     PER_FILE,
@@ -19,7 +19,9 @@ from vitkern.lab.breaking.mutations import (
     kernels_folder,
 )
 from vitkern.lab.breaking.nursery import Job, Verdict, judged
-from vitkern.lab.breaking.survivors import SURVIVORS
+from vitkern.lab.specimens import merged
+
+SURVIVORS = merged("survivors")
 
 
 def test_every_file_gives_its_share_spread_over_functions_and_operators():
@@ -141,4 +143,14 @@ def test_list_names_lines_and_changes(capsys, here):
 def test_breaks_stand_in_the_sources():
     assert len(BREAKS) == 10
     for name, one in BREAKS.items():
-        assert one.after in broken_sources(name)[one.file]
+        (source,) = broken_sources(name).values()
+        assert one.after in source
+
+
+@pytest.mark.parametrize(
+    ("before", "said"), [("no such line", "in no file: got "), ("import triton", "in attention, ")]
+)
+def test_a_break_without_one_place_is_refused(monkeypatch, before, said):
+    monkeypatch.setitem(BREAKS, "misplaced", Break(before, "x"))
+    with pytest.raises(ValueError, match=f"breaks: misplaced: what it replaces stands {said}.*expected once in all"):
+        broken_sources("misplaced")

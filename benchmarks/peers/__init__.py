@@ -10,9 +10,8 @@ from collections.abc import Callable
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.layers import Attention, Layer, LayerNorm, Mlp, Sampled, Window
-from benchmarks.local_layers import Local, Neighborhood
 from benchmarks.peers import dense, flex, installed, local, windows
+from vitkern.lab.compiling.layer import Layer
 
 EAGER = "eager"
 BACKENDS = {
@@ -26,24 +25,24 @@ BACKENDS = {
 def peers_of(case: Layer, options: dict, device: torch.device, *, compiled: bool) -> dict[str, Callable]:
     """Name -> peer. ``compiled`` adds torch.compile of the eager formula, and FlexAttention on a GPU."""
     fused = None
-    match case:
-        case Attention():
+    match case.op:
+        case "attention":
             eager, fused = dense.attention, dense.attention_fused
-        case Window():
+        case "window_attention":
             eager = windows.window(options, device)
             fused = None if case.cosine else functools.partial(eager, fused=True)
-        case Neighborhood():
+        case "neighborhood_attention":
             eager, fused = windows.neighborhood(case, device), windows.neighborhood_fused(case, device)
-        case Local():
+        case _ if case.operator == "local_attention":
             eager, fused = local.grouped(case), local.grouped_fused(case)
-        case Sampled():
+        case "sparse_attention":
             eager, fused = (functools.partial(f, **options) for f in (dense.sampled, dense.sampled_fused))
-        case LayerNorm():
+        case "layernorm":
             eager = functools.partial(dense.layernorm, **options)
-        case Mlp():
+        case "layernorm_mlp":
             eager = functools.partial(dense.mlp, **options)
         case _:
-            raise TypeError(f"peers_of: no peer for {type(case).__name__}")
+            raise TypeError(f"peers_of: no peer for {case.op}")
     peers = {EAGER: eager}
     if fused is not None:
         peers |= {name: functools.partial(_forced, backend, fused) for name, backend in BACKENDS.items()}
@@ -69,15 +68,15 @@ def known_fault(peer: str, case: Layer, mode: str) -> str:
 
 def _masked_keys(case: Layer) -> int:
     """Keys of a case whose peers give SDPA a mask; 0 where they give none."""
-    match case:
-        case Attention(bias=True) | Attention(masked=True):
+    match case.op:
+        case "attention" if case.bias or case.masked:
             return case.keys or case.tokens
-        case Window() if case.table or case.shift:
+        case "window_attention" if case.table or case.shift:
             return case.window**2
-        case Neighborhood():
+        case "neighborhood_attention":
             return case.side**2
-        case Local():
+        case _ if case.operator == "local_attention":
             return case.keys
-        case Sampled(sampled=0):
+        case "sparse_attention" if not case.sampled:
             return case.tokens
     return 0

@@ -5,24 +5,23 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.grouping import framed, heads_of
-from benchmarks.layers import Attention, Layer, Window
-from benchmarks.local_layers import Local, Neighborhood, Standalone
 from benchmarks.peers.windows import Partition, cosines, start_of
+from vitkern.lab.compiling.layer import Layer
+from vitkern.lab.proving.grouping import framed, heads_of
 
 
 def peers_of(case: Layer, options: dict, device: torch.device) -> dict[str, Callable]:
     """FlexAttention for every layer that is softmax attention without gates."""
-    match case:
-        case Attention():
+    match case.op:
+        case "attention":
             run = _dense()
-        case Window():
+        case "window_attention":
             run = _windows(options, device)
-        case Neighborhood():
+        case "neighborhood_attention":
             run = _neighborhood(case, device)
-        case Standalone():
+        case "standalone_attention":
             run = _standalone(case, device)
-        case Local():
+        case _ if case.operator == "local_attention":
             run = _grouped(case)
         case _:
             return {}
@@ -51,7 +50,7 @@ def _dense() -> Callable:
     return run
 
 
-def _neighborhood(case: Neighborhood, device: torch.device) -> Callable:
+def _neighborhood(case: Layer, device: torch.device) -> Callable:
     from torch.nn.attention.flex_attention import create_block_mask
 
     compiled, side, heads, kernel, dilation = _compiled(), case.side, case.heads, case.kernel, case.dilation
@@ -106,7 +105,7 @@ def _windows(options: dict, device: torch.device) -> Callable:
     return run
 
 
-def _grouped(case: Local) -> Callable:
+def _grouped(case: Layer) -> Callable:
     """On groups of queries with copies of their keys; what is added to a score is read where it belongs."""
     compiled = _compiled()
 
@@ -126,7 +125,7 @@ def _grouped(case: Local) -> Callable:
     return run
 
 
-def _standalone(case: Standalone, device: torch.device) -> Callable:
+def _standalone(case: Layer, device: torch.device) -> Callable:
     """On the image in its frame of zeros, with a block mask."""
     from torch.nn.attention.flex_attention import create_block_mask
 

@@ -7,8 +7,7 @@ changed shows as a peer without a figure, with its error.
 import importlib.util
 from collections.abc import Callable
 
-from benchmarks.layers import Attention, Layer, LayerNorm, Window
-from benchmarks.local_layers import Neighborhood
+from vitkern.lab.compiling.layer import Layer
 
 PACKAGES = {
     "flash-attn": "flash_attn",
@@ -24,16 +23,14 @@ def is_installed(name: str) -> bool:
 
 def peers_of(case: Layer, options: dict) -> dict[str, Callable]:
     """Name -> peer, of the installed packages that have this layer."""
-    match case:
-        case Attention(bias=False, masked=False):
-            found = {"flash-attn": _flash_attn, "xFormers": _xformers}
-        case Attention(masked=False):
-            found = {"xFormers": _xformers}
-        case Neighborhood():
+    match case.op:
+        case "attention" if not case.masked:
+            found = ({} if case.bias else {"flash-attn": _flash_attn}) | {"xFormers": _xformers}
+        case "neighborhood_attention":
             found = {"NATTEN": _natten(options["kernel"], dilation=options["dilation"], heads=options["num_heads"])}
-        case Window(table=False, shift=0) if case.side % case.window == 0:
+        case "window_attention" if not (case.table or case.shift or case.side % case.window):
             found = {"NATTEN": _natten(options["window"], stride=options["window"], heads=options["num_heads"])}
-        case LayerNorm(residual=False):
+        case "layernorm" if not case.residual:
             found = {"Liger": _liger(options)}
         case _:
             found = {}

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 
-from benchmarks.local_layers import Local
+from vitkern.lab.compiling.layer import Layer
 
 
-def grouped(case: Local) -> Callable:
+def grouped(case: Layer) -> Callable:
     """The formula, step by step."""
 
     def run(**tensors):
@@ -19,7 +19,7 @@ def grouped(case: Local) -> Callable:
     return run
 
 
-def grouped_fused(case: Local) -> Callable:
+def grouped_fused(case: Layer) -> Callable:
     def run(**tensors):
         of = case.groups(**tensors)
         return of.image(F.scaled_dot_product_attention(of.q, of.k, of.v, attn_mask=of.added(), scale=case.scale))

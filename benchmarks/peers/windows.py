@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.local_layers import Neighborhood
+from vitkern.lab.compiling.layer import Layer
 from vitkern.reference.window_attention import regions, relative_position_index
 
 
@@ -96,7 +96,7 @@ def start_of(position, size: int, kernel: int, dilation: int):
     return torch.minimum((rank - kernel // 2).clamp(min=0), count - kernel)
 
 
-def _places(case: Neighborhood, device: torch.device) -> tuple[Tensor, Tensor]:
+def _places(case: Layer, device: torch.device) -> tuple[Tensor, Tensor]:
     """(tokens, kernel^2): the keys of each token of the image, and where their bias lies in a flat table."""
     position, width = torch.arange(case.side), 2 * case.kernel - 1
     steps = start_of(position, case.side, case.kernel, case.dilation)[:, None] + torch.arange(case.kernel)
@@ -113,7 +113,7 @@ def _heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return qkv.flatten(1, 2).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def neighborhood(case: Neighborhood, device: torch.device) -> Callable:
+def neighborhood(case: Layer, device: torch.device) -> Callable:
     """Every token gathers its own keys and values, as an implementation without a kernel of its own must."""
     where, place = _places(case, device)
     scale = (case.channels // case.heads) ** -0.5
@@ -127,7 +127,7 @@ def neighborhood(case: Neighborhood, device: torch.device) -> Callable:
     return run
 
 
-def neighborhood_fused(case: Neighborhood, device: torch.device) -> Callable:
+def neighborhood_fused(case: Layer, device: torch.device) -> Callable:
     """SDPA over the whole image with a mask of -inf outside the neighbourhood."""
     where, place = _places(case, device)
 

@@ -1,4 +1,4 @@
-"""The cells of vitkern/lab/compiling/matrix.py that the tests compile: the main paths, each on three architectures, and
+"""The cells of `vitkern.lab.compiling.matrix` that the tests compile: the main paths, each on three architectures, and
 variants.
 
 ``python -m vitkern lab compile`` compiles all of them.

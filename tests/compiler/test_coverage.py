@@ -13,11 +13,10 @@ from tests import other_triton
 from tests.compiler import coverage
 from vitkern.kernels.loop import scores, tokens
 from vitkern.kernels.rows import epilogues
+from vitkern.lab.compiling import golden
 from vitkern.lab.compiling.compile import cells
-from vitkern.lab.compiling.exceptions import ELSEWHERE, EXCEPTIONS
-from vitkern.lab.compiling.launches import CASES
-from vitkern.lab.compiling.matrix import ARCHITECTURES, EVERYWHERE
-from vitkern.lab.compiling.work import TURNS
+from vitkern.lab.compiling.matrix import ARCHITECTURES, launches
+from vitkern.lab.specimens import gathered, merged
 
 pytestmark = pytest.mark.compiler
 # Between them every family, token count class, window size, head dimension and normalisation of the registry.
@@ -43,11 +42,11 @@ MODELS = (
 @pytest.fixture(scope="module")
 def launched():
     """launched(arch) -> (entries, combinations, constants) of all its cells; nothing is compiled."""
-    runs, known = {case.name: case.run for case in CASES}, {}
+    known = {}
 
     def get(arch):
         if arch not in known:
-            found = [coverage.asked(runs[name], arch) for name, of_cell in cells([], []) if of_cell == arch]
+            found = [coverage.asked(launches()[name].run, arch) for name, of_cell in cells([], []) if of_cell == arch]
             known[arch] = tuple(set().union(*(one[i] for one in found)) for i in (0, 1))
             known[arch] += ([constants for one in found for constants in one[2]],)
         return known[arch]
@@ -60,7 +59,7 @@ def test_every_entry_of_configs_is_compiled(launched, arch):
     possible = coverage.entries(arch)
     assert {entry[0] for entry in possible} == set(coverage.NAMES) - ({"stream_hopper_config"} if arch != 90 else set())
     missing = [f"{entry} for {example}" for entry, example in possible.items() if entry not in launched(arch)[0]]
-    assert not missing, "no launch of vitkern/lab/compiling/matrix.py asks for\n" + "\n".join(missing)
+    assert not missing, "no launch of vitkern/lab/specimens asks for\n" + "\n".join(missing)
 
 
 def test_an_entry_that_nothing_asks_for_is_found(launched, monkeypatch):
@@ -94,14 +93,13 @@ def test_every_kernel_is_launched(launched):
                 names.add(node.args[0].id)
     for arch in ARCHITECTURES:
         assert {kernel for kernel, *_ in launched(arch)[1]} == names - ({"_stream_hopper_fwd"} if arch != 90 else set())
-    assert set(TURNS) <= names
+    assert set(merged("turns")) <= names
 
 
 def test_what_another_triton_compiles_has_every_kernel_of_hopper(launched):
-    runs = {case.name: case.run for case in CASES}
     sample = cells(list(other_triton.SAMPLE), [90])
     assert len(sample) == len(other_triton.SAMPLE)  # each names one launch
-    found = set().union(*(coverage.asked(runs[name], 90)[1] for name, _ in sample))
+    found = set().union(*(coverage.asked(launches()[name].run, 90)[1] for name, _ in sample))
     assert {kernel for kernel, *_ in found} == {kernel for kernel, *_ in launched(90)[1]}
 
 
@@ -139,7 +137,7 @@ def combinations_of_model(monkeypatch):
 def test_what_models_launch_is_compiled(launched, combinations_of_model, model):
     for arch in ARCHITECTURES:
         missing = combinations_of_model(*model, arch) - launched(arch)[1]
-        assert not missing, f"{arch}: no launch of vitkern/lab/compiling/matrix.py has\n" + "\n".join(map(str, missing))
+        assert not missing, f"{arch}: no launch of vitkern/lab/specimens has\n" + "\n".join(map(str, missing))
 
 
 def test_the_models_stand_for_the_registry():
@@ -152,14 +150,18 @@ def test_the_models_stand_for_the_registry():
     assert {re.search(r"^swin(v2)?", n).group() + re.search(r"window\d+", n).group() for n in covered} == sizes
 
 
-def test_launches_have_names_of_their_own_and_the_matrix_knows_them():
-    names = [case.name for case in CASES]
-    assert len(set(names)) == len(names) and set(names) >= EVERYWHERE
+def test_launches_have_names_of_their_own_and_places_in_the_matrix():
+    names = [launch.name for launch in gathered("launches")]
+    assert len(set(names)) == len(names) and set(names) == set(launches())
+    everywhere = {launch.name for launch in launches().values() if launch.everywhere}
+    for name in names:
+        placed = [arch for of_cell, arch in cells([name], []) if of_cell == name]
+        fitting = set(ARCHITECTURES) - set(launches()[name].in_pytorch)
+        assert set(placed) == fitting if name in everywhere else len(placed) == 1 and set(placed) <= fitting
     assert {arch for _, arch in cells([], [])} == set(ARCHITECTURES)
 
 
 def test_exceptions_name_cells_and_give_reasons():
-    everything = [(cell, excuse) for found in (EXCEPTIONS, *ELSEWHERE.values()) for cell, excuse in found.items()]
-    for (name, kernel, arch), excuse in everything:
-        begins, reason = excuse or ("nothing", "what EXCEPTIONS has is not needed")
+    for (name, kernel, arch), (begins, reason, tritons) in merged("exceptions").items():
         assert (name, arch) in cells([name], [arch]) and kernel.startswith("_") and begins and len(reason) > 20
+        assert set(tritons) <= {path.stem.removeprefix("triton-") for path in golden.FOLDER.glob("*.json")}

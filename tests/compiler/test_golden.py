@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from vitkern import cli
 from vitkern.kernels.machine.launch import launch
 from vitkern.lab import records
 from vitkern.lab.compiling import compile as lab
-from vitkern.lab.compiling import digest, exceptions, figures, golden, launches, workers
+from vitkern.lab.compiling import digest, exceptions, figures, golden, matrix, workers
+from vitkern.lab.compiling.exception import Excuse
 
 pytestmark = pytest.mark.compiler
 NAME, ARCH = "rows", 80
@@ -54,7 +56,7 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workers, "compile_cells", compile_here)
 
     def call(*arguments, run=_launch):
-        monkeypatch.setattr(launches, "CASES", [launches.Case(NAME, run)])
+        monkeypatch.setattr(matrix, "launches", lambda: {NAME: types.SimpleNamespace(run=run)})
         code = cli.main(["lab", "compile", *arguments])
         return code, *capsys.readouterr()
 
@@ -315,20 +317,23 @@ def test_bad_input_is_one_line(command, arguments, says):
 
 def test_exceptions_excuse_and_are_reported_when_not_needed(kernel, monkeypatch):
     spilling = _worse(kernel, spill_loads=3)
-    reason = ("spills:", "a reason that says why")
+    cell, reason = (NAME, "_scale", ARCH), "a reason that says why"
+
+    def listed(**excuses):
+        monkeypatch.setattr(exceptions, "merged", lambda field: {cell: Excuse(**excuses)})
+
     assert exceptions.unexcused(NAME, ARCH, [spilling]) == ["_scale w4 s1: spills: 3 accesses, 0 bytes of stack"]
-    monkeypatch.setattr(exceptions, "EXCEPTIONS", {(NAME, "_scale", ARCH): reason})
+    listed(begins="spills:", reason=reason)
     assert exceptions.unexcused(NAME, ARCH, [spilling]) == []
     assert exceptions.unexcused(NAME, ARCH, [kernel]) == ["_scale: the exception 'spills:' is no longer needed"]
     assert exceptions.unexcused(NAME, 90, [kernel]) == []
-    monkeypatch.setattr(exceptions, "ELSEWHERE", {golden.minor(): {(NAME, "_scale", ARCH): None}})
+    listed(begins="spills:", reason=reason, tritons=("3.1",))
     assert exceptions.unexcused(NAME, ARCH, [kernel]) == [] != exceptions.unexcused(NAME, ARCH, [spilling])
-    monkeypatch.setattr(exceptions, "ELSEWHERE", {"3.1": {(NAME, "_scale", ARCH): None}})
+    listed(begins="spills:", reason=reason, tritons=("3.1", golden.minor()))
     assert exceptions.unexcused(NAME, ARCH, [spilling]) == []
     narrow = _worse(spilling, loads={16: 1})
     assert exceptions.unexcused(NAME, ARCH, [narrow]) == ["_scale w4 s1: widest global load is 16 bits"]
-    both = {(NAME, "_scale", ARCH): (("spills: ", "widest global load is 16 bits"), reason[1])}
-    monkeypatch.setattr(exceptions, "EXCEPTIONS", both)
+    listed(begins=("spills: ", "widest global load is 16 bits"), reason=reason)
     assert exceptions.unexcused(NAME, ARCH, [narrow]) == []
 
 

@@ -8,13 +8,12 @@ import torch
 from benchmarks import measure
 from benchmarks.cases import CASES as LAYERS
 from vitkern import dispatch
-from vitkern.lab.proving.check_cases import PROBLEMS
-from vitkern.lab.proving.dropout import check_dropout
-from vitkern.lab.proving.problems import OPS
 from vitkern.lab.proving.verify import GPU_POOLED_MARGIN, pool_of, verify
+from vitkern.lab.specimens import gathered, merged, specimens
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
+OPS, PROBLEMS = tuple(specimens()), gathered("check")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Shapes that fill the device: races and reused memory show in many programs, not in four.
 LARGE = {
@@ -85,8 +84,9 @@ def test_layers_of_real_models_meet_float64(case):
     assert measure.verify(case, torch.bfloat16, torch.device("cuda")) == []
 
 
-def test_dropout():
-    assert check_dropout(torch.device("cuda")) == []
+@pytest.mark.parametrize("name", merged("properties"))
+def test_what_has_no_formula_holds(name):
+    assert merged("properties")[name](torch.device("cuda")) == []
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from vitkern import dispatch
-from vitkern.lab.proving.problems import attention_problem, packed_problem
 from vitkern.lab.proving.verify import GPU_POOLED_MARGIN, pool_of, verify
+from vitkern.lab.specimens.attention import packed as packed_problem
+from vitkern.lab.specimens.attention import problem as attention_problem
 
 HERE = torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() == (9, 0)
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HERE, reason="no Hopper GPU: the kernel is one for sm_90")]

@@ -25,13 +25,13 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    from vitkern.lab.fuzzing.run_case import SCRATCH
     from vitkern.lab.interpreting.interpreter import repaired
     from vitkern.lab.interpreting.sanitizer import sanitized
+    from vitkern.lab.specimens import gathered
 
     marker = item.get_closest_marker("unsanitized")
     if marker is None:
-        with sanitized(order=ORDER, scratch=SCRATCH):
+        with sanitized(order=ORDER, scratch=gathered("scratch")):
             return (yield)
     if not marker.kwargs.get("reason"):
         pytest.fail(f"{item.nodeid}: unsanitized without a reason")

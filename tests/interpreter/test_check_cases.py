@@ -5,16 +5,16 @@ import torch
 
 from vitkern import dispatch
 from vitkern.kernels.machine.launch import redirected
-from vitkern.lab.fuzzing.cases import DTYPES
-from vitkern.lab.proving.check_cases import PROBLEMS
+from vitkern.lab.fuzzing.case import DTYPES
 from vitkern.lab.proving.verify import Trial
+from vitkern.lab.specimens import gathered
 
 pytestmark = pytest.mark.interpreter
 
 
 @pytest.mark.unsanitized(reason="no kernel runs", repaired=False)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("problem", gathered("check"), ids=str)
 def test_a_kernel_takes_it(problem, dtype):
     launched = []
     with dispatch.use_backend("interpreter"), redirected(lambda kernel, *_: launched.append(kernel.__name__)):

@@ -7,8 +7,9 @@ import torch
 
 from vitkern.lab import records
 from vitkern.lab.fuzzing import edges
-from vitkern.lab.fuzzing.cases import LayerNormCase
-from vitkern.lab.fuzzing.edge_cases import EDGES, Edge, Exactly
+from vitkern.lab.fuzzing.edge import Edge, Exactly
+from vitkern.lab.specimens import gathered
+from vitkern.lab.specimens.layernorm import LayerNormCase
 from vitkern.ops import layernorm
 from vitkern.report import BadInput
 
@@ -16,6 +17,8 @@ pytestmark = [
     pytest.mark.interpreter,
     pytest.mark.unsanitized(reason="every case is sanitized by itself", repaired=False),
 ]
+
+EDGES = gathered("edges")
 
 
 def arguments(*words):

@@ -13,39 +13,15 @@ from triton.runtime.errors import OutOfResources
 from triton.runtime.interpreter import InterpretedFunction
 
 import vitkern
-from vitkern import dispatch, faults, register
+from vitkern import dispatch, faults
+from vitkern.lab.differentiating.gradient_check import operators
 from vitkern.lab.interpreting.sanitizer import MemoryFault
-from vitkern.lab.proving.problems import (
-    attention_problem,
-    layernorm_problem,
-    local_problem,
-    mlp_problem,
-    packed_problem,
-    sparse_problem,
-    window_problem,
-)
+from vitkern.lab.specimens import gathered
 from vitkern.reference.dropout import keep_mask, philox
 
 pytestmark = pytest.mark.interpreter
 
-PROBLEMS = {
-    "bias": attention_problem("bias", (2, 2, 20, 16), bias=(1, 2, 20, 20)),
-    "key heads, causal, lse": attention_problem(
-        "lse", (2, 2, 18, 16), kv_heads=1, causal=True, return_lse=True, outputs=("out", "lse")
-    ),
-    "dropout": attention_problem("dropout", (1, 2, 20, 16), dropout_p=0.3),
-    "packed": packed_problem("packed", 1, 18, 2, 16),
-    "windows": window_problem("windows", (5, 6), (4, 4), shift=(1, 2)),
-    "cosine windows": window_problem("cosine", (5, 6), (4, 4), shift=(1, 2), cosine=True, wrap="padded"),
-    "around each": local_problem("around", (4, 3), (1, 1), (1, 1), "clamp", table=True, lse=True),
-    "halo": local_problem("halo", (4, 4), (2, 2), (1, 1), rel=True),
-    "windows that stick out": local_problem("out", (3, 3), (2, 2), padding=True),
-    "sampled": sparse_problem("sampled", 2, 2, 9, 12, 16, sampled=5, gated=True, padded=True),
-    "layernorm": layernorm_problem("rows", 6, 32),
-    "residual": layernorm_problem("rows", 6, 32, residual=True),
-    "mlp": mlp_problem("mlp", 2, 3, 32, 64),
-    "mlp, scales, post norm": mlp_problem("mlp", 2, 3, 32, 64, scales=True, post_norm=True),
-}
+PROBLEMS = {str(problem): problem for problem in gathered("faults")}
 FORWARD, BACKWARD = ("_fwd",), ("_bwd", "_dq", "_dkdv")
 
 
@@ -101,9 +77,8 @@ def compute(problem, dtype=torch.float32):
 
 
 def test_every_operator_has_a_fallback_and_a_problem_here():
-    assert [op.name for op in register.operators if op.fallback is None] == []
-    used = {op for name in PROBLEMS for op in [PROBLEMS[name].function or PROBLEMS[name].op]}
-    assert {op.name for op in register.operators} <= used
+    assert [op.name for op in operators() if op.fallback is None] == []
+    assert {op.name for op in operators()} <= {problem.function or problem.op for problem in PROBLEMS.values()}
 
 
 @pytest.mark.parametrize("parts", [BACKWARD, FORWARD + BACKWARD], ids=["backward", "both"])
@@ -159,7 +134,7 @@ def counting(start, started):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-@pytest.mark.parametrize("name", ["bias", "cosine windows", "residual", "mlp"])
+@pytest.mark.parametrize("name", PROBLEMS)
 def test_in_half_precision(name, dtype):
     wanted = compute(PROBLEMS[name], dtype)
     with failing(BACKWARD), caught() as found:
@@ -175,7 +150,7 @@ def test_in_half_precision(name, dtype):
 @pytest.mark.parametrize("parts", [BACKWARD, FORWARD + BACKWARD], ids=["backward", "both"])
 def test_under_autocast_the_residual_stream_stays_wide(parts, dtype):
     """float32 rows beside half-precision weights: autocast is over when the backward runs."""
-    problem = PROBLEMS["mlp"]
+    problem = PROBLEMS["layernorm_mlp: mlp"]
 
     def run():
         inputs = {n: v.float().requires_grad_() for n, v in problem.inputs(torch.Generator().manual_seed(0)).items()}
@@ -273,7 +248,7 @@ def test_checkpointed_blocks(parts, reentrant):
 )
 def test_a_bug_is_raised_as_it_came(error, parts):
     with failing(parts, error), caught() as found, pytest.raises(type(error)) as raised:
-        compute(PROBLEMS["layernorm"])
+        compute(PROBLEMS["layernorm: rows"])
     assert raised.value is error and not found and not faults.faulted(torch.device("cpu"))
 
 
@@ -289,16 +264,16 @@ def test_a_bug_in_a_kernel_is_no_fault():
 
 def test_a_kernel_that_failed_once_is_not_started_again_until_forgotten():
     with failing(FORWARD, RuntimeError("0 active drivers")), caught():
-        compute(PROBLEMS["layernorm"])
+        compute(PROBLEMS["layernorm: rows"])
     assert dispatch.why_not([torch.zeros(1)], op="layernorm") and not dispatch.why_not([torch.zeros(1)], op="attention")
     with (
         vitkern.use_backend("interpreter"),
         pytest.raises(NotImplementedError, match="cannot run: the kernel could not"),
     ):
-        compute(PROBLEMS["layernorm"])
+        compute(PROBLEMS["layernorm: rows"])
     faults.forget()
     with vitkern.use_backend("interpreter"):
-        compute(PROBLEMS["layernorm"])
+        compute(PROBLEMS["layernorm: rows"])
 
 
 def test_philox_is_the_published_one():
@@ -324,9 +299,9 @@ def test_the_formula_of_dropout_draws_the_kernels_mask(p):
 
 
 def test_fork_after_kernels_ran():
-    compute(PROBLEMS["layernorm"])
+    compute(PROBLEMS["layernorm: rows"])
     with failing(FORWARD), caught():
-        compute(PROBLEMS["residual"])
+        compute(PROBLEMS["layernorm: rows, residual"])
     child = os.fork()
     if child == 0:
         try:

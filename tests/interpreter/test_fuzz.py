@@ -8,11 +8,15 @@ import torch
 
 from vitkern.lab import records
 from vitkern.lab.fuzzing import fuzz
-from vitkern.lab.fuzzing.cases import CASES, AttentionCase, LayerNormCase, read_case
-from vitkern.lab.fuzzing.random_cases import ARCHS, OPERAND_LAYOUTS, draw
+from vitkern.lab.fuzzing.case import read_case
+from vitkern.lab.fuzzing.drawing import ARCHS, OPERAND_LAYOUTS, draw
 from vitkern.lab.fuzzing.run_case import Unusable, run_case
 from vitkern.lab.fuzzing.shrink import shrink
 from vitkern.lab.proving.verify import Result
+from vitkern.lab.specimens import specimens
+from vitkern.lab.specimens.attention import AttentionCase
+from vitkern.lab.specimens.layernorm import LayerNormCase
+from vitkern.lab.specimens.sparse_attention import SparseCase
 from vitkern.ops import layernorm
 from vitkern.report import BadInput
 from vitkern.testing import Comparison
@@ -21,15 +25,7 @@ pytestmark = [
     pytest.mark.interpreter,
     pytest.mark.unsanitized(reason="every case is sanitized by itself", repaired=False),
 ]
-COUNTS = {
-    "attention": 20,
-    "window_attention": 8,
-    "local_attention": 8,
-    "sparse_attention": 5,
-    "layernorm": 6,
-    "layernorm_mlp": 6,
-}
-SAMPLE = [(op, i) for op, count in COUNTS.items() for i in range(count)]
+SAMPLE = [(op, i) for op, one in specimens().items() for i in range(2 * one.weight + 2)]
 
 
 def arguments(*words):
@@ -51,7 +47,7 @@ def test_sample(op, seed):
 
 def test_the_sample_covers_operators_dtypes_layouts_and_hooks():
     cases = [draw(op, seed) for op, seed in SAMPLE]
-    assert {type(case) for case in cases} == set(CASES.values())
+    assert {type(case) for case in cases} == {one.case for one in specimens().values()}
     assert {case.dtype for case in cases} == {"fp32", "fp16", "bf16"}
     assert {layout for case in cases for layout in case.layouts.values()} >= set(OPERAND_LAYOUTS)
     attention = [case for case in cases if isinstance(case, AttentionCase)]
@@ -71,19 +67,19 @@ WITHOUT = {(op, "without") for op in ("attention", "local_attention", "sparse_at
 
 def test_every_operator_draws_each_of_its_options():
     """Of a few hundred draws no field has a single value: a generator that lost an option would show here."""
-    for op, kind in CASES.items():
+    for op, one in specimens().items():
         cases = [draw(op, seed) for seed in range(300)]
-        for entry in dataclasses.fields(kind):
+        for entry in dataclasses.fields(one.case):
             if entry.name != "factors" and (op, entry.name) not in WITHOUT:
                 assert len({str(getattr(case, entry.name)) for case in cases}) > 1, (op, entry.name)
 
 
-@pytest.mark.parametrize("op", CASES)
+@pytest.mark.parametrize("op", specimens())
 def test_a_case_is_its_seed_and_its_text(op):
     for seed in range(50):
         case = draw(op, seed)
         assert case == draw(op, seed)
-        assert str(read_case(op, str(case))) == str(case)
+        assert str(read_case(type(case), str(case))) == str(case)
 
 
 def test_a_replay_gives_the_same_numbers():
@@ -97,6 +93,11 @@ def test_shrinking_finds_the_smallest_case_that_fails():
     )
     smaller = shrink(case, lambda c: c.n >= 17 and c.layouts.get("k") == "packed" and len(c.empty) > 0)
     assert smaller == AttentionCase(n=17, layouts={"k": "packed"}, empty=(1,))
+
+
+def test_shrinking_finds_the_smallest_number_where_the_simplest_is_none():
+    smaller = shrink(SparseCase(n=50, sampled=35), lambda case: case.sampled is not None and case.sampled >= 3)
+    assert smaller == SparseCase(n=1, sampled=3)
 
 
 def test_shrinking_keeps_to_its_budget():

@@ -10,8 +10,10 @@ import torch
 from vitkern.kernels import attention as attention_launchers
 from vitkern.kernels import layernorm as layernorm_launchers
 from vitkern.lab.differentiating import gradient_check
-from vitkern.lab.differentiating.gradient_cases import CASES, GradientCase
-from vitkern.lab.proving.problems import attention_problem, layernorm_problem
+from vitkern.lab.differentiating.gradient_case import GradientCase
+from vitkern.lab.differentiating.gradients import CASES
+from vitkern.lab.specimens.attention import problem as attention_problem
+from vitkern.lab.specimens.layernorm import problem as layernorm_problem
 
 pytestmark = [
     pytest.mark.interpreter,

@@ -14,18 +14,17 @@ import integration
 from integration import CASES, CHECKS, TRANSFORMS
 
 import vitkern
-import vitkern.ops.attention
-import vitkern.ops.layernorm
-import vitkern.ops.layernorm_mlp
-import vitkern.ops.window_attention
-from vitkern import register
+from vitkern.lab.differentiating.gradient_check import operators
 
 pytestmark = pytest.mark.interpreter
 
 
+OPERATORS = {op.name: op for op in operators()}
+
+
 def test_every_registered_operator_has_a_case_and_flop_formulas():
-    assert {op.name for op in register.operators} == set(CASES)
-    for op in register.operators:
+    assert set(OPERATORS) == set(CASES)
+    for op in OPERATORS.values():
         for overload in (op.overload, op.backward_overload):
             assert overload.overloadpacket in flop_registry, f"{overload}: no FLOP formula"
 
@@ -59,7 +58,7 @@ class Recorded(TorchDispatchMode):
 @pytest.mark.parametrize("name", CASES)
 def test_opcheck(name, layout):
     """Schema, fake, autograd registration and tracing, of the forward and the backward operator."""
-    case, (op,) = CASES[name], [op for op in register.operators if op.name == name]
+    case, op = CASES[name], OPERATORS[name]
     tensors = [layout(t.detach()).requires_grad_() for t in case.tensors()]
     with vitkern.use_backend("interpreter"):
         with Recorded() as recorded:

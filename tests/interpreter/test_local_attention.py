@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vitkern.dispatch import use_backend
-from vitkern.lab.proving.problems import local_problem
 from vitkern.lab.proving.verify import verify
+from vitkern.lab.specimens.local_attention import problem as local_problem
 from vitkern.ops.attention import attention_qkvpacked
 from vitkern.ops.local_attention import local_attention, local_attention_op
 from vitkern.ops.window_attention import window_attention

@@ -14,9 +14,8 @@ import triton
 import triton.language as tl
 
 from vitkern.lab.addressing import offsets
-from vitkern.lab.addressing.offset_cases import all_cases
 from vitkern.lab.addressing.offset_coverage import BOUNDED, Coverage, hooks, launched_kernels
-from vitkern.lab.addressing.offsets import check, note_extents
+from vitkern.lab.addressing.offsets import all_cases, check, note_extents
 from vitkern.report import BadInput
 
 pytestmark = [

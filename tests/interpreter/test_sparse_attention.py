@@ -4,24 +4,24 @@ import pytest
 import torch
 
 from vitkern import dispatch
-from vitkern.lab.proving.problems import sparse_problem
 from vitkern.lab.proving.verify import pool_of, verify
+from vitkern.lab.specimens.sparse_attention import problem
 from vitkern.ops.sparse_attention import sparse_attention
 
 pytestmark = pytest.mark.interpreter
 CPU = torch.device("cpu")
 HALF = (torch.float16, torch.bfloat16)
 PROBLEMS = {
-    "one token": sparse_problem("", 2, 1, 1, 1, 16, gated=True),
-    "prefix of queries": sparse_problem("", 2, 2, 5, 12, 32),
-    "sampled": sparse_problem("", 2, 2, 20, 20, 32, sampled=5),
-    "gates, padding, an empty sequence": sparse_problem("", 2, 2, 50, 50, 32, gated=True, padded=True),
-    "sampled, gates": sparse_problem("", 2, 1, 70, 64, 20, sampled=65, gated=True, padded=True),
-    "steep gates": sparse_problem("", 1, 2, 33, 64, 24, gated=True, strength=1e3),
+    "one token": problem("", 2, 1, 1, 1, 16, gated=True),
+    "prefix of queries": problem("", 2, 2, 5, 12, 32),
+    "sampled": problem("", 2, 2, 20, 20, 32, sampled=5),
+    "gates, padding, an empty sequence": problem("", 2, 2, 50, 50, 32, gated=True, padded=True),
+    "sampled, gates": problem("", 2, 1, 70, 64, 20, sampled=65, gated=True, padded=True),
+    "steep gates": problem("", 1, 2, 33, 64, 24, gated=True, strength=1e3),
 }
 LARGE = {
-    "many keys": sparse_problem("", 1, 1, 40, 200, 32, gated=True, padded=True),
-    "wide heads": sparse_problem("", 1, 2, 33, 128, 64, sampled=17),
+    "many keys": problem("", 1, 1, 40, 200, 32, gated=True, padded=True),
+    "wide heads": problem("", 1, 2, 33, 128, 64, sampled=17),
 }
 CASES = [(name, dtype) for name in PROBLEMS for dtype in (torch.float32, *HALF)]
 CASES += [(name, dtype) for name in LARGE for dtype in HALF]

@@ -17,8 +17,9 @@ from vitkern.kernels.loop.problem import Problem, dense_rows
 from vitkern.kernels.machine import architecture, configs
 from vitkern.kernels.machine.launch import launch
 from vitkern.lab.interpreting.sanitizer import MemoryFault
-from vitkern.lab.proving.problems import attention_problem, packed_problem
 from vitkern.lab.proving.verify import Trial, pooled_failures
+from vitkern.lab.specimens.attention import packed as packed_problem
+from vitkern.lab.specimens.attention import problem as attention_problem
 from vitkern.ops.attention import attention
 
 pytestmark = pytest.mark.interpreter

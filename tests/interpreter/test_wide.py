@@ -15,24 +15,18 @@ from vitkern import dispatch
 from vitkern.kernels.machine.launch import redirected
 from vitkern.lab.interpreting import interpreter
 from vitkern.lab.interpreting.wide import wide
-from vitkern.lab.proving.problems import (
-    attention_problem,
-    layernorm_problem,
-    mlp_problem,
-    packed_problem,
-    window_problem,
-)
+from vitkern.lab.specimens import attention, layernorm, layernorm_mlp, window_attention
 
 pytestmark = pytest.mark.interpreter
 
 PROBLEMS = (
-    attention_problem("one tile", (2, 1, 20, 20), bias=(1, 1, 20, 20)),
-    attention_problem("streaming", (1, 1, 18, 4), keys=34, causal=True, bias=(1, 1, 18, 34)),
-    packed_problem("packed", 1, 40, 1, 24),
-    window_problem("padded, cosine", (5, 6), (3, 4), shift=(1, 1), heads=1, cosine=True),
-    layernorm_problem("residual", 5, 20, residual=True),
-    mlp_problem("pre-norm", 2, 3, 20, 24, scales=True),
-    mlp_problem("post-norm", 2, 3, 20, 24, scales=True, post_norm=True, act="gelu_tanh"),
+    attention.problem("one tile", (2, 1, 20, 20), bias=(1, 1, 20, 20)),
+    attention.problem("streaming", (1, 1, 18, 4), keys=34, causal=True, bias=(1, 1, 18, 34)),
+    attention.packed("packed", 1, 40, 1, 24),
+    window_attention.problem("padded, cosine", (5, 6), (3, 4), shift=(1, 1), heads=1, cosine=True),
+    layernorm.problem("residual", 5, 20, residual=True),
+    layernorm_mlp.problem("pre-norm", 2, 3, 20, 24, scales=True),
+    layernorm_mlp.problem("post-norm", 2, 3, 20, 24, scales=True, post_norm=True, act="gelu_tanh"),
 )
 
 

@@ -6,21 +6,23 @@ import subprocess
 import sys
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 
 from vitkern import dispatch
-from vitkern.lab.proving.check_cases import PROBLEMS
-from vitkern.lab.proving.dropout import check_dropout
-from vitkern.lab.proving.problems import OPS, Problem
+from vitkern.lab.fuzzing.case import DTYPES
+from vitkern.lab.proving.problem import Problem
 from vitkern.lab.proving.verify import GPU_POOLED_MARGIN, PYTORCH_MARGIN, Result, pool_of, pooled_failures, verify
+from vitkern.lab.specimens import gathered, specimens, views
 from vitkern.report import BadInput, counted, near_matches, table
 from vitkern.testing import Pool
 
-FAMILIES = {case.family: case.op for case in PROBLEMS if case.family}  # what has no kernel of its own -> its operator
+PROBLEMS = sorted(gathered("check"), key=lambda case: case.op)
+OPS = tuple(specimens())
+FAMILIES = {name: family.of for name, family in views().items()}  # what has no kernel of its own -> its operator
 KNOWN = [*OPS, *FAMILIES]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def add_arguments(parser) -> None:
@@ -144,13 +146,11 @@ def _check(
     if backend != "torch":
         pooled_margin = 1.0 if device.type == "cpu" else GPU_POOLED_MARGIN
         failures += [f"{op}: {line}" for op, found in whole.items() for line in pooled_failures(found, pooled_margin)]
-    if any(case.op == "attention" for case in cases):
-        problems = _dropout(device)
-        print(
-            "attention: dropout "
-            + ("is reproducible, and its gradient uses the same mask" if not problems else "FAILS")
-        )
-        failures += problems
+    for op in dict.fromkeys(case.op for case in cases):
+        for name, holds in specimens()[op].properties.items():
+            problems = _problems(op, name, holds, device)
+            print(f"{op}: {name} {'FAILS' if problems else 'is as it must be'}")
+            failures += problems
     print()
     for failure in failures:
         print(f"FAILED  {failure}")
@@ -172,11 +172,12 @@ def _row(case: Problem, dtype: torch.dtype, result: Result) -> tuple:
     return case.op, case.name, _short(dtype), result.name, error, allowance, f"{comparison.use:.2f}", verdict
 
 
-def _dropout(device: torch.device) -> list[str]:
+def _problems(op: str, name: str, holds: Callable, device: torch.device) -> list[str]:
+    """What is wrong with a property of an operator."""
     try:
-        return check_dropout(device)
+        return holds(device)
     except Exception as error:
-        return [f"attention: dropout: {type(error).__name__}: {error}"]
+        return [f"{op}: {name}: {type(error).__name__}: {error}"]
 
 
 def _print_pooled(pools: dict[str, Pool]) -> None:

@@ -8,9 +8,8 @@ import torch
 
 import vitkern
 from vitkern import dispatch, faults
-from vitkern.lab.proving.check_cases import PROBLEMS
-from vitkern.lab.proving.problems import OPS
 from vitkern.lab.proving.verify import verify
+from vitkern.lab.specimens import specimens
 from vitkern.report import table
 
 PACKAGES = ("triton", "numpy", "timm", "transformers", "torchvision", "safetensors")
@@ -70,7 +69,7 @@ def where(device: torch.device, dtype: torch.dtype, op: str) -> tuple[str, list[
 def start(op: str, device: torch.device, dtype: torch.dtype) -> list[str]:
     """Run an operator forward and backward once, so that what keeps its kernels from starting is known; what else went
     wrong is returned. Right results are the business of ``check``."""
-    problem = next(problem for problem in PROBLEMS if problem.op == op)
+    problem = specimens()[op].check[0]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", faults.FallbackWarning)
@@ -96,7 +95,7 @@ def run(arguments) -> int:
         )
     print()
     rows, notes = [], []
-    for op in OPS:
+    for op in specimens():
         row = [op]
         for device, _ in found:
             place, reasons = where(device, torch.float32, op)

@@ -10,41 +10,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vitkern.lab.specimens import merged
+
 LIMIT = 2**31
-# kernel.pointer patterns -> why the pointer cannot pass 2^31 elements
-_ROWS = "one element a row, and rows are counted in 31 bits"
-_PROGRAMS = "one element a program, and programs are counted in 31 bits"
-BOUNDED = {
-    "*.seed": "one element",
-    "*.cosine": "one element a head",
-    "*.padding": "3 C elements",
-    "*.cosine_grad": _PROGRAMS,
-    "_short_bwd.dcosine": _PROGRAMS,
-    "_layernorm_*.weight": "C elements",
-    "_layernorm_*.bias": "C elements",
-    "*.norm_weight": "C elements",
-    "*.norm_bias": "C elements",
-    "*.layer_scale": "C elements",
-    "*.fc?_bias": "one element a channel",
-    "_matmul.*.bias": "one element a column, and columns are counted in 31 bits",
-    "_pointwise.*.bias": "one element a column, and columns are counted in 31 bits",
-    "_norm_linear_fwd.args[[]0]": "one element a hidden channel",
-    "_mlp_fwd.fc?": "C <= 256 here: a weight of 2^31 elements has 8 million hidden channels",
-    "_norm_linear_fwd.fc1": "C <= 256 here: a weight of 2^31 elements has 8 million hidden channels",
-    "*.mean": _ROWS,
-    "*.rstd": _ROWS,
-    "*row_scale": _ROWS,
-    "_reduce_table.dtable": "a table: one element for each head and offset within a window",
-    "_stream_hopper_fwd.lse": "one element a row, and rows have more than 32 elements: q alone takes 128 GiB",
-    "*.SCORE=plain": "takes no pointer",
-    "*.SCORE=regions": "takes no pointer",
-    "*.SCORE=tile_and_regions": "is tile, then regions",
-    "_short_*.SCORE=tile": "the short kernels take a table as their bias",
-    "_short_*.SCORE=near": "local attention streams",
-    "_stream_bwd_axes.SCORE=t*": "only local attention has rows and columns",
-    "_stream_bwd_axes.near[[]1][[]0]": "a table: one element for each head and offset of a neighbour",
-    "_stream_*.near[[]1][[]0]": "a table: one element for each head and offset of a neighbour",
-}
+BOUNDED = merged("bounded")
 
 
 def launched_kernels() -> dict[str, object]:
@@ -136,7 +105,7 @@ class Coverage:
         for key, far in self.farthest.items():
             if key.split(".")[0] in kernels and far < LIMIT and reason(key) is None:
                 shown = "is None in every case" if far < 0 else f"is touched up to element {far}"
-                lines.append(f"{key} {shown}; expected beyond {LIMIT}, or a reason in vitkern.lab.addressing.offsets")
+                lines.append(f"{key} {shown}; expected beyond {LIMIT}, or a reason in a specimen")
         return lines
 
 

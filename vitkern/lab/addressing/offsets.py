@@ -1,6 +1,6 @@
 """Offsets beyond 2^31: every kernel, through each of its pointers, on storage of which few pages exist.
 
-A case of `offset_cases` runs three times. Small, in full: the values to meet. Large, the last programs only, under the
+A case runs three times. Small, in full: the values to meet. Large, the last programs only, under the
 memory sanitizer: they must write the same bits. Large and with every cast to int64 left out of the kernel: it must
 fail, or the case would not notice a missing cast.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vitkern.lab import records
 from vitkern.lab.addressing.offset_coverage import LIMIT, Coverage, launched_kernels, leaves, reason
+from vitkern.lab.specimens import specimens
 from vitkern.report import BadInput, counted, near_matches, table
 
 MEMORY_LIMIT = 2 * 2**30  # bytes resident
@@ -74,6 +75,11 @@ def _reach(case, size: int, receive) -> None:
     finally:
         patches.undo()
     raise RuntimeError(f"offsets: {case} launches no {case.kernel}")
+
+
+def all_cases() -> list:
+    """What every specimen has for its kernels."""
+    return [case for specimen in specimens().values() for case in specimen.offsets()]
 
 
 def note_extents(case, coverage: Coverage) -> None:
@@ -150,8 +156,6 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> int:
-    from vitkern.lab.addressing.offset_cases import all_cases
-
     begun, kernels = time.monotonic(), launched_kernels()
     for name in arguments.kernel:
         if name not in kernels:

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import torch
 
-from vitkern.lab.breaking.checklists import Checks
-from vitkern.lab.breaking.quick import Quick
-from vitkern.lab.fuzzing.run_case import SCRATCH
-from vitkern.lab.proving.dropout import check_dropout
+from vitkern.lab.breaking.checks import Checks, Quick
 from vitkern.lab.proving.verify import Result, Trial, pooled_failures
+from vitkern.lab.specimens import gathered, merged
 
 TESTS = Path(__file__).resolve().parents[3] / "tests" / "interpreter"
 # Tests of how operators are registered, not of what kernels compute.
@@ -51,7 +49,7 @@ def _try(trial: Trial, one: Quick) -> tuple[str, list[Result]]:
     from vitkern.lab.interpreting.sanitizer import MemoryFault, sanitized
 
     try:
-        with _configured(one), sanitized(order="random", scratch=SCRATCH):
+        with _configured(one), sanitized(order="random", scratch=gathered("scratch")):
             actual = trial.actual()
         results = trial.results(actual)
     except MemoryFault as error:
@@ -85,24 +83,20 @@ def _special(name: str, file: str) -> str:
 
     try:
         with repaired():
-            found = _dropout() if name == "dropout" else _offsets(file)
+            found = _offsets(file) if name == "offsets" else merged("properties")[name](torch.device("cpu"))
     except Exception as error:
         found = [f"{type(error).__name__}: {error}"]
     return f"{name}: {found[0]}" if found else ""
 
 
-def _dropout() -> list[str]:
-    return check_dropout(torch.device("cpu"))
-
-
 def _offsets(file: str) -> list[str]:
     """Offsets beyond 2^31, those of the file's own kernels first."""
-    from vitkern.lab.addressing import offset_cases, offsets
+    from vitkern.lab.addressing import offsets
 
     kernels, coverage = offsets.launched_kernels(), offsets.Coverage()
     own = file.replace("/", ".")
     elsewhere = {name: not kernel.fn.__module__.endswith(f".{own}") for name, kernel in kernels.items()}
-    for case in sorted(offset_cases.all_cases(), key=lambda case: elsewhere[case.kernel]):
+    for case in sorted(offsets.all_cases(), key=lambda case: elsewhere[case.kernel]):
         if found := offsets.check(case, coverage):
             return found
     return []

@@ -1,8 +1,8 @@
 """Fault injection: what share of deliberately broken kernels and launchers the laboratory finds.
 
 A mutant is one file of kernels/ with one change. It is judged in a process of its own by a list of small problems under
-the memory sanitizer (`checklists`), then by the tests of its family. What nobody can find, because the program
-computes the same, is listed in `survivors` with the reason.
+the memory sanitizer (`checks`), then by the tests of its family. What nobody can find, because the program
+computes the same, is listed as a survivor with the reason.
 """
 
 import os
@@ -15,7 +15,8 @@ from vitkern.lab.breaking.breaks import BREAKS, break_jobs
 from vitkern.lab.breaking.judge import UNUSABLE
 from vitkern.lab.breaking.mutations import Mutant, all_mutants, chosen, kernel_files
 from vitkern.lab.breaking.nursery import Job, Verdict, judged
-from vitkern.lab.breaking.survivors import SURVIVORS, Survivor
+from vitkern.lab.breaking.survivor import Survivor
+from vitkern.lab.specimens import merged
 from vitkern.report import BadInput, near_matches, progress, table
 
 GOAL = 0.97
@@ -97,8 +98,8 @@ def _judge(mutants: list[Mutant], arguments, *, whole: bool) -> int:
 
 
 def listed(mutant: Mutant) -> Survivor | None:
-    """Its entry among the survivors, if that is about this very change."""
-    entry = SURVIVORS.get(mutant.name)
+    """Its entry among the survivors of all specimens, if that is about this very change."""
+    entry = merged("survivors").get(mutant.name)
     return entry if entry and entry.change == mutant.change else None
 
 
@@ -123,8 +124,8 @@ def _report(mutants: list[Mutant], verdicts: dict[str, Verdict], seconds: float,
         ]
         faults += [f"{m.name} is listed and killed: {verdicts[m.name].by}" for m in dead if entries[m.name]]
     print(table(("file", "kernel", "launcher", "killed", "equivalent", "survived", "rate"), rows))
-    survivors = [mutant for mutant in mutants if not verdicts[mutant.name].killed]
-    for mutant in survivors:
+    living = [mutant for mutant in mutants if not verdicts[mutant.name].killed]
+    for mutant in living:
         entry = listed(mutant)
         kind = "NOT LISTED" if entry is None else "equivalent" if entry.equivalent else "not found"
         print(
@@ -139,7 +140,7 @@ def _report(mutants: list[Mutant], verdicts: dict[str, Verdict], seconds: float,
     print(f"{used:.0f} s of one processor")
     print(f"verdict: {summary}; the goal is {GOAL:.0%}" + ("" if passed else "; FAILED"))
     if whole:
-        names = [mutant.name for mutant in survivors]
+        names = [mutant.name for mutant in living]
         records.write(
             "mutants", passed=passed, summary=summary, seconds=seconds, files=details, survivors=names, rate=rate
         )

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 
-from vitkern.lab.breaking.checklists import Checks, checks_of
+from vitkern.lab.breaking.checks import Checks, checks_of
 
 CPU_SECONDS = 120  # of a child, before its tests
 TEST_SECONDS = 240

@@ -1,3 +1,3 @@
-"""Kernels compiled ahead of time: `compile` (`launches`, `matrix`, `workers`), what they need (`compiled`: `sass`,
+"""Kernels compiled ahead of time: `compile` (`layer`, `matrix`, `workers`), what they need (`compiled`: `sass`,
 `amdgcn`), against `golden` figures with `exceptions`, and what that costs (`budget`, `work`, `estimate`).
 """

@@ -43,7 +43,7 @@ def row(label: str, kernel: Compiled) -> str:
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("launch", nargs="*", help="parts of names in launches.py; all unless given")
+    parser.add_argument("launch", nargs="*", help="parts of names of launches; all unless given")
     parser.add_argument(
         "--arch", nargs="+", default=[], help="of sm_80, sm_90, sm_100, sm_120, gfx942; all of a launch"
     )
@@ -67,9 +67,9 @@ def cells(parts: list[str], archs: list[int]) -> list[workers.Cell]:
     Raises:
         BadInput: no launch is called so.
     """
-    from vitkern.lab.compiling.launches import CASES
+    from vitkern.lab.compiling.matrix import launches
 
-    names = [case.name for case in CASES]
+    names = list(launches())
     for part in parts:
         if not any(part in name for name in names):
             raise BadInput(f"lab compile: no launch is called {part!r}.{near_matches(part, names)}")

@@ -3,10 +3,12 @@
 import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+
+from vitkern.lab.specimens import merged
 
 _DOT = re.compile(r"tt\.dot .*: tensor<(\d+)x(\d+)x\w+> \* tensor<\d+x(\d+)x\w+>")
 
@@ -17,41 +19,6 @@ class Work:
     turns: float  # of the innermost loop with most matrix products, mean over programs; 1 where there is no loop
     flop: int  # of the matrix products of one turn, padding of the tile included
     moved: int  # bytes of all tensors of the launch, each once
-
-
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def _keys(a: Mapping) -> float:
-    """Key blocks that a query block sees; a causal one sees half of them at least."""
-    return _cdiv(a["M"], a["BLOCK_N"]) / (2 if a["CAUSAL"] else 1)
-
-
-def _queries(a: Mapping) -> float:
-    return a["KV_SHARE"] * _cdiv(a["N"], a["BLOCK_M"]) / (2 if a["CAUSAL"] else 1)
-
-
-def _members(a: Mapping) -> float:
-    planes = (a["groups"] if a["PER_GROUP"] else 1) * (a["heads"] if a["PER_HEAD"] else 1)
-    return a["groups"] * a["heads"] / planes / a["splits"]
-
-
-# Kernel -> turns of its loop, from its arguments by name and the number of programs.
-TURNS = {
-    "_stream_fwd": lambda a, programs: _keys(a),
-    "_stream_hopper_fwd": lambda a, programs: _cdiv(a["M"], a["BLOCK_N"]),
-    "_stream_bwd_dq": lambda a, programs: _keys(a),
-    "_stream_bwd_dkdv": lambda a, programs: _queries(a),
-    "_stream_bwd_bias": lambda a, programs: _members(a),
-    "_short_fwd": lambda a, programs: min(a["chunk"], a["groups"]),
-    "_short_bwd": lambda a, programs: min(a["chunk"], a["groups"]) * a["ROW_BLOCKS"],
-    "_matmul": lambda a, programs: _cdiv(a["inner"], a["BLOCK_K"]),
-    "_norm_linear_fwd": lambda a, programs: _cdiv(a["hidden"], a["BLOCK_N"]),
-    "_mlp_fwd": lambda a, programs: _cdiv(a["hidden"], a["BLOCK_N"]),
-    "_layernorm_bwd": lambda a, programs: _cdiv(a["rows"], a["BLOCK_M"]) / programs,
-    "_reduce_table": lambda a, programs: _cdiv(a["WINDOW_H"] * a["WINDOW_W"], a["BLOCK_M"]),
-}
 
 
 def tensors(values) -> Iterator[torch.Tensor]:
@@ -89,9 +56,9 @@ def dot_flop(ttir: str) -> int:
 
 
 def work_of(kernel, grid, args, constants, ttir: str) -> Work:
-    """`Work` of one launch of a @triton.jit function; a kernel that `TURNS` does not name is said to make one turn."""
+    """`Work` of one launch of a @triton.jit function; a kernel whose turns no specimen gives is said to make one."""
     names = [name for name in inspect.signature(kernel.fn).parameters if name not in constants]
     named = dict(zip(names, args, strict=False)) | constants
     programs = math.prod(grid)
-    turns = TURNS.get(kernel.fn.__name__, lambda a, programs: 1)(named, programs)
+    turns = merged("turns").get(kernel.fn.__name__, lambda a, programs: 1)(named, programs)
     return Work(programs, turns, dot_flop(ttir), sum(map(_bytes, tensors(args))))

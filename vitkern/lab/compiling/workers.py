@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from vitkern.lab.compiling.compiled import Compiled
 
 TIMEOUT = 900.0  # seconds that one cell may take
-Cell = tuple[str, int]  # name in launches.py, architecture
+Cell = tuple[str, int]  # name of a launch, architecture
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Done:
 def compile_cell(name: str, arch: int) -> list[Compiled]:
     """The kernels of one launch, compiled in this process."""
     from vitkern.lab.compiling.compiled import compile_launches
-    from vitkern.lab.compiling.launches import CASES
+    from vitkern.lab.compiling.matrix import launches
 
-    return compile_launches(next(case for case in CASES if case.name == name).run, arch)
+    return compile_launches(launches()[name].run, arch)
 
 
 def _serve(connection, compiler, cache: str) -> None:

@@ -1,1 +1,1 @@
-"""Finite differences in double precision against every gradient: `gradients`, `gradient_cases`, `gradient_check`."""
+"""Finite differences in double precision against every gradient: `gradients`, `gradient_case`, `gradient_check`."""

@@ -15,8 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vitkern.ops
 from vitkern import register
 from vitkern.dispatch import use_backend
-from vitkern.kernels.machine.launch import redirected
-from vitkern.lab.differentiating.gradient_cases import GradientCase
+from vitkern.lab.differentiating.gradient_case import GradientCase
 from vitkern.lab.interpreting.sanitizer import ORDERS, sanitized
 from vitkern.lab.interpreting.wide import wide
 
@@ -122,6 +121,8 @@ class _Run:
 
 def check(case: GradientCase, seed: int = 0) -> Outcome:
     """Run ``case`` in double precision; needs TRITON_INTERPRET=1."""
+    from vitkern.kernels.machine.launch import redirected
+
     started, findings, kernels = time.perf_counter(), [], set()
     errors = {False: 0.0, True: 0.0}  # of values, of gradients
     graded = _Graded()

@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 from vitkern.lab import records
-from vitkern.lab.differentiating.gradient_cases import CASES, GradientCase
+from vitkern.lab.differentiating.gradient_case import GradientCase
 from vitkern.lab.differentiating.gradient_check import (
     ATOL,
     EPS,
@@ -20,8 +20,10 @@ from vitkern.lab.differentiating.gradient_check import (
     operators,
     uncovered,
 )
+from vitkern.lab.specimens import gathered
 from vitkern.report import BadInput, near_matches
 
+CASES = gathered("gradients")
 OPERATORS = tuple(dict.fromkeys(case.operator for case in CASES))
 
 

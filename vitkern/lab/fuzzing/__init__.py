@@ -1,3 +1,3 @@
-"""Random problems and named edge cases: `fuzz` (`random_cases`, `shrink`) and `edges` (`edge_cases`), both made of
-`cases` in `layouts`, which `run_case` runs.
+"""Random problems and named edge cases: `fuzz` (`drawing`, `shrink`) and `edges` (`edge`), both made of `case` in
+`layouts`, which `run_case` runs.
 """

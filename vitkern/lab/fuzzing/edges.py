@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from vitkern.lab import records
-from vitkern.lab.fuzzing.cases import place
-from vitkern.lab.fuzzing.edge_cases import EDGES, Edge, Exactly
+from vitkern.lab.fuzzing.case import place
+from vitkern.lab.fuzzing.edge import Edge, Exactly
+from vitkern.lab.specimens import gathered
 from vitkern.report import BadInput, near_matches, progress
 
 SEED = 1
@@ -33,7 +34,7 @@ def run(arguments) -> int:
         if time.perf_counter() - beat > 10 or done == len(chosen):
             beat = time.perf_counter()
             progress(f"[{done}/{len(chosen)}] {len(failed)} failed ({beat - started:.0f} s)")
-    summary = f"{len(chosen)} of {len(EDGES)} named cases, {len(failed)} failed"
+    summary = f"{len(chosen)} of {len(gathered('edges'))} named cases, {len(failed)} failed"
     seconds = time.perf_counter() - started
     records.write("edges", passed=not failed, summary=summary, seconds=seconds, cases=len(chosen), failed=failed)
     print(f"verdict: {summary}" if failed else f"verdict: all {len(chosen)} cases passed")
@@ -46,11 +47,12 @@ def choose(parts: list[str]) -> list[Edge]:
     Raises:
         BadInput: a part that is in no name.
     """
+    edges = gathered("edges")
     for part in parts:
-        if not any(part in edge.name for edge in EDGES):
-            near = near_matches(part, [edge.name for edge in EDGES])
+        if not any(part in edge.name for edge in edges):
+            near = near_matches(part, [edge.name for edge in edges])
             raise BadInput(f"lab edges: no case has that name: got {part!r}; expected part of one (--list).{near}")
-    return [edge for edge in EDGES if not parts or any(part in edge.name for part in parts)]
+    return [edge for edge in edges if not parts or any(part in edge.name for part in parts)]
 
 
 def check(edge: Edge) -> list[str]:

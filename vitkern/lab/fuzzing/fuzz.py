@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 from vitkern.lab import records
-from vitkern.lab.fuzzing.cases import CASES, Case, read_case
-from vitkern.lab.fuzzing.random_cases import WEIGHTS, draw
+from vitkern.lab.fuzzing.case import Case, read_case
+from vitkern.lab.fuzzing.drawing import draw
 from vitkern.lab.proving.verify import POOLED_CASES, Result, pool_of, says_something
+from vitkern.lab.specimens import specimens
 from vitkern.report import BadInput, progress, table
 
 TOGETHER = 8  # cases that a worker takes at a time
@@ -46,7 +47,7 @@ class Verdict:
 def add_arguments(parser) -> None:
     parser.add_argument("--cases", type=int, default=2000, help="how many (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="of the run: which cases are drawn (default: 0)")
-    parser.add_argument("--op", help="only this operator: " + ", ".join(CASES))
+    parser.add_argument("--op", help="only this operator: " + ", ".join(specimens()))
     parser.add_argument("--jobs", type=int, default=0, help="worker processes (default: one per core)")
     parser.add_argument("--replay", metavar="OP:SEED", help="run one case again, or OP:SEED:{case} with other fields")
 
@@ -76,7 +77,8 @@ def run(arguments) -> int:
 def choose(count: int, seed: int, op: str | None = None) -> list[tuple[str, int]]:
     """The cases of a run, as operators and seeds."""
     rng = random.Random(seed)
-    ops = [op] * count if op else rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=count)
+    weights = {name: one.weight for name, one in specimens().items()}
+    ops = [op] * count if op else rng.choices(list(weights), list(weights.values()), k=count)
     return [(name, rng.randrange(SEEDS)) for name in ops]
 
 
@@ -175,7 +177,7 @@ def _described(verdict: Verdict) -> str:
 def pooled(verdicts: list[Verdict]) -> dict[str, list[tuple]]:
     """operator -> rule (b)'s rows (dtype, tensor, ratio, "" or why it fails), the worst tensor of each dtype first."""
     rows = {}
-    for op in CASES:
+    for op in specimens():
         results = [r for v in verdicts if v.op == op for r in v.results if says_something(r)]
         counts = Counter((r.name, r.dtype) for r in results)
         pool = pool_of(r for r in results if counts[r.name, r.dtype] >= POOLED_CASES)
@@ -218,8 +220,8 @@ def _report(verdicts: list[Verdict], arguments, seconds: float) -> int:
 
 
 def _known(op: str) -> str:
-    if op not in CASES:
-        raise BadInput(f"lab fuzz: unknown operator: got {op!r}; expected one of {', '.join(CASES)}.")
+    if op not in specimens():
+        raise BadInput(f"lab fuzz: unknown operator: got {op!r}; expected one of {', '.join(specimens())}.")
     return op
 
 
@@ -228,9 +230,9 @@ def _replay(text: str) -> int:
     number, _, fields = rest.partition(":")
     _known(op)
     if not number.isdecimal():
-        raise BadInput(f"lab fuzz: --replay has no seed: got {text!r}; expected OP:SEED, as in attention:17.")
+        raise BadInput(f"lab fuzz: --replay has no seed: got {text!r}; expected OP:SEED, as in {op}:17.")
     try:
-        case = read_case(op, fields) if fields else None
+        case = read_case(specimens()[op].case, fields) if fields else None
     except (TypeError, ValueError) as error:
         raise BadInput(f"lab fuzz: --replay has no readable case: got {fields!r}; {error}.") from None
     from vitkern.lab.fuzzing.run_case import Unusable

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from vitkern import dispatch
-from vitkern.lab.fuzzing.cases import DTYPES, Case
+from vitkern.lab.fuzzing.case import DTYPES, Case
 from vitkern.lab.proving.verify import Result, Trial
-
-# Partial sums, padded to whole blocks of rows; rows past the last query are neither written nor read.
-SCRATCH = ("_short_bwd.dbias",)
+from vitkern.lab.specimens import gathered
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def _actual(case: Case, trial: Trial, order: str, seed: int) -> tuple[dict[str, 
     before = {name: _bits(value) for name, value in trial.operands.items() if value is not None}
     findings, actual = [], {}
     try:
-        with _block_sizes(case.arch), sanitized(order=order, seed=seed, scratch=SCRATCH) as sanitizer:
+        with _block_sizes(case.arch), sanitized(order=order, seed=seed, scratch=gathered("scratch")) as sanitizer:
             actual = trial.actual()
         actual = {name: value.detach() for name, value in actual.items()}
         if not sanitizer.launches and actual["out"].numel():

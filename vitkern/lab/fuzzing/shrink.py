@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
-from vitkern.lab.fuzzing.cases import Case, simplest
+from vitkern.lab.fuzzing.case import Case, simplest
 
 TRIALS = 200
 SECONDS = 60.0
@@ -38,8 +38,8 @@ def _simpler(value, goal) -> Iterator:
     yield goal
     if isinstance(value, bool) or value is None:
         return
-    if isinstance(value, int) and isinstance(goal, int):
-        yield from (step for step in _between(value, goal) if step != goal)
+    if isinstance(value, int) and isinstance(goal, int | None):
+        yield from (step for step in _between(value, goal or 0) if step != goal)
     elif isinstance(value, dict):
         for key in value:
             yield {other: kept for other, kept in value.items() if other != key}

@@ -1,1 +1,1 @@
-"""Problems of every operator, and how results are judged: `problems`, `check_cases`, `dropout`, `verify` (`sizes`)."""
+"""How the results of a `problem` are judged: `verify` (`sizes`), and `dropout`, which has no formula; `integration`."""

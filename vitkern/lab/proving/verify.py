@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitkern.lab.proving.problems import Problem
+from vitkern.lab.proving.problem import Problem
 from vitkern.lab.proving.sizes import sizes_of
 from vitkern.testing import Comparison, Pool, compare
 
