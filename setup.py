@@ -1,6 +1,11 @@
 """Packages, and the mapping that ships the top-level ``kernels/`` folder as ``vitkern.kernels``."""
 
+import warnings
+
 from setuptools import find_packages, setup
+
+# setuptools says of every editable install that a folder of the same name may be imported first: here it is the same one
+warnings.filterwarnings("ignore", message="Editable installation")
 
 setup(
     packages=[
@@ -10,4 +15,5 @@ setup(
     ],
     package_dir={"vitkern.kernels": "kernels"},
     package_data={"vitkern.lab.compiling": ["golden/*.json"]},
+    include_package_data=False,  # what package_data names, and not folders of data as packages
 )
