@@ -4,7 +4,7 @@ import warnings
 
 from setuptools import find_packages, setup
 
-# setuptools says of every editable install that a folder of the same name may be imported first: here it is the same one
+# setuptools says of every editable install that a folder of its name may be imported first: here that is the same one
 warnings.filterwarnings("ignore", message="Editable installation")
 
 setup(

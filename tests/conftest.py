@@ -6,6 +6,7 @@ it set, only tests/interpreter is collected; without it, everything else.
 With pytest-randomly, of the extra ``test``, they run in an order that changes from run to run; its seed is printed.
 """
 
+import gc
 import os
 import random
 
@@ -37,6 +38,14 @@ def pytest_terminal_summary(terminalreporter, config):
     seed = getattr(config.option, "randomly_seed", None)
     if seed is not None and config.option.randomly_reorganize:
         terminalreporter.write_line(f"the order of this run: --randomly-seed={seed}")
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported stays: a collection, of which the benchmarks make many, need not look at it
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # or libraries say at the end that it was never freed
 
 
 @pytest.fixture(scope="session", autouse=True)

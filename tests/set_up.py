@@ -25,7 +25,7 @@ def doing(log: str, site: Path) -> str:
     verb, what = found[-1]
     if what.startswith("collected packages: "):
         names = what.removeprefix("collected packages: ").split(", ")
-        there = {normal(path.name.rsplit("-", 1)[0]) for path in site.glob("*.dist-info")}
+        there = {normal(path.name.split("-")[0]) for path in site.glob("*.dist-info")}
         coming = [name for name in names if normal(name) not in there]
         return f"installing {coming[0] if coming else names[-1]} ({len(names) - len(coming)} of {len(names)} done)"
     return f"{verb.lower()} {re.split(r'[<>=!~; ]', what)[0] if verb == 'Collecting' else what}"
@@ -57,8 +57,8 @@ def run(command, log: Path, since: float, site: Path) -> None:
 
 def main(folder: Path) -> None:
     if sys.version_info < OLDEST:
-        old = ".".join(map(str, sys.version_info[:2]))
-        sys.exit(f"== Python is too old: got {old}; expected 3.10 or newer. Name one: make PYTHON=python3.12")
+        old, new = (".".join(map(str, version[:2])) for version in (sys.version_info, OLDEST))
+        sys.exit(f"== Python is too old: got {old}; expected {new} or newer. Name one: make PYTHON=python3.12")
     since = time.monotonic()
     folder.mkdir(exist_ok=True)
     log = folder / "install.log"
@@ -67,9 +67,12 @@ def main(folder: Path) -> None:
     print(f"(several GB the first time; {log} has the details)", flush=True)
     python = folder / "bin" / "python"
     site = folder / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
-    run([sys.executable, "-m", "venv", folder], log, since, site)
-    run([python, *PIP, "--upgrade", "pip", "setuptools", "wheel"], log, since, site)
-    run([python, *PIP, "--editable", ".[test]"], log, since, site)
+    for command in (
+        [sys.executable, "-m", "venv", folder],
+        [python, *PIP, "--upgrade", "pip", "setuptools", "wheel"],
+        [python, *PIP, "--editable", ".[test]"],
+    ):
+        run(command, log, since, site)
     print(f"== {folder} is ready after {time.monotonic() - since:.0f} s", flush=True)
 
 

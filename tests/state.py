@@ -13,12 +13,13 @@ import torch
 from vitkern import dispatch, faults
 
 OURS = ("vitkern", "benchmarks", "triton.language", "triton.runtime", "timm.layers.config")  # modules, with those below
+UNCHECKED = {"PYTEST_CURRENT_TEST", "KINETO_LOG_LEVEL"}  # pytest's own; how much PyTorch's profiler says
 MISSING = "<missing>"
 
 
 def now() -> dict[str, object]:
     """Name -> value, of all that is checked."""
-    state = {f"os.environ[{name!r}]": value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    state = {f"os.environ[{name!r}]": value for name, value in os.environ.items() if name not in UNCHECKED}
     state |= {f"the handler of {s.name}": signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     state |= {f"torch: {name}": value for name, value in _torch().items()}
     state |= {f"vitkern's fault of {where}": reason for where, reason in (faults._reasons | faults._too_large).items()}
@@ -85,9 +86,9 @@ class Globals:
         if found or len(sys.modules) != self.seen:
             self.seen = len(sys.modules)
             for name, module in list(sys.modules.items()):
-                if name.startswith(OURS) and isinstance(module, ModuleType):
-                    if self.modules.get(name, (None,))[0] is not module:
-                        self.modules[name] = module, dict(vars(module))
+                known = self.modules.get(name, (None,))[0] is module
+                if name.startswith(OURS) and isinstance(module, ModuleType) and not known:
+                    self.modules[name] = module, dict(vars(module))
             for name in self.modules.keys() - sys.modules.keys():
                 del self.modules[name]
         return found

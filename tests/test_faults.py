@@ -231,7 +231,7 @@ def caught():
 
 @pytest.fixture
 def _collected(fault):
-    """A kernel that Triton gave up half-made complains when it is collected: here, and not at worst within ast.parse."""
+    """A kernel that Triton gave up half-made complains when it is collected: here, not at worst in ast.parse."""
     yield
     if FAULTS[fault][0] == faults.DAMAGED:
         gc.collect()
