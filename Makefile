@@ -10,10 +10,7 @@ export HF_HUB_OFFLINE := 1
 .PHONY: demo test prove fuzz mutants strec lint check gpu clean
 
 $(READY): pyproject.toml setup.py
-	@echo "== making $(VENV): torch, triton, and the peer libraries that the tests compare with (several GB the first time)"
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools wheel
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@$(PYTHON) tests/set_up.py $(VENV)
 	@touch $@
 
 demo: $(READY)

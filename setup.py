@@ -1,6 +1,11 @@
 """Packages, and the mapping that ships the top-level ``kernels/`` folder as ``vitkern.kernels``."""
 
+import warnings
+
 from setuptools import find_packages, setup
+
+# setuptools says of every editable install that a folder of its name may be imported first: here that is the same one
+warnings.filterwarnings("ignore", message="Editable installation")
 
 setup(
     packages=[
@@ -14,4 +19,5 @@ setup(
         "vitkern.lab": ["proofs.jsonl"],
         "vitkern.lab.compiling": ["golden/*.json"],
     },
+    include_package_data=False,  # what package_data names, and not folders of data as packages
 )

@@ -1,13 +1,21 @@
-"""Which tests run in this process.
+"""Which tests run in this process, and that none of them changes what a later one computes.
 
 Triton reads TRITON_INTERPRET when a kernel is decorated, so a process either interprets kernels or compiles them. With
 it set, only tests/interpreter is collected; without it, everything else.
+
+With pytest-randomly, of the extra ``test``, they run in an order that changes from run to run; its seed is printed.
 """
 
+import gc
 import os
+import random
 
+import numpy as np
 import pytest
+import state
 import torch
+
+from vitkern import dispatch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
@@ -18,13 +26,57 @@ else:
     collect_ignore = ["interpreter"]
 
 
+CACHES = "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"  # of what was compiled: each process has its own
+_globals = state.Globals()
+
+
+def pytest_configure(config):
+    config.option.randomly_reset_seed = False  # _fresh_seed does it, for torch too and with pytest-randomly or without
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    seed = getattr(config.option, "randomly_seed", None)
+    if seed is not None and config.option.randomly_reorganize:
+        terminalreporter.write_line(f"the order of this run: --randomly-seed={seed}")
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported stays: a collection, of which the benchmarks make many, need not look at it
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # or libraries say at the end that it was never freed
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_caches(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        for name in CACHES:
+            patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _fresh_seed():
+def _nothing_left_behind(request):
+    """Every test finds the process as the one before it did: what changes it has to change it back."""
+    dispatch._noted.clear()  # each test may be the first to say why an operator runs in PyTorch
+    _globals.changes()
+    before = state.now()
+    yield
+    left = [*state.differences(before, state.now()), *_globals.changes()]
+    if left:
+        pytest.fail(f"{request.node.nodeid} leaves behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_seed(_nothing_left_behind):
+    random.seed(0)
+    np.random.seed(0)
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
-def _poisoned_allocations():
+def _poisoned_allocations(_nothing_left_behind):
     """Deterministic mode fills torch.empty with NaN: an output element that nobody writes shows."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,10 +1,12 @@
 """A GPU that is not there: Triton compiles for it as for a real one, loads what it compiled, and starts nothing."""
 
+import itertools
 from contextlib import contextmanager
 
 import torch
 
 ARCH = 80
+_numbers = itertools.count(1000)
 
 
 class FakeDriver:
@@ -17,9 +19,10 @@ class FakeDriver:
 
         self.target, self.shared, self.threads = GPUTarget("cuda", arch, 32), shared, threads
         self.load_error, self.start, self.utils = load_error, start, self
+        self.number = next(_numbers)  # not id(self), which a later driver may have again: Triton keeps kernels by it
 
     def get_current_device(self):
-        return id(self)  # the key of Triton's caches: apart from every other driver
+        return self.number
 
     def get_current_stream(self, device):
         return 0

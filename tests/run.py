@@ -1,92 +1,154 @@
-"""Runs a suite on every core, two jobs at a time, and ends with a verdict.
+"""Runs a suite on every core, two jobs at a time, and ends with a verdict and what took longest.
 
-    python tests/run.py [test | prove] [pytest arguments]
+    python tests/run.py [test | prove] [--record] [pytest arguments]
 
 ``test`` is every check of the package: lint, the tests, the kernels in the interpreter, the kernels compiled ahead of
 time. ``prove`` is the laboratory at full counts. Kernels are either interpreted or compiled in one process, so these
-are separate jobs.
+are separate jobs. Tests run in random order; the seed that is printed gives the same order again with
+``--randomly-seed=SEED``. Each job has temporary files and caches of its own. With ``--record`` the durations by which
+the tests are split are written anew.
 """
 
 import os
+import random
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+from shares import record, shares, tests_of
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 LAB = [sys.executable, "-m", "vitkern", "lab"]
-# The longest first: two run at a time.
-SUITES = {
-    "test": {
-        "lint": ([sys.executable, "-m", "ruff", "check", "."], {}),
-        "format": ([sys.executable, "-m", "ruff", "format", "--check", "."], {}),
-        "types": ([sys.executable, "-m", "mypy"], {}),
-        "tests": ([*PYTEST, "tests", "--ignore=tests/compiler"], {}),
-        "kernels interpreted": ([*PYTEST, "tests/interpreter"], {"TRITON_INTERPRET": "1"}),
-        "kernels compiled": ([*PYTEST, "tests/compiler"], {}),
-    },
-    "prove": {
-        "compile": ([*LAB, "compile", "--jobs", "2"], {}),
-        "fuzz": ([*LAB, "fuzz", "--jobs", "1"], {}),
-        "another Triton": ([sys.executable, "tests/other_triton.py", "3.6"], {}),
-        "gradients": ([*LAB, "gradients"], {}),
-        "edges": ([*LAB, "edges"], {}),
-        "offsets": ([*LAB, "offsets"], {}),
-    },
-}
+SLOWEST = 10
+BEAT = 30.0  # seconds from one line to the next while nothing ends
 
 
-def start(job, arguments, log):
-    command, environment = job
-    if "pytest" in command:
-        command = [*command, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRITON_INTERPRET": "0", **environment}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT), time.monotonic()
+class Job(NamedTuple):
+    """``tests``: paths, if it is one of pytest."""
+
+    command: list[str]
+    tests: tuple[str, ...] = ()
+    interpreted: bool = False
 
 
-def last_line(log):
-    lines = Path(log.name).read_text().splitlines()
-    return lines[-1][-100:] if lines else ""
+def pytest(*tests: str, interpreted: bool = False) -> Job:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "junit_family=xunit1"]
+    return Job(command, tests, interpreted)
 
 
-def run(jobs, arguments, folder):
-    begun, waiting, running, failed = time.monotonic(), list(jobs), {}, []
-    beat = begun
+def split(name: str, pattern: str, count: int, interpreted: bool = False) -> dict[str, Job]:
+    files = [str(path.relative_to(ROOT)) for path in ROOT.glob(pattern)]
+    found = enumerate(shares(files, count), 1)
+    return {f"{name}, {number} of {count}": pytest(*share, interpreted=interpreted) for number, share in found}
+
+
+def suite(name: str) -> dict[str, Job]:
+    """The longest first: two run at a time."""
+    if name == "prove":
+        return {
+            "compile": Job([*LAB, "compile", "--jobs", "2"]),
+            "fuzz": Job([*LAB, "fuzz", "--jobs", "1"]),
+            "another Triton": Job([sys.executable, "tests/other_triton.py", "3.6"]),
+            "gradients": Job([*LAB, "gradients"]),
+            "edges": Job([*LAB, "edges"]),
+            "offsets": Job([*LAB, "offsets"]),
+        }
+    return {
+        "lint": Job([sys.executable, "-m", "ruff", "check", "."]),
+        "format": Job([sys.executable, "-m", "ruff", "format", "--check", "."]),
+        "types": Job([sys.executable, "-m", "mypy"]),
+        "kernels compiled": pytest("tests/compiler"),
+        **split("tests", "tests/test_*.py", 3),
+        **split("kernels interpreted", "tests/interpreter/test_*.py", 2, interpreted=True),
+        "on a GPU": pytest("tests/gpu"),
+    }
+
+
+class Run:
+    """A job that was started: its log and its report lie in ``folder``, and so do its temporary files."""
+
+    def __init__(self, job: Job, arguments: list[str], folder: Path):
+        scratch = folder / "tmp"
+        scratch.mkdir(parents=True)
+        self.log, self.report = folder / "log", folder / "report.xml"
+        self.command = [*job.command, *arguments, *job.tests]
+        environment = {
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TRITON_INTERPRET": str(int(job.interpreted)),
+            "TMPDIR": str(scratch),
+            "TRITON_CACHE_DIR": str(scratch / "triton"),
+        }
+        self.shown = f"TRITON_INTERPRET={environment['TRITON_INTERPRET']} {shlex.join(['python', *self.command[1:]])}"
+        command = [*self.command, f"--junitxml={self.report}"] if job.tests else self.command
+        self.since = time.monotonic()
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def said(self) -> str:
+        return self.log.read_text().rstrip()
+
+    def last_line(self) -> str:
+        return (self.said().splitlines() or [""])[-1][-100:]
+
+
+def run(jobs: dict[str, Job], arguments: list[str], folder: Path) -> tuple[dict[str, float], list[str]]:
+    """The seconds of each job, and which failed."""
+    waiting, running, took, failed, beat = list(jobs), {}, {}, [], time.monotonic()
     while waiting or running:
         while waiting and len(running) < max(2, (os.cpu_count() or 2) // 2):
             name = waiting.pop(0)
-            log = (folder / name).open("wb")
-            running[name] = (*start(jobs[name], arguments, log), log)
+            running[name] = Run(jobs[name], arguments if jobs[name].tests else [], folder / str(list(jobs).index(name)))
             print(f"== {name}: started", flush=True)
         time.sleep(0.2)
-        for name, (process, since, log) in list(running.items()):
-            if process.poll() is None:
+        for name, job in list(running.items()):
+            if job.process.poll() is None:
                 continue
             del running[name]
-            log.close()
-            verdict = "passed" if process.returncode == 0 else "FAILED"
-            print(f"\n== {name}: {verdict} in {time.monotonic() - since:.0f} s")
-            print(Path(log.name).read_text().rstrip(), flush=True)
-            if process.returncode:
+            took[name] = time.monotonic() - job.since
+            print(f"\n== {name}: {'FAILED' if job.process.returncode else 'passed'} in {took[name]:.0f} s")
+            print(job.said(), flush=True)
+            if job.process.returncode:
                 failed.append(name)
-        if running and time.monotonic() - beat > 30:
+                print(f"   again: {job.shown}", flush=True)
+        if running and time.monotonic() - beat > BEAT:
             beat = time.monotonic()
-            for name, (_, since, log) in running.items():
-                print(f"   {name}, {beat - since:.0f} s: {last_line(log)}", flush=True)
+            for name, job in running.items():
+                print(f"   {name}, {beat - job.since:.0f} s: {job.last_line()}", flush=True)
+    return took, failed
+
+
+def main(arguments: list[str]) -> int:
+    name = arguments.pop(0) if arguments and arguments[0] in ("test", "prove") else "test"
+    recording = "--record" in arguments
+    arguments = [argument for argument in arguments if argument != "--record"]
+    seed = [argument for argument in arguments if argument.startswith("--randomly-seed=")]
+    if not seed:
+        seed = [f"--randomly-seed={random.SystemRandom().getrandbits(32)}"]
+        arguments += seed
+    begun, jobs = time.monotonic(), suite(name)
+    if name == "test":
+        print(f"== tests in random order: {seed[-1]}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        took, failed = run(jobs, arguments, Path(folder))
+        reports = {name: Path(folder) / str(number) / "report.xml" for number, name in enumerate(jobs)}
+        if recording:
+            record(reports.values())
+        longest = max(took, key=took.get)
+        print(f"\n== the longest: {longest}, {took[longest]:.0f} s")
+        for seconds, file, test in tests_of(reports[longest])[:SLOWEST]:
+            print(f"{seconds:8.1f} s  {file}::{test}")
     verdict = f"FAILED: {', '.join(failed)}" if failed else "everything passed"
     print(f"\n== {verdict}, in {time.monotonic() - begun:.0f} s", flush=True)
-    return 1 if failed else 0
-
-
-def main(arguments):
-    suite = arguments.pop(0) if arguments and arguments[0] in SUITES else "test"
-    with tempfile.TemporaryDirectory() as folder:
-        code = run(SUITES[suite], arguments, Path(folder))
-    if suite == "prove":
+    if name == "prove":
         subprocess.run(LAB, cwd=ROOT)
-    return code
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -119,13 +119,11 @@ def test_warming_runs_every_way_once(monkeypatch):
     assert measured(TINY, compiled=True, timed=False) == [] and len(seen) == 2
 
 
-@pytest.mark.parametrize("name", models.BLOCKS)
+@pytest.mark.parametrize("name", [name for name in models.BLOCKS if not name.startswith("samvit")])
 def test_blocks_take_what_their_model_feeds_them(name):
-    """On one image of each model; the original and the accelerated compute the same."""
+    """On one image of each model but SAM's 1024 x 1024 pixels; the original and the accelerated compute the same."""
     from vitkern.commands import equality
 
-    if name.startswith("samvit"):
-        pytest.skip("its images are of 1024 x 1024 pixels")
     contenders, x = models._built(name, 1, CPU, torch.float32)
     assert equality.compare_models(*contenders.values(), x).passed
     assert models.batch_of(name, gpu=True, quick=False) == 64

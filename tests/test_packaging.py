@@ -25,7 +25,8 @@ def run(code, cwd, **environment):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def source(tmp_path_factory):
+    """What a wheel is made of, where building it may leave things."""
     if int(importlib.metadata.version("setuptools").split(".")[0]) < 77:
         pytest.skip("building without isolation needs the setuptools that pyproject.toml asks for, 77 or newer")
     source = tmp_path_factory.mktemp("source")
@@ -33,6 +34,11 @@ def wheel(tmp_path_factory):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
     out = tmp_path_factory.mktemp("wheel")
     command = [
         sys.executable,
@@ -48,6 +54,7 @@ def wheel(tmp_path_factory):
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert done.stdout + done.stderr == "", "pip shows what setuptools has to say of the package"
     return next(out.glob("*.whl"))
 
 
@@ -65,6 +72,20 @@ def test_wheel_runs_outside_and_beside_the_repository(wheel, tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     assert run(LOCATE, tmp_path, PYTHONPATH=str(site)) == str(site / "vitkern" / "kernels" / "machine" / "launch.py")
+
+
+def test_an_editable_install_has_no_warnings(source, tmp_path):
+    """pip shows the warnings that the build gives while it calls it."""
+    code = """
+import sys, warnings
+from setuptools import build_meta
+with warnings.catch_warnings(record=True) as found:
+    build_meta.build_editable(sys.argv[1])
+assert not found, [str(warning.message) for warning in found]
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*.whl"))) == 1
 
 
 def test_uninstalled_from_the_repository_root():
