@@ -7,6 +7,7 @@ import pytest
 from tests.compiler.rows import ARCH, NAME, scale_rows
 from vitkern.lab import records
 from vitkern.lab.compiling import digest, exceptions, golden
+from vitkern.lab.compiling.exception import Excuse
 
 pytestmark = pytest.mark.compiler
 
@@ -67,17 +68,20 @@ def test_recorded_figures_need_their_exceptions_and_problems_are_not_recorded(co
     def narrow():
         return scale_rows(columns=4100)
 
+    def listed(*excuse):
+        found = {(NAME, "_scale", ARCH): Excuse(*excuse)} if excuse else {}
+        monkeypatch.setattr(exceptions, "merged", lambda field: found)
+
     code, out, _ = command("--update", run=narrow)
     assert code == 1 and "1 problems" in out and golden.load(golden.minor()).entries == {}
-    excuse = ("widest global load is ", "a reason that says why")
-    monkeypatch.setattr(exceptions, "EXCEPTIONS", {(NAME, "_scale", ARCH): excuse})
+    listed("widest global load is ", "a reason that says why")
     assert command("--update", run=narrow)[0] == 0
     code, out, _ = command(run=narrow)
     assert code == 0 and "0 compiled" in out
-    monkeypatch.setattr(exceptions, "EXCEPTIONS", {})
+    listed()
     code, out, _ = command(run=narrow)
     assert code == 1 and "0 compiled" in out and "! problem: _scale w4 s1: widest global load is " in out
-    monkeypatch.setattr(exceptions, "EXCEPTIONS", {(NAME, "_scale", ARCH): ("spills", "never")})
+    listed("spills", "never")
     code, out, _ = command(run=narrow)
     assert code == 1 and "2 problems" in out and "! problem: _scale: the exception 'spills' is no longer needed" in out
 
