@@ -9,6 +9,7 @@ With pytest-randomly, of the extra ``test``, they run in an order that changes f
 import gc
 import os
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -60,6 +61,8 @@ def _own_caches(tmp_path_factory):
 def _nothing_left_behind(request):
     """Every test finds the process as the one before it did: what changes it has to change it back."""
     dispatch._noted.clear()  # each test may be the first to say why an operator runs in PyTorch
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()  # it counts what it compiled, and compiles no more beyond a limit
     _globals.changes()
     before = state.now()
     yield
