@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .machine import configs
 from .machine.architecture import arch_of
 from .machine.launch import launch
+from .rows.blocks import layernorm_backward_config, layernorm_config, layernorm_programs
 
 
 @triton.jit
@@ -180,7 +180,7 @@ def normalise_rows(
     """
     count, channels = x.shape
     sample_rows = max(1, count // max(1, row_scale.numel())) if row_scale is not None else 1
-    block_c, config = configs.layernorm_config(channels, arch_of(x))
+    block_c, config = layernorm_config(channels, arch_of(x))
     launch(
         _layernorm_fwd, (triton.cdiv(count, config.block_m),),
         x, residual, weight, bias, base, layer_scale, row_scale, y, total, mean, rstd,
@@ -197,8 +197,8 @@ def normalise_rows_backward(dy, s, mean, rstd, weight, *, dtotal=None, bias=None
     """
     count, channels = s.shape
     sample_rows = max(1, count // max(1, row_scale.numel())) if row_scale is not None else 1
-    block_c, config = configs.layernorm_backward_config(channels, arch_of(s))
-    programs = min(triton.cdiv(count, config.block_m), configs.layernorm_programs(arch_of(s)))
+    block_c, config = layernorm_backward_config(channels, arch_of(s))
+    programs = min(triton.cdiv(count, config.block_m), layernorm_programs(arch_of(s)))
     dweight, dbias = (torch.empty(programs, channels, dtype=torch.float32, device=s.device) for _ in range(2))
     launch(
         _layernorm_bwd, (programs,),

@@ -24,10 +24,11 @@ from .layernorm import (
     statistics,
     store_tile,
 )
-from .machine import configs
-from .machine.architecture import arch_of
+from .machine.architecture import INTERPRETER, arch_of
+from .machine.blocks import dot_precision, head_tile
 from .machine.launch import launch
 from .rows.activations import activate
+from .rows.blocks import WHOLE_ROW, mlp_config, norm_linear_config
 from .rows.epilogues import activate_and_store, activation_backward, add_residual, scale_gradient, store
 from .rows.matmul import load_columns, multiply, pointwise, row_blocks
 
@@ -122,6 +123,30 @@ def _mlp_fwd(
     store_tile(out, row, channels, acc, row < rows, channels, BLOCK_C, EVEN_C)
 
 
+def mlp_plan(channels, hidden, dtype, arch, keep):
+    """How `layernorm_mlp_forward` runs: "one", "two" or "split".
+
+    Products above 512 channels are bound by tensor cores, where cuBLAS leads; full-precision float32 has no tensor
+    cores to use; rows that do not start at multiples of 16 bytes have no wide loads. All this is reckoned: no GPU has
+    timed one plan against another.
+    """
+    if arch != INTERPRETER and ((dtype == torch.float32 and dot_precision(dtype) == "ieee") or (channels | hidden) % 8):
+        return "split"
+    if channels <= WHOLE_ROW and not keep:
+        return "one"
+    return "two" if channels <= 512 else "split"
+
+
+def whole_row(channels):
+    """Constants of a kernel that holds whole rows."""
+    block_c = head_tile(channels)
+    return dict(BLOCK_C=block_c, EVEN_C=block_c == channels)
+
+
+def blocks(config, hidden):
+    return dict(BLOCK_M=config.block_m, BLOCK_N=config.block_n, EVEN_N=hidden % config.block_n == 0)
+
+
 def _samples(rows, row_scale):
     """Rows per entry of ``row_scale``."""
     return 1 if row_scale is None else max(1, rows // max(1, row_scale.numel()))
@@ -182,32 +207,32 @@ def layernorm_mlp_forward(
     (count, channels), hidden_channels = rows.shape, fc1.shape[0]
     own, sample_rows, norm = plan != "split", _samples(count, row_scale), (norm_weight, norm_bias)
     kept = dict(mean=mean if keep else None, rstd=rstd if keep else None)
-    whole_row = dict(
+    constants = dict(
         ACT=act,
         EXACT=fc1.dtype == torch.float32,
-        PRECISION=configs.dot_precision(fc1.dtype),
-        **configs.whole_row(channels),
+        PRECISION=dot_precision(fc1.dtype),
+        **whole_row(channels),
     )
     arch = arch_of(x)
     if plan == "one":
-        config = configs.mlp_config(channels, fc1.element_size(), arch)
+        config = mlp_config(channels, fc1.element_size(), arch)
         launch(
             _mlp_fwd, (triton.cdiv(count, config.block_m),),
             rows, *norm, fc1, fc1_bias, fc2, fc2_bias, layer_scale, row_scale, out,
             rows.stride(0), count, channels, hidden_channels, sample_rows, eps, POST_NORM=post_norm,
-            **configs.blocks(config, hidden_channels), **whole_row, num_warps=config.num_warps,
+            **blocks(config, hidden_channels), **constants, num_warps=config.num_warps,
             num_stages=config.num_stages,
         )  # fmt: skip
         return results
     hidden = torch.empty((count, hidden_channels), dtype=fc1.dtype, device=x.device)
     first = (fc1_bias, pre if keep else None, hidden)
-    if own and channels <= configs.WHOLE_ROW:
-        config = configs.norm_linear_config(channels, fc1.element_size(), arch)
+    if own and channels <= WHOLE_ROW:
+        config = norm_linear_config(channels, fc1.element_size(), arch)
         launch(
             _norm_linear_fwd, (triton.cdiv(count, config.block_m),),
             rows, *norm, None if post_norm else kept["mean"], kept["rstd"], fc1, first,
             rows.stride(0), count, channels, hidden_channels, eps, NORM=not post_norm,
-            **configs.blocks(config, hidden_channels), **whole_row, num_warps=config.num_warps,
+            **blocks(config, hidden_channels), **constants, num_warps=config.num_warps,
             num_stages=config.num_stages,
         )  # fmt: skip
     else:

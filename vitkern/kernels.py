@@ -4,7 +4,15 @@ They are not imported as plain ``kernels`` because that name belongs to another 
 imports.
 """
 
+import importlib
+import pkgutil
 from pathlib import Path
+from types import ModuleType
 
 _here = Path(__file__).parent  # a wheel packs the sources at vitkern/kernels/
 __path__ = [str(_here / "kernels" if (_here / "kernels").is_dir() else _here.parent / "kernels")]
+
+
+def modules() -> list[ModuleType]:
+    """Every file of ``kernels/``, imported."""
+    return [importlib.import_module(found.name) for found in pkgutil.walk_packages(__path__, f"{__name__}.")]

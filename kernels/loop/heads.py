@@ -1,5 +1,5 @@
 """Rows of a head as one tile or two: 80 dims are 64 and 16, so that no product, register or byte of shared memory is
-spent on what the next power of two, 128, would add.
+spent on what the next power of two, 128, would add. `head_parts` says which.
 
 A head is a tuple of tiles: [BLOCK, BLOCK_D] and, where TAIL_D is not 0, [BLOCK, TAIL_D] with the dims from BLOCK_D on.
 Dims from HEAD_DIM on are zero.
@@ -8,7 +8,34 @@ Dims from HEAD_DIM on are zero.
 import triton
 import triton.language as tl
 
+from ..machine.architecture import CONSUMER_BLACKWELL, family
+from ..machine.blocks import head_tile
+from ..machine.choices import choice
+from ..machine.switch import Switch
 from ..machine.tiles import LN2, gather_rows, load_rows, store_rows, store_scalars
+
+_one_tile = Switch(False)
+
+
+@choice
+def head_parts(head_dim, arch, hooked):
+    """Widths of the one or two tiles that hold a head: 80 dims are (64, 16), 64 are (64, 0). ``hooked``: see
+    `stream.hooked`.
+
+    Beyond 128 dims, where rows are no whole pieces of 16 bytes, and with a hook on consumer Blackwell, two tiles spill
+    where one does not.
+    """
+    whole = head_tile(head_dim)
+    half = whole // 2
+    spills = head_dim % 8 or (hooked and family(arch) == CONSUMER_BLACKWELL)
+    if whole in (64, 128) and not spills and not _one_tile.value and head_tile(head_dim - half) < half:
+        return half, head_tile(head_dim - half)
+    return whole, 0
+
+
+def one_tile():
+    """Within the block one tile holds a head, whatever its dims: what `head_parts` is measured against."""
+    return _one_tile.set(True)
 
 
 @triton.jit

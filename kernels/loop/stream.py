@@ -12,12 +12,13 @@ stream_backward.py.
 import triton
 import triton.language as tl
 
-from ..machine import configs
 from ..machine.architecture import arch_of
+from ..machine.blocks import Config, dot_precision, head_tile
 from ..machine.launch import launch
 from ..machine.tiles import LOG2E, keep_mask, key_range, normalize, softmax_step
 from . import scores
-from .heads import add_products, load_head, products, scaled, store_softmax, zeros
+from .blocks import ragged_config, stream_forward_config
+from .heads import add_products, head_parts, load_head, products, scaled, store_softmax, zeros
 from .problem import Problem, Rows, aligned
 
 
@@ -89,11 +90,11 @@ def hooked(s: Problem) -> bool:
     return s.score is not scores.plain or s.cosine is not None or s.seed is not None
 
 
-def constants(s: Problem, q: Rows, config: configs.Config) -> dict:
+def constants(s: Problem, q: Rows, config: Config) -> dict:
     """The constexpr arguments that all kernels of the loop have in common."""
-    block_d, tail_d = configs.head_tile(s.head_dim), 0
+    block_d, tail_d = head_tile(s.head_dim), 0
     if s.cosine is None and not s.ragged:  # lengths are those of whole rows; ragged rows have an address each
-        block_d, tail_d = configs.head_parts(s.head_dim, arch_of(q.tensor), hooked(s))
+        block_d, tail_d = head_parts(s.head_dim, arch_of(q.tensor), hooked(s))
     return dict(
         Q_TOKENS=s.q_tokens,
         K_TOKENS=s.k_tokens,
@@ -108,7 +109,7 @@ def constants(s: Problem, q: Rows, config: configs.Config) -> dict:
         EVEN_N=s.n % config.block_m == 0,
         EVEN_M=s.m % config.block_n == 0,
         PADDED=s.ragged or s.padding is not None,
-        PRECISION=configs.dot_precision(q.tensor.dtype),
+        PRECISION=dot_precision(q.tensor.dtype),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
@@ -118,9 +119,9 @@ def stream_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse: Rows) 
     """Fill ``out`` and ``lse``, float32, natural logarithm: one for each query token and head."""
     arch, itemsize = arch_of(q.tensor), q.tensor.element_size()
     if s.ragged:
-        config = configs.ragged_config(s.head_dim, itemsize, arch, False)
+        config = ragged_config(s.head_dim, itemsize, arch, False)
     else:
-        config = configs.stream_forward_config(s.head_dim, itemsize, arch, s.n, hooked(s), s.causal, s.seed is not None)
+        config = stream_forward_config(s.head_dim, itemsize, arch, s.n, hooked(s), s.causal, s.seed is not None)
     align, out_align = aligned(q, k, v), aligned(out)
     launch(
         _stream_fwd, (triton.cdiv(s.n, config.block_m) * s.groups * s.heads,),

@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..machine import configs
 from ..machine.architecture import arch_of
+from ..machine.blocks import head_tile
 from ..machine.launch import launch
 from ..machine.tiles import LOG2E, key_range, load_pivot, load_scalars, probabilities
+from .blocks import ragged_config
 from .heads import load_head, products
 from .problem import Problem, Rows, aligned
 from .stream import constants
@@ -100,7 +101,7 @@ def stream_axes_gradient(
     """Fill ``dh`` and ``dw``, whose last dimension is the rows, or columns, that a query sees. ``delta`` is that of
     `stream_dq`; ``first`` and ``side`` are FIRST and SIDE of the kernel."""
     extents, rows = (dh.tensor.shape[-1], dw.tensor.shape[-1]), triton.cdiv(s.m, side)
-    config = configs.ragged_config(s.head_dim, q.tensor.element_size(), arch_of(q.tensor), True)
+    config = ragged_config(s.head_dim, q.tensor.element_size(), arch_of(q.tensor), True)
     align, grad_align = aligned(q, k, v), aligned(grad)
     options = constants(s, q, config)
     launch(
@@ -109,5 +110,5 @@ def stream_axes_gradient(
         q.over(align), k.over(align), v.over(align), grad.over(grad_align), lse.over(1), dh.over(1), dw.over(1),
         s.q_args, s.k_args, s.score_args, s.padding, s.heads, s.n, s.m, s.scale,
         FIRST=first, SIDE=side, EXTENT_H=extents[0], EXTENT_W=extents[1],
-        BLOCK_H=configs.head_tile(rows), BLOCK_W=configs.head_tile(side), ALIGN=align, OUT_ALIGN=grad_align, **options,
+        BLOCK_H=head_tile(rows), BLOCK_W=head_tile(side), ALIGN=align, OUT_ALIGN=grad_align, **options,
     )  # fmt: skip

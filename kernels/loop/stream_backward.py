@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..machine import configs
 from ..machine.architecture import arch_of
 from ..machine.launch import launch
 from ..machine.tiles import (
@@ -27,6 +26,7 @@ from ..machine.tiles import (
     probabilities,
     store_scalars,
 )
+from .blocks import ragged_config, stream_dkdv_config, stream_dq_config
 from .heads import add_products, inner_products, load_head, products, scaled, store_head, store_sums, zeros
 from .problem import Problem, Rows, aligned
 from .stream import constants, hooked
@@ -222,9 +222,9 @@ def stream_dq(
     align, out_align = aligned(q, k, v), aligned(out, grad, dq)
     arch, itemsize = arch_of(q.tensor), q.tensor.element_size()
     if s.ragged:
-        config = configs.ragged_config(s.head_dim, itemsize, arch, True)
+        config = ragged_config(s.head_dim, itemsize, arch, True)
     else:
-        config = configs.stream_dq_config(s.head_dim, itemsize, arch, s.n, hooked(s))
+        config = stream_dq_config(s.head_dim, itemsize, arch, s.n, hooked(s))
     blocks = triton.cdiv(s.n, config.block_m)
     cosine_grad = None if s.cosine is None else s.cosine.new_empty(s.groups, s.heads, blocks)
     launch(
@@ -248,9 +248,9 @@ def stream_dkdv(
     align, out_align = aligned(q, k, v), aligned(grad, dk, dv)
     arch, itemsize = arch_of(q.tensor), q.tensor.element_size()
     if s.ragged:
-        config = configs.ragged_config(s.head_dim, itemsize, arch, True)
+        config = ragged_config(s.head_dim, itemsize, arch, True)
     else:
-        config = configs.stream_dkdv_config(s.head_dim, itemsize, arch, s.m, hooked(s))
+        config = stream_dkdv_config(s.head_dim, itemsize, arch, s.m, hooked(s))
     blocks = triton.cdiv(s.m, config.block_n)
     padding_grad = None
     if s.padding is not None:

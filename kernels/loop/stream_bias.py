@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..machine import configs
 from ..machine.architecture import arch_of
 from ..machine.launch import launch
 from ..machine.tiles import LOG2E, keep_mask, load_pivot, load_scalars, normalize, probabilities
 from . import tokens
+from .blocks import bias_splits, ragged_config, stream_bias_config
 from .heads import load_head, products
 from .problem import Problem, Rows, aligned
 from .stream import constants
@@ -100,13 +100,13 @@ def stream_bias_gradient(
     """
     arch, itemsize = arch_of(q.tensor), q.tensor.element_size()
     if s.ragged:
-        config = configs.ragged_config(s.head_dim, itemsize, arch, True)
+        config = ragged_config(s.head_dim, itemsize, arch, True)
     else:
-        config = configs.stream_bias_config(s.head_dim, itemsize, arch, s.q_tokens is not tokens.dense)
+        config = stream_bias_config(s.head_dim, itemsize, arch, s.q_tokens is not tokens.dense)
     kept = (s.groups if per_group else 1, s.heads if per_head else 1)
     planes = kept[0] * kept[1]
     tiles = triton.cdiv(s.n, config.block_m) * triton.cdiv(s.m, config.block_n) * planes
-    splits = configs.bias_splits(tiles, s.groups * s.heads // max(planes, 1), arch)
+    splits = bias_splits(tiles, s.groups * s.heads // max(planes, 1), arch)
     partial = torch.empty(splits, *kept, s.n, s.m, dtype=torch.float32, device=delta.device)
     align, grad_align = aligned(q, k, v), aligned(grad)
     launch(

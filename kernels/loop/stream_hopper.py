@@ -2,22 +2,29 @@
 descriptors, in bulk copies that one warp starts, and a loop that the compiler divides among producer and consumer
 warps (FlashAttention-3, arXiv 2407.08608, section 3.1).
 
-Dense attention alone: plain, or with one dense bias or additive mask. Whether a launch comes here is said by `takes`,
-and by the table in configs.py behind it. Legend: see stream.py.
+Dense attention alone: plain, or with one dense bias or additive mask. Whether a launch comes here is said by `takes`.
+Legend: see stream.py.
 """
 
 import triton
 import triton.language as tl
 
-from ..machine import configs
-from ..machine.architecture import arch_of
+from ..machine.architecture import INTERPRETER, arch_of
+from ..machine.blocks import head_tile
+from ..machine.choices import choice
 from ..machine.launch import launch
+from ..machine.switch import Switch
 from ..machine.tiles import LOG2E, softmax_step
 from . import scores, tokens
+from .blocks import stream_hopper_config
 from .heads import store_softmax
 from .problem import Problem, Rows, aligned
 
 START = 16  # bytes: every row that a descriptor reaches starts at a multiple
+# (head tile, whether there is a bias) -> fewest queries and keys from which this kernel was measured to be faster than
+# that of stream.py on sm_90. UNMEASURED: no GPU has timed it, so nothing is here and the pointer kernel runs.
+DESCRIPTORS_FROM = {}
+_asked = Switch(None)
 
 
 @triton.jit
@@ -93,14 +100,29 @@ def _bias(s: Problem) -> Rows | None:
     return Rows(term, head, (group, query)) if added else None
 
 
+def descriptors(asked: bool | None):
+    """Within the block this kernel runs wherever it can (True) or nowhere (False), whatever was measured."""
+    return _asked.set(asked)
+
+
+@choice
+def takes_descriptors(head_dim, itemsize, arch, queries, keys, biased):
+    """Whether dense attention of such a size comes here: where `DESCRIPTORS_FROM` says that it pays, which is nowhere
+    as long as that is unmeasured, or where `descriptors` asks for it."""
+    if itemsize != 2 or head_dim % 8 or not 32 < head_dim <= 128 or arch not in (90, INTERPRETER):
+        return False
+    if _asked.value is not None:
+        return _asked.value
+    return min(queries, keys) >= DESCRIPTORS_FROM.get((head_tile(head_dim), biased), float("inf"))
+
+
 def takes(s: Problem, *operands: Rows) -> bool:
-    """Whether dense attention on q, k and v comes here: `configs.takes_descriptors` says so, and descriptors reach
-    all rows."""
+    """Whether dense attention on q, k and v comes here: `takes_descriptors` says so, and descriptors reach all rows."""
     tensor, bias = operands[0].tensor, _bias(s)
     if s.causal or s.seed is not None or (bias is None and s.score is not scores.plain) or s.m == 0:
         return False
     arch, itemsize = arch_of(tensor), tensor.element_size()
-    if not configs.takes_descriptors(s.head_dim, itemsize, arch, s.n, s.m, bias is not None):
+    if not takes_descriptors(s.head_dim, itemsize, arch, s.n, s.m, bias is not None):
         return False
     return all(map(_reached, operands if bias is None else (*operands, bias)))
 
@@ -108,7 +130,7 @@ def takes(s: Problem, *operands: Rows) -> bool:
 def stream_hopper_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse: Rows) -> None:
     """`stream.stream_forward` for what `takes` accepts."""
     bias = _bias(s)
-    config = configs.stream_hopper_config(s.head_dim, arch_of(q.tensor), bias is not None)
+    config = stream_hopper_config(s.head_dim, arch_of(q.tensor), bias is not None)
     align, out_align, bias_align = aligned(q, k, v), aligned(out), 1 if bias is None else aligned(bias)
 
     def placed(rows: Rows):
@@ -120,7 +142,7 @@ def stream_hopper_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse:
         q.tensor, k.tensor, v.tensor, None if bias is None else bias.tensor, out.tensor, lse.tensor,
         placed(q), placed(k), placed(v), () if bias is None else bias.over(bias_align),
         out.over(out_align), lse.over(1), s.heads, s.n, s.m, s.scale,
-        HEAD_DIM=s.head_dim, BLOCK_D=configs.head_tile(s.head_dim), BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+        HEAD_DIM=s.head_dim, BLOCK_D=head_tile(s.head_dim), BLOCK_M=config.block_m, BLOCK_N=config.block_n,
         KV_SHARE=s.heads // max(s.kv_heads, 1), ALIGN=align, BIAS_ALIGN=bias_align, OUT_ALIGN=out_align,
         EVEN_M=s.m % config.block_n == 0, num_warps=config.num_warps, num_stages=config.num_stages, scratch=True,
     )  # fmt: skip

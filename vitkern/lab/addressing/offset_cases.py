@@ -83,7 +83,7 @@ def _reduce(tensors, size):
 
 
 def all_cases() -> list[Case]:
-    from vitkern.kernels.machine.configs import Config
+    from vitkern.kernels.machine.blocks import Config
 
     row = Config(1, 64, 4, 1)
     one_row = {"matmul_config": lambda *_, **__: (row, 64), "pointwise_config": lambda *_: row}

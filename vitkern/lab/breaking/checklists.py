@@ -23,7 +23,6 @@ _MLP = Checks(MLPS, (), ("test_layernorm_mlp.py",))
 CHECKS: dict[str, Checks] = {
     "rows/activations": _MLP,
     "attention": Checks(SHORT + STREAMED[:8], ("dropout",), ("test_attention.py",)),
-    "machine/configs": Checks(MLPS[:15] + NORMS[:3], (), ("test_layernorm_mlp.py",)),
     "rows/epilogues": _MLP,
     "loop/heads": _LOOP,
     "machine/launch": Checks(HOPPER[:1], (), ("test_stream_hopper.py",)),

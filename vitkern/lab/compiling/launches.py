@@ -50,10 +50,10 @@ def _packed(tokens: int, heads: int, head_dim: int, dtype=HALF, bias=None, batch
 
 def _described(tokens: int, heads: int, head_dim: int, dtype=HALF, bias=None) -> None:
     """As `_packed`, the forward alone, through tensor descriptors. bias: dtype of one of (1, H, N, N)."""
-    from vitkern.kernels.machine import configs
+    from vitkern.kernels.loop.stream_hopper import descriptors
 
     added = None if bias is None else torch.empty(1, heads, tokens, tokens, dtype=bias)
-    with torch.no_grad(), configs.descriptors(True):
+    with torch.no_grad(), descriptors(True):
         attention_qkvpacked(torch.empty(BATCH, tokens, 3, heads, head_dim, dtype=dtype), bias=added)
 
 

@@ -1,6 +1,6 @@
 """Which launch of launches.py is compiled for which architecture.
 
-`EVERYWHERE` names the main paths of each family, and what it takes for every entry of kernels/configs.py, every hook
+`EVERYWHERE` names the main paths of each family, and what it takes for every block size of kernels/, every hook
 and every combination of hooks in a model to be compiled on every architecture. The other launches are variants of their
 kernels (dtypes, odd head dimensions, batch 1, odd strides) and are compiled on one architecture each, of which their
 name decides: a new launch moves no other.

@@ -186,7 +186,7 @@ def _local_attention(rng: random.Random) -> LocalCase:
 
 
 def _sparse_attention(rng: random.Random) -> SparseCase:
-    from vitkern.kernels.machine import configs
+    from vitkern.kernels.sparse_attention import sparse_takes
 
     gated = _chance(rng, 0.6)
     names = ("q", "k", "v") + ("query_gate", "key_gate") * gated
@@ -196,7 +196,7 @@ def _sparse_attention(rng: random.Random) -> SparseCase:
     if gated and common["dtype"] != "fp32" and _chance(rng, 0.7):
         common["wide"] = ("query_gate", "key_gate")
     itemsize = 4 if common["dtype"] == "fp32" else 2
-    fitting = [(m, dim) for m in LENGTHS for dim in HEAD_DIMS if configs.sparse_takes(m, dim, itemsize, common["arch"])]
+    fitting = [(m, dim) for m in LENGTHS for dim in HEAD_DIMS if sparse_takes(m, dim, itemsize, common["arch"])]
     n, m = _length(rng), rng.choice(sorted({m for m, _ in fitting}))
     dim = rng.choice([dim for length, dim in fitting if length == m])
     batch, heads, padded = rng.choice((1, 2, 3)), rng.choice((1, 1, 2, 3)), _chance(rng, 0.4)
@@ -299,27 +299,29 @@ def _tiles(case: Case) -> int:
 
 
 def _local_tiles(case: LocalCase) -> int:
-    from vitkern.kernels.machine import configs
+    from vitkern.kernels.loop.blocks import local_tile
 
     groups, queries, keys = case.batch, 1, 1
     for size, block, halo, dilation in zip(case.image, case.block, case.halo, case.dilation, strict=True):
         ranks = -(-size // dilation)
-        tile = configs.local_tile(block, halo, ranks, case.border == "wrap", False, case.arch)
+        tile = local_tile(block, halo, ranks, case.border == "wrap", False, case.arch)
         groups, queries, keys = groups * dilation * -(-ranks // tile), queries * tile, keys * (tile + 2 * halo)
     return 2 * _attention_tiles(case, groups, queries, keys, True, True)
 
 
 def _attention_tiles(case, groups: int, n: int, m: int, causal: bool, terms: bool) -> int:
-    from vitkern.kernels.machine import configs
+    from vitkern.kernels.loop.blocks import stream_forward_config
+    from vitkern.kernels.tile.blocks import short_forward_config, short_tile
+    from vitkern.kernels.tile.short_attention import short_takes
 
     itemsize = 4 if case.dtype == "fp32" else 2
     walks = terms or bool(getattr(case, "bias", ""))
-    if not causal and configs.short_takes(n, m, case.dim, itemsize, walks):
-        rows, columns = configs.short_tile(n, m)
-        config = configs.short_forward_config(rows, columns, itemsize, case.arch)
+    if not causal and short_takes(n, m, case.dim, itemsize, walks):
+        rows, columns = short_tile(n, m)
+        config = short_forward_config(rows, columns, itemsize, case.arch)
         turns = -(-n // config.block_m)
     else:
-        config = configs.stream_forward_config(case.dim, itemsize, case.arch, n, walks, causal, False)
+        config = stream_forward_config(case.dim, itemsize, case.arch, n, walks, causal, False)
         turns = -(-n // config.block_m) * -(-m // config.block_n)
     passes = 3.5 if case.backward else 1
     return round(turns * groups * case.heads * passes)
