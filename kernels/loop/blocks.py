@@ -1,7 +1,7 @@
 """Block sizes of the loop. A row of a table holds five configurations (block_m, block_n, num_warps, num_stages), or one
 `Config` for all: see `first_row`, which says how rows are read.
 
-Conditions: ``single``: elements of 4 bytes. ``hooked``: see `stream.hooked`; ``dropout`` is one of the hooks.
+Conditions: ``single``: elements of 4 bytes. ``hooked``: see `constants.hooked`; ``dropout`` is one of the hooks.
 ``few``: one block holds all queries. ``split``, ``masked``: two tiles hold a head, or one with columns to spare, see
 `heads.head_parts`. The interpreter gets small tiles, so that small tests cross block boundaries.
 """

@@ -17,6 +17,7 @@ from ..machine.switch import Switch
 from ..machine.tiles import LOG2E, softmax_step
 from . import scores, tokens
 from .blocks import stream_hopper_config
+from .constants import loop_of
 from .heads import store_softmax
 from .problem import Problem, Rows, aligned
 
@@ -45,43 +46,40 @@ def _described(
 def _stream_hopper_fwd(
     q, k, v, bias, out, lse, q_strides, k_strides, v_strides, bias_strides, out_strides, lse_strides,
     heads, N, M, scale,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SHARE: tl.constexpr,
-    ALIGN: tl.constexpr, BIAS_ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_M: tl.constexpr,
+    BIAS_ALIGN: tl.constexpr, LOOP: tl.constexpr,
 ):  # fmt: skip
-    PLAIN: tl.constexpr = bias is None
     pid = tl.program_id(0)
-    blocks = tl.cdiv(N, BLOCK_M)
+    blocks = tl.cdiv(N, LOOP.BLOCK_M)
     block, row = pid % blocks, (pid // blocks).to(tl.int64)  # row: (group, head)
     group, head = row // heads, row % heads
-    kv_head = head // KV_SHARE
-    all_queries = _described(q, q_strides, group, head, N, HEAD_DIM, BLOCK_M, BLOCK_D, ALIGN)
-    all_keys = _described(k, k_strides, group, kv_head, M, HEAD_DIM, BLOCK_N, BLOCK_D, ALIGN)
-    all_values = _described(v, v_strides, group, kv_head, M, HEAD_DIM, BLOCK_N, BLOCK_D, ALIGN)
-    if not PLAIN:
-        all_biases = _described(bias, bias_strides, group, head, N, M, BLOCK_M, BLOCK_N, BIAS_ALIGN)
+    kv_head = head // LOOP.KV_SHARE
+    all_queries = _described(q, q_strides, group, head, N, LOOP.HEAD_DIM, LOOP.BLOCK_M, LOOP.BLOCK_D, LOOP.ALIGN)
+    all_keys = _described(k, k_strides, group, kv_head, M, LOOP.HEAD_DIM, LOOP.BLOCK_N, LOOP.BLOCK_D, LOOP.ALIGN)
+    all_values = _described(v, v_strides, group, kv_head, M, LOOP.HEAD_DIM, LOOP.BLOCK_N, LOOP.BLOCK_D, LOOP.ALIGN)
+    if not LOOP.PLAIN:
+        all_biases = _described(bias, bias_strides, group, head, N, M, LOOP.BLOCK_M, LOOP.BLOCK_N, BIAS_ALIGN)
 
-    queries = all_queries.load([block * BLOCK_M, 0])  # [BLOCK_M, BLOCK_D]
+    queries = all_queries.load([block * LOOP.BLOCK_M, 0])  # [BLOCK_M, BLOCK_D]
     factor = scale * LOG2E
-    maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for start in tl.range(0, M, BLOCK_N, warp_specialize=True):
+    maximum = tl.full([LOOP.BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([LOOP.BLOCK_M], tl.float32)
+    acc = tl.zeros([LOOP.BLOCK_M, LOOP.BLOCK_D], tl.float32)
+    for start in tl.range(0, M, LOOP.BLOCK_N, warp_specialize=True):
         keys = all_keys.load([start, 0])
         s = tl.dot(queries, tl.trans(keys))  # [BLOCK_M, BLOCK_N]
-        if not PLAIN:
-            s = s * factor + all_biases.load([block * BLOCK_M, start]).to(tl.float32) * LOG2E
-        if not EVEN_M:  # in every turn: a last turn of its own would be work for the warps that only load
-            s = tl.where((start + tl.arange(0, BLOCK_N))[None, :] < M, s, float("-inf"))
-        weights, maximum, total, shrink = softmax_step(s, factor, maximum, total, PLAIN)
+        if not LOOP.PLAIN:
+            s = s * factor + all_biases.load([block * LOOP.BLOCK_M, start]).to(tl.float32) * LOG2E
+        if not LOOP.EVEN_M:  # in every turn: a last turn of its own would be work for the warps that only load
+            s = tl.where((start + tl.arange(0, LOOP.BLOCK_N))[None, :] < M, s, float("-inf"))
+        weights, maximum, total, shrink = softmax_step(s, factor, maximum, total, LOOP.PLAIN)
         acc = acc * shrink[:, None]
         values = all_values.load([start, 0])
         acc = tl.dot(weights.to(v.dtype.element_ty), values, acc)
 
-    qi = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    qi = block * LOOP.BLOCK_M + tl.arange(0, LOOP.BLOCK_M)
     store_softmax(
-        out, lse, out_strides, lse_strides, (), maximum, total, (acc,), group, head, qi, N,
-        tokens.dense, HEAD_DIM, BLOCK_D, 0, OUT_ALIGN, False,
-    )  # fmt: skip
+        out, lse, out_strides, lse_strides, (), maximum, total, (acc,), group, head, qi, N, tokens.dense, LOOP
+    )
 
 
 def _reached(rows: Rows) -> bool:
@@ -142,7 +140,6 @@ def stream_hopper_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse:
         q.tensor, k.tensor, v.tensor, None if bias is None else bias.tensor, out.tensor, lse.tensor,
         placed(q), placed(k), placed(v), () if bias is None else bias.over(bias_align),
         out.over(out_align), lse.over(1), s.heads, s.n, s.m, s.scale,
-        HEAD_DIM=s.head_dim, BLOCK_D=head_tile(s.head_dim), BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-        KV_SHARE=s.heads // max(s.kv_heads, 1), ALIGN=align, BIAS_ALIGN=bias_align, OUT_ALIGN=out_align,
-        EVEN_M=s.m % config.block_n == 0, num_warps=config.num_warps, num_stages=config.num_stages, scratch=True,
+        BIAS_ALIGN=bias_align, LOOP=loop_of(s, q, config, (head_tile(s.head_dim), 0), align, out_align),
+        num_warps=config.num_warps, num_stages=config.num_stages, scratch=True,
     )  # fmt: skip

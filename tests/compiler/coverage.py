@@ -10,6 +10,7 @@ from vitkern.kernels.sparse_attention import sparse_takes
 from vitkern.kernels.tile.blocks import short_columns, short_tile
 from vitkern.kernels.tile.short_attention import short_takes
 from vitkern.lab.compiling.compiled import caught
+from vitkern.lab.compiling.work import named
 from vitkern.ops.local_attention import MAX_HEAD_DIM
 
 HEAD_DIMS = (16, 20, 24, 32, 36, 40, 48, 64, 72, 80, 96, 104, 112, 128, 160, 192, 256)
@@ -73,6 +74,7 @@ def entries(arch):
 def combination(kernel, args, constants):
     """What tells two kernels of one source apart, tile sizes aside: hooks, head, flags, and arguments that are None."""
     chosen = ("HEAD_DIM", "ACT", "POST_NORM", "CAUSAL", "BIAS", "SHARED", "NORM")
+    constants = named(constants)
     hooks = sorted((name, value.fn.__name__) for name, value in constants.items() if hasattr(value, "fn"))
     flags = [(name, constants[name]) for name in chosen if name in constants]
     missing = tuple(name for name, value in zip(kernel.arg_names, args, strict=False) if value is None)
