@@ -9,7 +9,7 @@ from vitkern.lab.addressing.offset_sparse import sparse_cases
 
 
 def _norm(tensors, size, *, channels):
-    from vitkern.kernels import layernorm
+    from vitkern.kernels.rows import layernorm
 
     x, residual, base, y, total = (tensors(lambda s: (s, channels)) for _ in range(5))
     vectors = [tensors(lambda s: (channels,)) for _ in range(3)]
@@ -21,7 +21,7 @@ def _norm(tensors, size, *, channels):
 
 
 def _norm_backward(tensors, size, *, channels):
-    from vitkern.kernels import layernorm
+    from vitkern.kernels.rows import layernorm
 
     dy, s, dtotal, dx, normed = (tensors(lambda s: (s, channels)) for _ in range(5))
     weight, bias = (tensors(lambda s: (channels,)) for _ in range(2))

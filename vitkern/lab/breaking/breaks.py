@@ -53,7 +53,7 @@ BREAKS = {
         "entry = dx * (2 * WINDOW_H - 1) + dy",
     ),
     "a store has no mask": Break(
-        "layernorm",
+        "rows/tiles",
         "tl.store(where, tile.to(pointer.dtype.element_ty), mask=mask)",
         "tl.store(where, tile.to(pointer.dtype.element_ty))",
     ),

@@ -19,17 +19,22 @@ _LOOP = Checks(STREAMED, ("dropout",), ("test_attention.py",))
 _TILE = Checks(SHORT + WINDOWS[:8], (), ("test_short_attention.py", "test_window_attention.py"))
 _WINDOW = Checks(WINDOWS + SHORT[:2] + STREAMED[:2], (), ("test_window_attention.py",))
 _LOCAL = Checks(LOCAL, (), ("test_local_attention.py",))
+_NORM = Checks(NORMS + MLPS[:5], (), ("test_layernorm.py", "test_layernorm_mlp.py"))
 _MLP = Checks(MLPS, (), ("test_layernorm_mlp.py",))
 CHECKS: dict[str, Checks] = {
     "rows/activations": _MLP,
     "attention": Checks(SHORT + STREAMED[:8], ("dropout",), ("test_attention.py",)),
     "rows/epilogues": _MLP,
+    "loop/constants": _LOOP,
     "loop/heads": _LOOP,
     "machine/launch": Checks(HOPPER[:1], (), ("test_stream_hopper.py",)),
-    "layernorm": Checks(NORMS + MLPS[:5], (), ("test_layernorm.py", "test_layernorm_mlp.py")),
+    "layernorm": _NORM,
     "local_attention": _LOCAL,
     "loop/locality": _LOCAL,
+    "rows/layernorm": _NORM,
     "rows/matmul": _MLP,
+    "rows/mlp": _MLP,
+    "rows/tiles": _NORM,
     "layernorm_mlp": _MLP,
     "tile/relative_table": Checks(WINDOWS[:8], (), ("test_window_attention.py",)),
     "loop/scores": Checks(STREAMED + WINDOWS[:4] + SHORT[:1], (), ("test_attention.py", "test_window_attention.py")),

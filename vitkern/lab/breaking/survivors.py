@@ -34,11 +34,11 @@ SURVIVORS: dict[str, Survivor] = {
         "sample_rows, mask=row_mask)",
         "masked lanes are rows past the last, which the store at the end leaves out",
     ),
-    "layernorm.load_channels:narrow-accumulator:1": Survivor(
+    "tiles.load_channels:narrow-accumulator:1": Survivor(
         "tl.float32 -> tl.float16",
         "the default is 0 or 1, exact in float16, and is only combined with float32 tiles, which keeps them float32",
     ),
-    "layernorm.load_tile:wrong-constant:1": Survivor(
+    "tiles.load_tile:wrong-constant:1": Survivor(
         "0.0 -> 1.0",
         "this branch loads the residual of the MLP kernel; what it gives outside the rows and channels is "
         "added and not stored",
@@ -62,7 +62,7 @@ SURVIVORS: dict[str, Survivor] = {
         "values past the last column reach stores that mask those columns, or are multiplied by a gradient "
         "that is zero there",
     ),
-    "layernorm_mlp._load_weight:drop-int64:1": Survivor(
+    "mlp._load_weight:drop-int64:1": Survivor(
         "outer.to(tl.int64) -> outer",
         "whole-row kernels have at most 256 channels: the product passes 2^31 with 8 million hidden "
         "channels, 2^31 elements of one weight",
