@@ -57,25 +57,19 @@ def _without_int64_casts():
 
 def _reach(case, size: int, receive) -> None:
     """Run ``case`` up to its launch, which goes to ``receive(kernel, grid, args, constants, options)``."""
-    from vitkern.kernels.machine import configs, launch
+    from vitkern.kernels.machine import choices, launch
     from vitkern.lab.addressing.offset_case import Tensors
-    from vitkern.lab.interpreting.patches import Patches
 
     def when_reached(kernel, *rest):
         if kernel.fn.__name__ == case.kernel:
             receive(kernel, *rest)
             raise _Done
 
-    patches = Patches()
-    for name, replacement in case.blocks.items():
-        patches.set(configs, name, replacement)
     try:
-        with launch.redirected(when_reached), _nothing_filled():
+        with choices.replaced(case.blocks), launch.redirected(when_reached), _nothing_filled():
             case.run(Tensors(size, case.small), size)
     except _Done:
         return
-    finally:
-        patches.undo()
     raise RuntimeError(f"offsets: {case} launches no {case.kernel}")
 
 
