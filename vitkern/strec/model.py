@@ -15,6 +15,8 @@ from vitkern.strec.sampling import gates, sampled_order
 from vitkern.strec.slices import sequences_at_once
 
 STAGES = ("pretrain", "finetune")
+WITH_MLP = ("mlp", "position")
+MLP_NAMES = ("dense_1.weight", "dense_1.bias", "dense_2.weight", "dense_2.bias")
 
 
 class STRec(nn.Module):
@@ -41,7 +43,7 @@ class STRec(nn.Module):
         sampler: see `vitkern.nn.strec.Sampler`.
         noise: "normal", "uniform" or None; "form" for the form's own.
         form: "official", "paper" or "log", or a `Form`.
-            "official" is the authors' code and loads their checkpoints. "paper" is the published equations word for
+            "official" is the authors' code and loads their checkpoints, with any sampler. "paper" is the published equations word for
             word: attention without projections, one temperature for all, nothing normalised. "log", the default, is
             "official" with two logarithms. It feeds the sampler log(1 + age): raw seconds saturate its tanh beyond
             minutes, and a log of days then has no gradient. And it masks with log S rather than (S S' - 1) 1e8, whose
@@ -107,6 +109,13 @@ class STRec(nn.Module):
             if part is not self.ffn or self.form.clock == "seconds":
                 part.apply(_initialise)
         self.stage = "finetune"
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        """The authors' code makes the MLP for every sampler: what a sampler without one is given of it is left out."""
+        if self.ffn.kind not in WITH_MLP:
+            for name in [f"{prefix}ffn.{name}" for name in MLP_NAMES]:
+                state_dict.pop(name, None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def set_stage(self, stage: str) -> "STRec":
         """ "pretrain": soft masks, all rows. "finetune": the sampled rows alone."""
