@@ -43,11 +43,12 @@ class STRec(nn.Module):
         sampler: see `vitkern.nn.strec.Sampler`.
         noise: "normal", "uniform" or None; "form" for the form's own.
         form: "official", "paper" or "log", or a `Form`.
-            "official" is the authors' code and loads their checkpoints, with any sampler. "paper" is the published equations word for
-            word: attention without projections, one temperature for all, nothing normalised. "log", the default, is
-            "official" with two logarithms. It feeds the sampler log(1 + age): raw seconds saturate its tanh beyond
-            minutes, and a log of days then has no gradient. And it masks with log S rather than (S S' - 1) 1e8, whose
-            gradient is 0 or 1e8 and is lost in float32; where the mask is sharp both drop the same keys.
+            "official" is the authors' code and loads their checkpoints, with any sampler. "paper" is the published
+            equations word for word: attention without projections, one temperature for all, nothing normalised. "log",
+            the default, is "official" with two logarithms. It feeds the sampler log(1 + age): raw seconds saturate its
+            tanh beyond minutes, and a log of days then has no gradient. And it masks with log S rather than
+            (S S' - 1) 1e8, whose gradient is 0 or 1e8 and is lost in float32; where the mask is sharp both drop the
+            same keys.
         hidden: width of the feed-forward part, 4 d by default.
         activation: of the sampler's MLP, "tanh" or "relu".
         dropout: of the embedding and of both branches of a layer, in training.
