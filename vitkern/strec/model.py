@@ -224,11 +224,14 @@ class STRec(nn.Module):
         """The k items with the highest scores, best first: items (B, k) int64 and scores (B, k).
 
         Raises:
-            ValueError: as `forward`, or ``k`` is not in 1 .. n_items - 1.
+            ValueError: as `forward`, ``k`` is not in 1 .. n_items - 1, or a score is NaN.
         """
         if not 1 <= k < self.n_items:
             raise ValueError(f"STRec.topk: k is not usable: got {k}; expected 1 .. {self.n_items - 1}.")
         scores = self(seq, timestamps) @ self.item_table().T
+        if not torch.compiler.is_compiling() and seq.device.type == "cpu" and bool(scores.isnan().any()):
+            raise ValueError("STRec.topk: scores are not usable: got NaN; expected numbers. Check weights and times.")
+        scores.masked_fill_(scores.isnan(), -torch.inf)  # NaN would be the first; a device is not waited for
         scores[:, 0] = -torch.inf
         if exclude_seen:
             scores.scatter_(1, seq, -torch.inf)
