@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vitkern.report import BadInput
+from vitkern.strec.settings import Settings
 
 WEIGHTS, STATE, ITEMS, METRICS, CURVES = (
     "model.safetensors", "state.safetensors", "items.json", "metrics.json", "curves.png"
@@ -128,6 +129,17 @@ def read_items(folder: Path) -> list[str]:
     if not items or items[0] or len(set(items)) < len(items):
         raise BadInput(f'{folder / ITEMS} is damaged: expected different names, the first "".')
     return items
+
+
+def settings_of(path: Path, found: dict) -> Settings:
+    """
+    Raises:
+        BadInput: what a file of tensors holds beside them is not of a run.
+    """
+    try:
+        return Settings.from_json(found.get("settings"))
+    except BadInput as problem:
+        raise BadInput(f"{path} does not hold the settings of a run: {problem}") from None
 
 
 def refuse_a_run(folder: Path) -> None:

@@ -25,6 +25,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         BadInput: another process holds it, or the folder cannot be written to.
     """
     try:
+        str(folder).encode()  # what reads the weights again takes names in UTF-8 alone
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except (OSError, ValueError) as error:

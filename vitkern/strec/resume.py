@@ -56,7 +56,7 @@ def load(path: Path, objective, optimizer, settings: Settings, log: Log, group: 
     tensors, found = checkpoint.read_tensors(path)
     if missing := {"state", "settings", "log", "groups", "processes"} - found.keys():
         raise BadInput(f"{path} is no checkpoint of a run: it lacks {', '.join(sorted(missing))}.")
-    stored = replace(Settings.from_json(found["settings"]), epochs=settings.epochs, patience=settings.patience)
+    stored = replace(checkpoint.settings_of(path, found), epochs=settings.epochs, patience=settings.patience)
     if stored != settings:
         changed = ", ".join(name for name, value in stored.json().items() if value != settings.json()[name])
         raise BadInput(f"the run in {path.parent} has another {changed}; resume it with the same settings.")

@@ -30,12 +30,8 @@ def load_run(folder: Path, device: str | torch.device = "cpu") -> tuple[nn.Modul
 
 
 def _best(folder: Path) -> tuple[dict[str, torch.Tensor], dict, Settings]:
-    path = folder / checkpoint.WEIGHTS
-    weights, found = checkpoint.read_tensors(path)
-    try:
-        return weights, found, Settings.from_json(found.get("settings"))
-    except BadInput as problem:
-        raise BadInput(f"{path} does not hold the settings of a run: {problem}") from None
+    weights, found = checkpoint.read_tensors(folder / checkpoint.WEIGHTS)
+    return weights, found, checkpoint.settings_of(folder / checkpoint.WEIGHTS, found)
 
 
 def weights_for(settings: Settings, log: Log, folder: Path) -> dict[str, torch.Tensor]:
