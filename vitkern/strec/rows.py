@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -13,6 +12,7 @@ COLUMNS = {
     "item": ("item", "item_id", "itemid", "iid", "movieid", "product_id"),
     "timestamp": ("timestamp", "time", "ts", "unixtime", "datetime", "date"),
 }
+_END = "end"
 _SHOWN = 5
 _LONGEST_HEADER, _LONGEST_EXAMPLE = 1 << 20, 60
 
@@ -48,8 +48,8 @@ class Rows:
             raise BadInput(f"{path}: row 1 is no header: got a line of more than {_LONGEST_HEADER:,} characters.")
         self.path, self.long = path, []
         self.delimiter = "\t" if "\t" in first else ","
-        self._reader = csv.reader(chain([first], file), delimiter=self.delimiter, strict=True)
-        self._number = 0
+        self._reader = csv.reader(self._lines(first, file), delimiter=self.delimiter)
+        self._number, self._ended = 0, False
         self.header = [cell.strip() for cell in self._next() or []]
         self.long.clear()
         if unknown := columns.keys() - COLUMNS.keys():
@@ -64,16 +64,25 @@ class Rows:
             if cells:
                 yield self._number, cells
 
+    def _lines(self, first: str, file: TextIO) -> Iterator[str]:
+        """Those of the file and one more, which is a row of its own unless a quote is open."""
+        yield first
+        yield from file
+        self._ended = True
+        yield _END
+
     def _next(self) -> list[str] | None:
         line = self._reader.line_num
         self._number += 1
         try:
-            cells = next(self._reader, None)
+            cells = next(self._reader)
         except csv.Error as error:
-            problem = f"it is no row of a table: {error}"
-            if "unexpected end" in str(error):
-                problem = 'a quote is opened and never closed. Close it, or write "" for a quote in a text'
-            raise BadInput(f"{self.path}: row {self._number}: {problem}.") from None
+            raise BadInput(f"{self.path}: row {self._number}: it is no row of a table: {error}.") from None
+        if self._ended and cells != [_END]:
+            remedy = 'Close it, or write "" for a quote in a text.'
+            raise BadInput(f"{self.path}: row {self._number}: a quote is opened and never closed. {remedy}")
+        if self._ended:
+            return None
         if self._reader.line_num > line + 1:
             self.long.append(self._number)
         return cells
