@@ -146,7 +146,7 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
     H where a mask is the same for all images, B and G elsewhere."""
     if mask is not None and mask.requires_grad and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64):
         # SDPA does this too, and more that is for half precision
-        scores, empty = _without_empty_rows((q * scale) @ k.mT + mask)
+        scores, empty = _without_empty_rows((q * scale) @ k.transpose(-1, -2) + mask)
         weights = scores.softmax(-1)
         return (weights if empty is None else weights.masked_fill(empty, 0.0)) @ v
     first = 0
@@ -162,7 +162,7 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
 def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Softmax attention and the logarithm of its denominators, in float32 at least."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    scores = (q.to(wide) @ k.to(wide).mT) * scale
+    scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) * scale
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask.to(wide)
     scores, empty = _without_empty_rows(scores)
