@@ -1,34 +1,47 @@
 """``python -m vitkern``: info, check, models, accelerate, lab, strec. One module each in `vitkern.commands`."""
 
 import argparse
+import importlib
 import os
-import sys
+from collections.abc import Sequence
+from types import ModuleType
 
-from vitkern.commands import accelerate, check, info, lab, models, strec
+from vitkern.commands import outcome
 from vitkern.report import BadInput
 
-COMMANDS = {"info": info, "check": check, "models": models, "accelerate": accelerate, "lab": lab, "strec": strec}
+COMMANDS = ("info", "check", "models", "accelerate", "lab", "strec")
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+def commands() -> dict[str, ModuleType]:
+    """
+    Raises:
+        BadInput: ``VITKERN_BACKEND`` is no backend.
+    """
+    try:
+        return {name: importlib.import_module(f"vitkern.commands.{name}") for name in COMMANDS}
+    except ValueError as error:  # of vitkern.dispatch
+        if "VITKERN_BACKEND" not in os.environ:
+            raise
+        raise BadInput(f"VITKERN_BACKEND: {error}") from None
+
+
+def parser(modules: dict[str, ModuleType]) -> argparse.ArgumentParser:
+    top = outcome.Parser(
         prog="vitkern", description="Make vision transformers fast, and check that they stay the same."
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
-    for name, module in COMMANDS.items():
+    choices = top.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    for name, module in modules.items():
         summary = (module.__doc__ or f"{name}: {name}").splitlines()[0].split(": ", 1)[1]  # -OO leaves no docs
-        module.add_arguments(commands.add_parser(name, help=summary, description=summary))
+        module.add_arguments(choices.add_parser(name, help=summary, description=summary))
     return top
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 fine, 1 a check failed, 2 bad input (one line on stderr)."""
-    arguments = parser().parse_args(argv)
-    try:
-        return COMMANDS[arguments.command].run(arguments)
-    except BadInput as problem:
-        print(f"vitkern {arguments.command}: {problem}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code, which ``--help`` explains (`vitkern.commands.outcome`)."""
+    return outcome.ended("vitkern", argv, _run, COMMANDS)
+
+
+def _run(argv: list[str]) -> int:
+    modules = commands()
+    arguments = parser(modules).parse_args(argv, argparse.Namespace(argv=argv))  # for `again`
+    return modules[arguments.command].run(arguments)

@@ -1,13 +1,50 @@
 """What the commands print with: aligned tables on stdout, counted progress on stderr, one line for bad input."""
 
 import difflib
+import os
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+LONGEST = 1000  # characters of a message
 
 
 class BadInput(Exception):
     """The user's input cannot be used; its text is the one line to print, and the exit code is 2."""
+
+
+def one_line(text: object) -> str:
+    """``text`` as one line that a terminal can show: messages quote names and files, which may hold anything."""
+    line = " ".join(str(text).split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether ``error`` says that memory ended."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        return True
+    said = "not enough memory", "allocate memory", "size calculation overflowed", "overflow when unpacking"
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in said)
+
+
+def regular(path: Path, what: str) -> Path:
+    """``path``, where it leads to a file that can be read to its end: opening a pipe waits for whoever writes to it.
+
+    Raises:
+        BadInput: it does not exist, or is a folder, a pipe or a device.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise BadInput(f"{what} does not exist: {path}") from None
+    except (OSError, ValueError) as error:  # too long a name, a loop of links, no permission
+        raise BadInput(f"{what} cannot be read: {path}: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(mode):
+        raise BadInput(f"{what} is no regular file: {path}")
+    return path
 
 
 def near_matches(name: str, known: Iterable[str], count: int = 5) -> str:

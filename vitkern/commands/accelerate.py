@@ -8,7 +8,9 @@ import torch
 import vitkern
 from vitkern.commands import equality, timing
 from vitkern.commands.images import read_images, sample_photographs
-from vitkern.commands.peers import LIBRARIES, Peer, build
+from vitkern.commands.numbers import real, whole
+from vitkern.commands.outcome import refused
+from vitkern.commands.peers import LIBRARIES, build
 from vitkern.commands.steps import forward_step, training_step
 from vitkern.report import BadInput, memory, progress, seconds, table
 
@@ -31,7 +33,7 @@ def add_arguments(parser) -> None:
         "--pretrained", action="store_true", help="let the library load its published weights (may download)"
     )
     parser.add_argument(
-        "--batch", type=int, metavar="N", help="images in a timed step: 8 on a CPU, 64 on a GPU unless given"
+        "--batch", type=whole(1), metavar="N", help="images in a timed step: 8 on a CPU, 64 on a GPU unless given"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is a GPU unless given")
@@ -39,7 +41,7 @@ def add_arguments(parser) -> None:
         "--train", action="store_true", help="compare the loss and every gradient too, and time a training step"
     )
     parser.add_argument(
-        "--seconds", type=float, default=10.0, metavar="S", help="time budget of each timing; 0 skips them"
+        "--seconds", type=real(0), default=10.0, metavar="S", help="time budget of each timing; 0 skips them"
     )
 
 
@@ -48,8 +50,6 @@ def run(arguments) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda was given, and torch sees no GPU")
     batch = arguments.batch if arguments.batch is not None else (64 if device.type == "cuda" else 8)
-    if batch < 1:
-        raise BadInput(f"--batch takes a number of 1 or more: got {batch}")
     dtype = DTYPES[arguments.dtype]
     paths = arguments.image or sample_photographs()
     photographs = read_images(paths)
@@ -58,39 +58,36 @@ def run(arguments) -> int:
     print(peer)
     for note in peer.notes:
         print(note)
-    images = _prepare(peer, photographs).to(device, dtype)
+    images = peer.images(photographs).to(device, dtype)
     names = ", ".join(path.name for path in paths) or "random noise (no sample photographs are installed)"
     print(f"{arguments.dtype} on {device}; images: {names}")
-    original = peer.model.to(device, dtype)
-    accelerated = copy.deepcopy(original)
+    original = refused(
+        peer.name, lambda: peer.model.to(device, dtype), f"cannot be moved to {arguments.dtype} on {device}"
+    )
+    accelerated = refused(peer.name, lambda: copy.deepcopy(original), "cannot be copied")
     print()
     print(vitkern.accelerate(accelerated))
     print()
-    passed = _compare(original, accelerated, images, arguments.train)
+    result = _compare(original, accelerated, images, arguments.train)
     pairs = _time(original, accelerated, _batch(images, batch), arguments) if arguments.seconds > 0 else {}
-    verdict = "the same results" if passed else "RESULTS DIFFER"
-    print(f"verdict: {verdict}{''.join(_speed(*item) for item in pairs.items())}")
-    return 0 if passed else 1
-
-
-def _prepare(peer: Peer, photographs: list) -> torch.Tensor:
-    """(images, 3, img_h, img_w) float32."""
-    if not photographs:
-        return torch.randn(2, 3, *peer.input_size, generator=torch.Generator().manual_seed(0))
-    return torch.stack([peer.preprocess(photograph) for photograph in photographs])
+    print(f"verdict: {result.verdict}{''.join(_speed(*item) for item in pairs.items())}")
+    return 0 if result.passed else 1
 
 
 def _batch(images: torch.Tensor, count: int) -> torch.Tensor:
     return images[torch.arange(count, device=images.device) % len(images)]
 
 
-def _compare(original, accelerated, images, train: bool) -> bool:
+def _compare(original, accelerated, images, train: bool) -> equality.Equality:
     what = "outputs and gradients" if train else "outputs"
     progress(f"comparing {what} of {len(images)} images, three models: before, after, float64")
-    result = equality.compare_models(original, accelerated, images, train=train)
+    try:
+        result = equality.compare_models(original, accelerated, images, train=train)
+    except equality.NothingToCompare as problem:
+        raise BadInput(str(problem)) from problem
     print(result)
     print()
-    return result.passed
+    return result
 
 
 def _time(original, accelerated, images, arguments) -> dict[str, tuple]:

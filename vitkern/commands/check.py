@@ -1,9 +1,6 @@
 """check: each kernel against float64, output and every gradient; exit code 1 on failure."""
 
 import math
-import os
-import subprocess
-import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,6 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 import torch
 
 from vitkern import dispatch
+from vitkern.commands.again import again
 from vitkern.lab.fuzzing.case import DTYPES
 from vitkern.lab.proving.problem import Problem
 from vitkern.lab.proving.verify import GPU_POOLED_MARGIN, PYTORCH_MARGIN, Result, pool_of, pooled_failures, verify
@@ -48,7 +46,7 @@ def run(arguments) -> int:
     if backend != "torch" and not dispatch.HAS_TRITON:
         raise BadInput("Triton is not installed, so there is no kernel to check. --pytorch checks the PyTorch path.")
     if backend != "torch" and (backend == "interpreter") != dispatch.INTERPRETED:
-        return _again(arguments, interpreted=backend == "interpreter")
+        return again(arguments.argv, interpreted=backend == "interpreter")
     dtypes = [DTYPES[arguments.dtype]] if arguments.dtype else list(DTYPES.values())
     cases = [case for case in PROBLEMS if case.op in named or case.family in named]
     place = {
@@ -88,15 +86,6 @@ def _repaired():
         except InterpreterChanged as error:
             print(f"note: {error} bf16 is computed in fp32 here")
         yield
-
-
-def _again(arguments, *, interpreted: bool) -> int:
-    """The same command in a new process: Triton reads TRITON_INTERPRET when kernels are decorated."""
-    command = [sys.executable, "-m", "vitkern", "check", *arguments.op, "--device", "cpu" if interpreted else "cuda"]
-    command += ["--dtype", arguments.dtype] if arguments.dtype else []
-    command += ["--all"] if arguments.all else []
-    sys.stdout.flush()
-    return subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": str(int(interpreted))}).returncode
 
 
 def _check(

@@ -1,14 +1,16 @@
 """Says whether a swapped model computes what the original does: both against the original in float64."""
 
 import copy
+import math
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from vitkern.commands.outcome import described
 from vitkern.commands.steps import labels_for, logits, loss_of
-from vitkern.report import table
+from vitkern.report import is_shortage, table
 from vitkern.testing import Comparison, compare
 
 # Another order of summation moves a tensor's largest error both ways: the original's own error is a scale, no bound.
@@ -16,18 +18,34 @@ MARGIN = 2.0
 RANDOM_LAYERS = ("Drop", "StochasticDepth")
 
 
+class NothingToCompare(Exception):
+    """The original itself cannot be run, or gives no scores; its text says why."""
+
+
 @dataclass(frozen=True)
 class Equality:
-    """The outcome of `compare_models`."""
+    """The outcome of `compare_models`.
 
-    rows: list[tuple[str, Comparison, float, float]]  # name, comparison, the original's error, max|before - after|
+    rows: name, comparison, the original's error, max|before - after|; of tensors that are not finite, which are never
+        equal, the errors are infinite. top1: None where the outputs are no scores (B, classes). finite: of the
+        original's tensors, whether each is.
+    """
+
+    rows: list[tuple[str, Comparison, float, float]]
     images: int
-    top1: int
+    top1: int | None
     losses: tuple[float, float] | None
+    finite: bool
 
     @property
     def passed(self) -> bool:
-        return all(comparison.passed for _, comparison, _, _ in self.rows)
+        return self.finite and all(comparison.passed for _, comparison, _, _ in self.rows)
+
+    @property
+    def verdict(self) -> str:
+        if not self.finite:
+            return "NOTHING IS SHOWN: the original's own results are not finite"
+        return "the same results" if self.passed else "RESULTS DIFFER"
 
     def __str__(self) -> str:
         shown = self.rows[:1] + sorted(self.rows[1:], key=lambda row: -row[1].use)[:3]
@@ -41,7 +59,7 @@ class Equality:
                         f"{own:.1e}",
                         f"{c.error:.1e}",
                         f"{c.allowance:.1e}",
-                        "ok" if c.passed else "DIFFERS",
+                        "ok" if c.passed else "DIFFERS" if math.isfinite(c.error) else "NOT FINITE",
                     )
                     for name, c, own, moved in shown
                 ],
@@ -54,7 +72,8 @@ class Equality:
             lines.append(f"gradients of parameters: {state}; the table shows those closest to their allowance")
         if self.losses is not None:
             lines.append(f"loss: {self.losses[0]:.7g} before, {self.losses[1]:.7g} after")
-        lines.append(f"top-1: the same class for {self.top1} of {self.images} images")
+        if self.top1 is not None:
+            lines.append(f"top-1: the same class for {self.top1} of {self.images} images")
         return "\n".join(lines)
 
 
@@ -63,22 +82,47 @@ def compare_models(original: nn.Module, accelerated: nn.Module, images: Tensor, 
 
     The swapped model may be further from the original in float64 than the original itself is, by the factors of
     `vitkern.testing.compare` and `MARGIN`. Gradients are those of training mode with dropout and stochastic depth off:
-    what is drawn at random cannot be compared.
+    what is drawn at random cannot be compared. What is not finite is not compared either, and has failed.
+
+    Raises:
+        NothingToCompare: the original cannot be run on the images, as it is or in float64.
     """
-    exact = copy.deepcopy(original).double()
     with _exact_convolutions():
-        before, after, truth = (_evaluate(model, x, train) for model, x in _runs(original, accelerated, exact, images))
-    rows = []
-    for name, actual in after[0].items():
-        own, reference = before[0][name], truth[0][name]
+        before = _original(lambda: original, images, train)
+        after = _evaluate(accelerated, images, train)
+        truth = _original(lambda: copy.deepcopy(original).double(), images.double(), train)
+    rows, finite = [], True
+    for name in dict.fromkeys([*before[0], *after[0]]):
+        there = next(found[name] for found in (before[0], after[0]) if name in found)
+        nothing = torch.zeros_like(there)  # no gradient is one of zeros
+        own, actual, reference = (found[0].get(name, nothing) for found in (before, after, truth))
+        finite = finite and _is_finite(own) and _is_finite(reference)
         comparison = compare(actual, own, reference, margin=MARGIN)
+        if not all(map(_is_finite, (own, reference, actual))):
+            comparison = replace(comparison, error=math.inf)
         rows.append((name, comparison, _distance(own, reference), _distance(actual, own)))
-    top1 = int((before[0]["logits"].argmax(-1) == after[0]["logits"].argmax(-1)).sum())
-    return Equality(rows, len(images), top1, (before[1], after[1]) if train else None)
+    top1 = _same_class(before[0]["logits"], after[0]["logits"])
+    return Equality(rows, len(images), top1, (before[1], after[1]) if train else None, finite)
 
 
-def _runs(original, accelerated, exact, images):
-    return (original, images), (accelerated, images), (exact, images.double())
+def _original(model, images: Tensor, train: bool) -> tuple[dict[str, Tensor], float | None]:
+    try:
+        return _evaluate(model(), images, train)
+    except Exception as error:
+        if is_shortage(error):
+            raise
+        raise NothingToCompare(f"the original cannot be run in {images.dtype}: {described(error)}") from error
+
+
+def _same_class(before: Tensor, after: Tensor) -> int | None:
+    if before.ndim != 2:
+        return None
+    both = torch.isfinite(before).all(-1) & torch.isfinite(after).all(-1)
+    return int(((before.argmax(-1) == after.argmax(-1)) & both).sum())
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
 
 
 def _evaluate(model: nn.Module, images: Tensor, train: bool) -> tuple[dict[str, Tensor], float | None]:
@@ -101,7 +145,8 @@ def _evaluate(model: nn.Module, images: Tensor, train: bool) -> tuple[dict[str, 
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    return (a.double() - b.double()).abs().max().item()
+    """Infinite where one of them is not finite."""
+    return (a.double() - b.double()).abs().nan_to_num(nan=math.inf).max().item()
 
 
 @contextmanager

@@ -1,11 +1,9 @@
 """lab: prove the kernels without a GPU; without a part, what has been run and what it showed."""
 
 import importlib
-import os
-import subprocess
-import sys
 
 from vitkern import dispatch
+from vitkern.commands.again import again
 from vitkern.lab import records
 from vitkern.report import BadInput, table
 
@@ -38,15 +36,8 @@ def run(arguments) -> int:
         raise BadInput("Triton is not installed, so there is no kernel to prove. Install it: pip install triton.")
     interpreted = arguments.part in INTERPRETED
     if interpreted != dispatch.INTERPRETED:
-        return _again(interpreted)
+        return again(arguments.argv, interpreted=interpreted)
     return _part(arguments.part).run(arguments)
-
-
-def _again(interpreted: bool) -> int:
-    """The same command in a new process: Triton reads TRITON_INTERPRET when kernels are decorated."""
-    sys.stdout.flush()
-    environment = os.environ | {"TRITON_INTERPRET": str(int(interpreted))}
-    return subprocess.run([sys.executable, "-m", "vitkern", *sys.argv[1:]], env=environment).returncode
 
 
 def _sum_up() -> int:
@@ -59,9 +50,16 @@ def _sum_up() -> int:
         if record is None:
             rows.append((name, "not run", "", "", f"python -m vitkern lab {name}"))
             continue
-        failed |= not record["passed"]
-        verdict = "passed" if record["passed"] else "FAILED"
-        triton = record["environment"]["triton"]
-        rows.append((name, verdict, f"{record['seconds']:.0f} s", f"Triton {triton}", record["summary"]))
+        try:
+            passed, took, triton = record["passed"] is True, float(record["seconds"]), record["environment"]["triton"]
+            rows.append(
+                (name, "passed" if passed else "FAILED", f"{took:.0f} s", f"Triton {triton}", record["summary"])
+            )
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
+            path = records.folder() / f"{name}.json"
+            raise BadInput(
+                f"{path} is no record of the laboratory: {error!r}. Remove it, or run the part again."
+            ) from None
+        failed |= not passed
     print(table(("part", "verdict", "took", "with", "figures"), rows))
     return 1 if failed else 0

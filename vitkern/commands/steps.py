@@ -7,12 +7,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class NoScores(ValueError):
+    """A model gives something else than one tensor of scores or features for each image."""
+
+
 def logits(model: nn.Module, images: Tensor) -> Tensor:
-    """The class scores (B, classes) of a model of any of the libraries; pooled features where it has no classifier."""
+    """The class scores (B, classes) of a model of any of the libraries; features (B, ...) where it has no classifier.
+
+    Raises:
+        NoScores: it gives neither: detections, masks, several tensors.
+    """
     output = model(images)
-    if isinstance(output, Tensor):
-        return output
-    return output.logits if hasattr(output, "logits") else output.pooler_output
+    for name in ("logits", "pooler_output"):
+        if not isinstance(output, Tensor) and isinstance(getattr(output, name, None), Tensor):
+            output = getattr(output, name)
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        raise NoScores(f"the model gives {type(output).__name__}; expected class scores or pooled features")
+    if output.ndim < 2 or len(output) != len(images):
+        raise NoScores(f"the model gives {tuple(output.shape)} for {len(images)} images; expected (images, classes)")
+    return output
 
 
 def labels_for(images: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from vitkern.report import regular
+
 SCHEMA = 1
 
 
@@ -58,13 +60,14 @@ def read(part: str) -> dict | None:
 
     Raises:
         UnreadableRecord: the file is damaged.
+        BadInput: it is no file.
     """
     path = folder() / f"{part}.json"
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
+        record = json.loads(regular(path, "the record").read_text())
+    except (RecursionError, ValueError) as error:
         raise UnreadableRecord(f"{path} is not JSON: {error}. Remove it, or run the part again.") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise UnreadableRecord(f"{path} has another schema: expected {SCHEMA}. Remove it, or run the part again.")
