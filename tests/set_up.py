@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PIP = ["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
-EVERY = 5.0  # seconds from one line to the next
+EVERY = 10.0  # seconds from one line to the next
 OLDEST = (3, 10)
 
 
@@ -21,14 +21,16 @@ def doing(log: str, site: Path) -> str:
     """What pip is at, from what it said last and from what lies in ``site``."""
     found = re.findall(r"^ *(Collecting|Downloading|Building|Installing) (.*)", log, re.MULTILINE)
     if not found:
-        return "starting pip"
+        return "making an empty environment"
     verb, what = found[-1]
     if what.startswith("collected packages: "):
         names = what.removeprefix("collected packages: ").split(", ")
-        there = {normal(path.name.split("-")[0]) for path in site.glob("*.dist-info")}
+        there = {normal(path.parent.name.split("-")[0]) for path in site.glob("*.dist-info/INSTALLER")}  # written last
         coming = [name for name in names if normal(name) not in there]
         return f"installing {coming[0] if coming else names[-1]} ({len(names) - len(coming)} of {len(names)} done)"
-    return f"{verb.lower()} {re.split(r'[<>=!~; ]', what)[0] if verb == 'Collecting' else what}"
+    if verb == "Collecting":
+        return f"collecting {re.split('[<>=!~; ]', what)[0]}"
+    return f"{verb.lower()} {re.sub('-[^- ]*-[^- ]*-[^ ]*[.]whl', '', what.split(':')[0])}"
 
 
 def normal(name: str) -> str:

@@ -98,13 +98,16 @@ LOG = """Collecting torch<2.16,>=2.15 (from vitkern==0.1.0)
 
 
 def test_setting_up_says_what_pip_is_at(tmp_path):
-    assert set_up.doing("", tmp_path) == "starting pip"
+    assert set_up.doing("", tmp_path) == "making an empty environment"
     assert set_up.doing(LOG.splitlines()[0], tmp_path) == "collecting torch"
-    assert set_up.doing(LOG, tmp_path) == "downloading torch-2.15.0-cp311-none-linux_x86_64.whl (900.1 MB)"
+    assert set_up.doing(LOG, tmp_path) == "downloading torch (900.1 MB)"
+    assert set_up.doing("  Installing build dependencies: started\n", tmp_path) == "installing build dependencies"
     log = LOG + "Installing collected packages: mpmath, typing-extensions, torch, vitkern\n"
     assert set_up.doing(log, tmp_path) == "installing mpmath (0 of 4 done)"
     for name in ("mpmath-1.3.0", "typing_extensions-4.15.0"):
         (tmp_path / f"{name}.dist-info").mkdir()
+        (tmp_path / f"{name}.dist-info" / "INSTALLER").touch()
+    (tmp_path / "torch-2.15.0.dist-info").mkdir()
     assert set_up.doing(log, tmp_path) == "installing torch (2 of 4 done)"
 
 

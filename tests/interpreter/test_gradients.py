@@ -34,7 +34,7 @@ def outcomes():
 
 @pytest.mark.parametrize("case", SAMPLE, ids=str)
 def test_gradients_are_those_of_the_formula_and_of_finite_differences(case, outcomes):
-    outcome = outcomes[str(case)] = gradient_check.check(case)
+    outcome = outcomes[str(case)] = outcomes.get(str(case)) or gradient_check.check(case)
     assert outcome.findings == ()
     assert 0 < outcome.gradient_error <= gradient_check.TOLERANCE
 
