@@ -8,6 +8,7 @@ from torch import nn
 
 from vitkern.interop.adapter import ADAPTERS, Adapter, adapter_of, known_base, path_of
 from vitkern.interop.report import Kept, Report, Swapped
+from vitkern.ops.bypass import pristine
 
 Predicate = Callable[[nn.Module, str], bool]
 Only = Predicate | str | Iterable[str] | None
@@ -108,6 +109,8 @@ def _adapter_of(module: nn.Module) -> type[Adapter] | str | None:
         return f"its adapter does not fit the installed version: {error}"
     if adapter is not None and "forward" in module.__dict__:
         return "its forward is overridden on the instance"
+    if adapter is not None and not pristine(kind):
+        return "its class is patched"
     return adapter
 
 

@@ -2,9 +2,12 @@
 
 import functools
 import importlib
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import nn
+
+from vitkern.ops.bypass import pristine, watched
 
 # Class of the library -> adapter here. Read by name, so that a library is imported only once a model uses it.
 ADAPTERS = {
@@ -50,11 +53,19 @@ class Adapter(_Adapted):
 
     ``module.__class__ = ItsAdapter`` is the whole swap: parameters, buffers, hooks and state-dict keys stay.
     ``forward`` asks at each call whether what it would bypass is still plain, and leaves the work to the class it
-    adapts where it is not. The name stays that of the original, since wrapping policies find layers by it;
+    adapts where it is not. It is entered only while that class is as its library made it, and nothing watches all
+    modules or functions. The name stays that of the original, since wrapping policies find layers by it;
     ``print(model)`` shows it with Vitkern in front.
     """
 
     covers: ClassVar[tuple[str, ...]] = ()  # names of children whose work an adapter takes over
+    adapted: ClassVar[type[nn.Module]]  # the library's class
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.adapted = cls.__mro__[cls.__mro__.index(Adapter) + 1]
+        if "forward" in vars(cls):
+            cls.forward = _where_open(cls, cls.forward)
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
@@ -63,6 +74,18 @@ class Adapter(_Adapted):
 
     def _get_name(self) -> str:
         return f"Vitkern{super()._get_name()}"
+
+
+def _where_open(cls: type[Adapter], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward``, which ``cls`` defines, where a module may be bypassed at all; else that of the adapted class."""
+
+    @functools.wraps(forward)
+    def open_forward(self: Adapter, *args: Any, **keywords: Any) -> Any:
+        if watched() or not pristine(self.adapted):
+            return super(cls, self).forward(*args, **keywords)
+        return forward(self, *args, **keywords)
+
+    return open_forward
 
 
 def path_of(kind: type) -> str:
