@@ -36,10 +36,12 @@ ADAPTERS = {
 
 
 class Fit(NamedTuple):
-    """What an adapter would do for one module: the ops that would run, and why others would not."""
+    """What an adapter would do for one module: the ops that would run, why others would not, and whether the original
+    runs where no kernel does."""
 
     ops: tuple[str, ...]
     reasons: tuple[str, ...] = ()
+    needs_kernel: bool = False
 
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ class HaloAttn(Adapter, TimmHaloAttn):
     def fit(cls, module: nn.Module) -> Fit:
         if not plain(module.pos_embed, PosEmbedRel):
             return Fit((), ("its relative positions are replaced or hooked",))
-        return Fit(("halo_attention",), ("the original runs where no kernel does",) if module.block_stride > 1 else ())
+        strided = module.block_stride > 1
+        return Fit(("halo_attention",), ("the original runs where no kernel does",) if strided else (), strided)
 
     def forward(self, x: Tensor) -> Tensor:
         whole = not any(size % self.block_size for size in x.shape[2:])

@@ -41,7 +41,7 @@ class LocallyGroupedAttn(Adapter, TimmLocallyGroupedAttn):
     def fit(cls, module: nn.Module) -> Fit:
         if not plain(module.attn_drop, nn.Dropout) or not _calls_freely(module):
             return Fit((), ("attn_drop, qkv or proj is hooked or replaced",))
-        return Fit(("window_attention",), (*_ORIGINAL, *(_DROPOUT if module.attn_drop.p > 0.0 else ())))
+        return Fit(("window_attention",), (*_ORIGINAL, *(_DROPOUT if module.attn_drop.p > 0.0 else ())), True)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         fits = plain(self.attn_drop, nn.Dropout) and _calls_freely(self) and _keeps_weights(self)
@@ -62,7 +62,7 @@ class SpatialBlock(Adapter, TimmSpatialBlock):
         if not _is_open(module):
             return Fit((), ("its attention is replaced or hooked, or it has no MLP",))
         ops, reasons = mlp_fit(module)
-        return Fit(("window_attention", *ops), (*_ORIGINAL, *reasons))
+        return Fit(("window_attention", *ops), (*_ORIGINAL, *reasons), True)
 
     def forward(self, x: Tensor) -> Tensor:
         if not _is_open(self) or not runs_kernel("window_attention", autocast(x)):
@@ -99,7 +99,7 @@ class PartitionAttentionCl(Adapter, TimmPartitionAttentionCl):
             return Fit((), ("its attention, or positions or dropout of it, are replaced or hooked",))
         ops, reasons = mlp_fit(module)
         dropout = _DROPOUT if module.attn.attn_drop.p > 0.0 else ()
-        return Fit((_operator(module), *ops), (*_ORIGINAL, *dropout, *reasons))
+        return Fit((_operator(module), *ops), (*_ORIGINAL, *dropout, *reasons), True)
 
     def forward(self, x: Tensor) -> Tensor:
         attn, parts = self.attn, zip(x.shape[1:3], self.partition_size, strict=True)
