@@ -29,6 +29,7 @@ FULL = """\
 swapped 4 of 4 modules
   2  timm.models.vision_transformer.Block  ->  layernorm_mlp
   2  timm.layers.attention.Attention       ->  attention
+attention is computed by 2 modules: 2 on vitkern's PyTorch path
 runs in PyTorch here (cpu, float32): tensors are on cpu, and TRITON_INTERPRET=1 was not in the environment \
 before vitkern was imported"""
 

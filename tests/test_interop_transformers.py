@@ -11,6 +11,7 @@ from torch import nn
 
 import vitkern
 from vitkern.interop.transformers import attention_forward, register
+from vitkern.interop.transformers_exchange import SeenConfig
 
 hf.logging.set_verbosity_error()
 VIT = dict(
@@ -39,6 +40,12 @@ def swin(**changes):
 
 def swin_v2(**changes):
     return randomise(hf.Swinv2ForImageClassification(hf.Swinv2Config(**{**SWIN, **changes})))
+
+
+def clip():
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    text, vision = dict(sizes, vocab_size=50), dict(sizes, image_size=32, patch_size=8)
+    return randomise(hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)))
 
 
 def pictures(height=32, width=32):
@@ -179,46 +186,36 @@ def test_a_config_that_asks_for_weights_keeps_the_attention_function():
     model.config.output_attentions = True
     report = vitkern.accelerate(model)
     assert model.config._attn_implementation == "eager"
-    assert [kept.reason for kept in report.kept] == [
-        "attention function kept: config.output_attentions asks for the weights"
-    ]
+    assert [kept.reason for kept in report.kept] == ["config.output_attentions asks for the weights"] * 2
 
 
-def test_restore_puts_the_attention_function_back():
-    model = swin()
+@pytest.mark.parametrize("build", [vit, swin, clip])
+def test_restore_puts_the_attention_function_back(build):
+    model = build()
     before = model.config._attn_implementation
     classes = [type(m) for m in model.modules()]
     report = vitkern.accelerate(model)
-    assert model.config._attn_implementation == "vitkern"
-    report.restore()
+    assert any(isinstance(getattr(m, "config", None), SeenConfig) for m in model.modules()) == (build is not swin)
     assert model.config._attn_implementation == before != "vitkern"
+    report.restore()
+    assert not any(isinstance(getattr(m, "config", None), SeenConfig) for m in model.modules())
     assert [type(m) for m in model.modules()] == classes
 
 
 def test_composite_models_and_a_part_of_a_larger_module():
-    text = hf.CLIPTextConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=50
-    )
-    vision = hf.CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8
-    )
-    clip = randomise(
-        hf.CLIPModel(hf.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16))
-    ).eval()
+    model = clip().eval()
     ids = torch.randint(0, 49, (2, 9))
     keep = torch.ones(2, 9, dtype=torch.long)
     keep[0, 6:] = 0
     call = dict(input_ids=ids, attention_mask=keep, pixel_values=pictures())
-    expected = clip(**call)
-    before = clip.text_model.config._attn_implementation, clip.vision_model.config._attn_implementation
-    outer = nn.ModuleDict({"clip": clip})
+    expected = model(**call)
+    outer = nn.ModuleDict({"clip": model})
     with vitkern.accelerate(outer) as report:
-        assert [entry.name for entry in report] == ["clip"]
-        assert clip.text_model.config._attn_implementation == clip.vision_model.config._attn_implementation == "vitkern"
-        actual = clip(**call)
+        towers = [f"clip.{tower}_model.encoder.layers.{i}.self_attn" for tower in ("text", "vision") for i in range(2)]
+        assert [(entry.name, entry.ops) for entry in report] == [(name, ("attention",)) for name in towers]
+        actual = model(**call)
         assert_near(actual.text_embeds, expected.text_embeds, 2e-5, "text, causal and padded")
         assert_near(actual.image_embeds, expected.image_embeds, 2e-5, "vision")
-    assert before == (clip.text_model.config._attn_implementation, clip.vision_model.config._attn_implementation)
 
 
 def test_padding_masks_reach_a_bidirectional_text_tower():
@@ -241,7 +238,9 @@ def test_by_name_when_the_model_is_built():
     other = vit(attn_implementation="eager").eval()
     other.load_state_dict(model.state_dict())
     assert_near(logits(model, pictures()), logits(other, pictures()), 2e-5, "by name")
-    assert [kept.reason for kept in vitkern.accelerate(model).kept] == ["attention function swapped already"]
+    report = vitkern.accelerate(model)
+    assert {kept.reason for kept in report.kept} == {'already swapped, by attn_implementation="vitkern"'}
+    assert "attention is computed by 2 modules: 2 on vitkern's PyTorch path" in str(report)
 
 
 def test_a_relative_bias_has_its_gradient():
@@ -307,7 +306,7 @@ def test_attention_function_against_sdpa(case, weights):
         assert torch.allclose(p.sum(-1), torch.ones_like(p.sum(-1)))
 
 
-@pytest.mark.parametrize("name", ["softcap", "sliding_window", "s_aux", "cu_seq_lens_q", "cache", "something_new"])
+@pytest.mark.parametrize("name", ["s_aux", "cu_seq_lens_q", "cache", "something_new"])
 def test_arguments_that_change_the_result_are_refused(name):
     with pytest.raises(NotImplementedError, match=name):
         attention_forward(nn.Identity(), *qkv(), None, **{name: 30})

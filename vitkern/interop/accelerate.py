@@ -7,10 +7,15 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from vitkern.interop.adapter import ADAPTERS, Adapter, adapter_of, known_base, path_of
-from vitkern.interop.report import Kept, Report, Swapped
+from vitkern.interop.attends import attends
+from vitkern.interop.report import Attention, Kept, Report, Swapped
+from vitkern.ops.bypass import pristine
 
 Predicate = Callable[[nn.Module, str], bool]
 Only = Predicate | str | Iterable[str] | None
+Exchange = Callable[[nn.Module], Callable[[], str | None] | str]
+
+SWAPPED_ALREADY = "already swapped"
 
 
 def accelerate(model: nn.Module, only: Only = None) -> Report:
@@ -23,8 +28,8 @@ def accelerate(model: nn.Module, only: Only = None) -> Report:
 
     Args:
         model: any module; what it does not know is left alone.
-        only: which modules may be swapped: a predicate ``(module, name) -> bool``, or a glob or several on module
-            names ("" is the model).
+        only: which modules may be swapped: a predicate ``(module, name) -> bool``, or a glob or several on the names
+            of the modules themselves ("" is the model).
 
     Returns:
         A `Report`: print it, iterate over its swaps, `restore()` the model, or use it as a context manager that
@@ -39,51 +44,58 @@ def accelerate(model: nn.Module, only: Only = None) -> Report:
     allowed = _predicate(only)
     report = Report(model)
     try:
-        interface = _set_attention_interface(model, allowed, report)
-        covered: list[str] = []
+        exchange = _exchanger(model)
+        covered: dict[str, str] = {}  # name of a module whose work another took over: that one's name
         for name, module in model.named_modules():
-            if any(name == prefix or name.startswith(prefix + ".") for prefix in covered):
-                continue
-            covered += _swap(module, name, allowed, report, interface)
+            by = next((covered[top] for top in covered if name == top or name.startswith(top + ".")), None)
+            if by is None:
+                by = _swap(module, name, allowed, report, covered, exchange)
+            kind: type = module.adapted if isinstance(module, Adapter) else type(module)
+            if attends(kind):
+                report.attention.append(Attention(name, type(module), by))
     except BaseException:
         report.restore()
         raise
     return report
 
 
-def _swap(module: nn.Module, name: str, allowed: Predicate, report: Report, interface: bool) -> list[str]:
-    """Swap one module or note why not -> names of the children whose work it took over."""
+def _swap(
+    module: nn.Module, name: str, allowed: Predicate, report: Report, covered: dict[str, str], exchange: Exchange
+) -> str | None:
+    """Swap one module or note why not -> its name, if its attention runs on vitkern now. In ``covered``: the children
+    whose work it took over."""
     kind: type = type(module)
     adapter = _adapter_of(module)
-    if adapter is None:
-        # Attention of a class nobody adapted is worth a line; transformers' models have one for all of theirs.
-        if (
-            "Attention" in kind.__name__
-            and not interface
-            and not any("Attention" in type(m).__name__ for m in module.children())
-        ):
-            report.kept.append(Kept(name, kind, "no adapter for this class"))
-        return []
+    if adapter is None and not attends(kind):
+        return None
     if not allowed(module, name):
         report.kept.append(Kept(name, kind, "left out by only"))
-        return []
+        return None
+    if adapter is None:
+        put_back = exchange(module)
+        if not isinstance(put_back, str):
+            report.undo.append(put_back)
+            report.swapped.append(Swapped(name, kind, ("attention",)))
+            return name
+        adapter = put_back
     if isinstance(adapter, str):
         report.kept.append(Kept(name, kind, adapter))
-        return []
+        return name if adapter.startswith(SWAPPED_ALREADY) else None
     try:
         fit = adapter.fit(module)
     except AttributeError as error:
         report.kept.append(Kept(name, kind, f"it is laid out differently in the installed version: {error}"))
-        return []
+        return None
     if not fit.ops:
         report.kept.append(Kept(name, kind, "; ".join(fit.reasons)))
-        return []
+        return None
     module.__class__ = adapter
     report.undo.append(lambda: _restore(module, name, kind, adapter))
-    report.swapped.append(Swapped(name, kind, fit.ops, fit.reasons))
-    return [
-        f"{name}.{child}" if name else child for child in adapter.covers if any("attention" in op for op in fit.ops)
-    ]
+    report.swapped.append(Swapped(name, kind, fit.ops, fit.reasons, fit.needs_kernel))
+    if not any("attention" in op for op in fit.ops):
+        return None
+    covered.update({f"{name}.{child}" if name else child: name for child in adapter.covers})
+    return name
 
 
 def _adapter_of(module: nn.Module) -> type[Adapter] | str | None:
@@ -91,8 +103,8 @@ def _adapter_of(module: nn.Module) -> type[Adapter] | str | None:
     kind: type = type(module)
     if isinstance(module, Adapter):
         if issubclass(kind, Adapter) and Adapter in kind.__mro__ and kind.__module__.startswith("vitkern."):
-            return "already swapped"
-        return "already swapped, and its class changed since"
+            return SWAPPED_ALREADY
+        return f"{SWAPPED_ALREADY}, and its class changed since"
     base = None if path_of(kind) in ADAPTERS else known_base(kind)
     if base is not None:
         if any(parent.__name__ == "FSDPModule" for parent in kind.__mro__):
@@ -108,6 +120,8 @@ def _adapter_of(module: nn.Module) -> type[Adapter] | str | None:
         return f"its adapter does not fit the installed version: {error}"
     if adapter is not None and "forward" in module.__dict__:
         return "its forward is overridden on the instance"
+    if adapter is not None and not pristine(kind):
+        return "its class is patched"
     return adapter
 
 
@@ -118,14 +132,24 @@ def _restore(module: nn.Module, name: str, original: type, adapter: type) -> str
     return None
 
 
-def _set_attention_interface(model: nn.Module, allowed: Predicate, report: Report) -> bool:
-    """Exchange the attention function of transformers' models inside ``model`` -> whether there are any."""
-    if "transformers" not in sys.modules or not any(_is_pretrained(module) for module in model.modules()):
-        return False
-    from vitkern.interop import transformers
+def _exchanger(model: nn.Module) -> Exchange:
+    """What exchanges the attention function of a transformers module inside ``model`` -> what puts it back, or why the
+    function stays."""
+    owners = {}  # id of a module: the innermost model of transformers around it
+    if "transformers" in sys.modules:
+        for pretrained in filter(_is_pretrained, model.modules()):  # the outer ones first
+            owners.update({id(module): pretrained for module in pretrained.modules()})
+    if not owners:
+        return lambda module: "no adapter for this class"
+    from vitkern.interop import transformers_exchange
 
-    transformers.set_attention(model, allowed, report)
-    return True
+    seen: dict = {}
+
+    def exchange(module: nn.Module) -> Callable[[], str | None] | str:
+        reason = transformers_exchange.obstacle(module, owners.get(id(module)))
+        return transformers_exchange.exchange(module, seen) if reason is None else reason
+
+    return exchange
 
 
 def _is_pretrained(module: nn.Module) -> bool:

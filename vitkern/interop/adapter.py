@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 from torch import nn
 
 from vitkern import dispatch
+from vitkern.ops.bypass import pristine, watched
 
 # Class of the library -> adapter here. Read by name, so that a library is imported only once a model uses it.
 ADAPTERS = {
@@ -36,10 +37,12 @@ ADAPTERS = {
 
 
 class Fit(NamedTuple):
-    """What an adapter would do for one module: the ops that would run, and why others would not."""
+    """What an adapter would do for one module: the ops that would run, why others would not, and whether the original
+    runs where no kernel does."""
 
     ops: tuple[str, ...]
     reasons: tuple[str, ...] = ()
+    needs_kernel: bool = False
 
 
 if TYPE_CHECKING:
@@ -53,22 +56,25 @@ class Adapter(_Adapted):
 
     ``module.__class__ = ItsAdapter`` is the whole swap: parameters, buffers, hooks and state-dict keys stay.
     ``forward`` asks at each call whether what it would bypass is still plain, and leaves the work to the class it
-    adapts where it is not, and where calls are recorded (`vitkern.dispatch.is_recorded`): the graph is then the
-    original's. The name stays that of the original, since wrapping policies find layers by it;
+    adapts where it is not. It is entered only while that class is as its library made it, nothing watches all modules
+    or functions, and calls are not recorded (`vitkern.dispatch.is_recorded`): the graph is then the original's. The
+    name stays that of the original, since wrapping policies find layers by it;
     ``print(model)`` shows it with Vitkern in front.
     """
 
     covers: ClassVar[tuple[str, ...]] = ()  # names of children whose work an adapter takes over
+    adapted: ClassVar[type[nn.Module]]  # the library's class
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.adapted = cls.__mro__[cls.__mro__.index(Adapter) + 1]
+        if "forward" in vars(cls):
+            cls.forward = _where_open(cls, cls.forward)
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
         """Look at a module of the adapted class before it is swapped."""
         raise NotImplementedError
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "forward" in cls.__dict__:
-            setattr(cls, "forward", _unless_recorded(cls, cls.__dict__["forward"]))  # noqa: B010
 
     def __prepare_scriptable__(self) -> NoReturn:
         """torch.jit.script reads the source of each forward, and would have to change the model to find another."""
@@ -81,16 +87,17 @@ class Adapter(_Adapted):
         return f"Vitkern{super()._get_name()}"
 
 
-def _unless_recorded(adapter: type[Adapter], forward: Callable) -> Callable:
-    """``forward`` of ``adapter``, and that of the class it adapts where calls are recorded."""
+def _where_open(cls: type[Adapter], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward``, which ``cls`` defines, where a module may be bypassed at all; else that of the adapted class."""
 
     @functools.wraps(forward)
-    def run(self: Adapter, *args: Any, **kwargs: Any) -> Any:
-        if dispatch.is_recorded(*args, *kwargs.values()) and not dispatch.is_forced():
-            return super(adapter, self).forward(*args, **kwargs)
-        return forward(self, *args, **kwargs)
+    def open_forward(self: Adapter, *args: Any, **keywords: Any) -> Any:
+        recorded = dispatch.is_recorded(*args, *keywords.values()) and not dispatch.is_forced()
+        if recorded or watched() or not pristine(self.adapted):
+            return super(cls, self).forward(*args, **keywords)
+        return forward(self, *args, **keywords)
 
-    return run
+    return open_forward
 
 
 def path_of(kind: type) -> str:

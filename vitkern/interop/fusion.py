@@ -5,47 +5,26 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from vitkern.dispatch import is_eager
+from vitkern.ops.bypass import ordinary, plain
 from vitkern.ops.layernorm_mlp import layernorm_mlp
 
 # Classes an adapter may look through. Each library's module adds its own.
 LAYER_NORMS: list[type] = [nn.LayerNorm]
 ACTIVATIONS: dict[type, str] = {nn.GELU: "gelu"}
 DROP_PATHS: list[type] = [nn.Identity]
-
-
-def untouched(module: nn.Module) -> bool:
-    """No hook and no forward of its own."""
-    return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
-
-
-def plain(module: nn.Module | None, *kinds: type) -> bool:
-    """Exactly one of ``kinds``, with nothing attached: bypassing its ``__call__`` changes nothing."""
-    return type(module) in kinds and untouched(module)
+WRAPPERS: list[type] = []  # what holds the linears of an MLP
+LAYER_SCALES: list[type] = []  # with their factors as ``gamma``
 
 
 def silent(module: nn.Module, training: bool | None = None) -> bool:
     """Passes its input on: an Identity, or a Dropout that drops nothing (in its own mode, or as if in ``training``)."""
     if type(module) is nn.Dropout:
-        return untouched(module) and (module.p == 0.0 or not (module.training if training is None else training))
+        return plain(module, nn.Dropout) and (
+            module.p == 0.0 or not (module.training if training is None else training)
+        )
     return plain(module, nn.Identity)
-
-
-def ordinary(tensor: Tensor | None) -> bool:
-    """A floating-point tensor that is what it says: not quantised, not distributed."""
-    return tensor is None or (tensor.is_floating_point() and not is_traceable_wrapper_subclass(tensor))
-
-
-def plain_linear(module: nn.Module) -> bool:
-    """An nn.Linear whose weight may be read instead of calling it."""
-    return plain(module, nn.Linear) and ordinary(module.weight)
 
 
 class Mlp(NamedTuple):
@@ -63,7 +42,7 @@ class Mlp(NamedTuple):
 
 def obstacle(mlp: Mlp, training: bool | None = None) -> str | None:
     """Why the parts cannot be one op just now, or None. ``training``: as if the dropouts were in that mode."""
-    norm = mlp.norm
+    norm, layer_scale, drop_path = mlp.norm, mlp.layer_scale, mlp.drop_path
     if type(norm) not in LAYER_NORMS:
         return f"its norm is a {type(norm).__name__}"
     if len(norm.normalized_shape) != 1 or getattr(norm, "_fast_norm", False):
@@ -75,17 +54,19 @@ def obstacle(mlp: Mlp, training: bool | None = None) -> str | None:
             return f"its linear is a {type(linear).__name__}"
         if not ordinary(linear.weight):
             return "its linear's weight is no ordinary floating-point tensor"
+    for module in mlp.wrappers:
+        if type(module) not in WRAPPERS:
+            return f"it is a {type(module).__name__}"
     for module in mlp.between:
         if not silent(module, training):
             return _loud(module)
-    if mlp.drop_path is not None and type(mlp.drop_path) not in DROP_PATHS:
-        return f"its stochastic depth is a {type(mlp.drop_path).__name__}"
-    for module in (norm, mlp.act, mlp.fc1, mlp.fc2, *mlp.wrappers):
-        if not untouched(module):
-            return "hooks or a forward of its own are attached to one of its parts"
-    for module in (mlp.layer_scale, mlp.drop_path):
-        if module is not None and not untouched(module):
-            return "hooks or a forward of its own are attached to one of its parts"
+    if drop_path is not None and type(drop_path) not in DROP_PATHS:
+        return f"its stochastic depth is a {type(drop_path).__name__}"
+    if layer_scale is not None and type(layer_scale) not in LAYER_SCALES:
+        return f"its layer scale is a {type(layer_scale).__name__}"
+    for module in (norm, mlp.act, mlp.fc1, mlp.fc2, layer_scale, drop_path, *mlp.wrappers):
+        if module is not None and not plain(module, type(module)):
+            return "hooks, a forward or weights of its own are attached to one of its parts"
     return None
 
 
@@ -110,7 +91,7 @@ def run(x: Tensor, mlp: Mlp, post_norm: bool = False) -> Tensor:
     if drop_path is not None and drop_path.training and type(drop_path) is not nn.Identity:
         # Called on ones, stochastic depth gives its factors and takes from the generator what it always takes.
         row_scale = drop_path(x.new_ones(x.shape[0], 1, 1)).flatten()
-    layer_scale = None if mlp.layer_scale is None or type(mlp.layer_scale) is nn.Identity else mlp.layer_scale.gamma
+    layer_scale = None if mlp.layer_scale is None else mlp.layer_scale.gamma
     return layernorm_mlp(
         x,
         mlp.norm.weight,
@@ -133,7 +114,7 @@ def joined(x: Tensor, *linears: nn.Module) -> Callable[[Tensor], Tensor]:
     Plain ones are joined by their weights where those are fewer than the results.
     """
     tokens = x.numel() // max(x.shape[-1], 1)
-    if tokens < x.shape[-1] or not all(plain_linear(linear) for linear in linears):
+    if tokens < x.shape[-1] or not all(plain(linear, nn.Linear) for linear in linears):
         return lambda rows: torch.cat([linear(rows) for linear in linears], -1)
     weight = torch.cat([linear.weight for linear in linears])
     biases = [weight.new_zeros(n.out_features) if n.bias is None else n.bias for n in linears]
@@ -142,17 +123,18 @@ def joined(x: Tensor, *linears: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def residual(x: Tensor, branch: Tensor, source: nn.Module, *after: nn.Module) -> Tensor:
-    """``x + branch``; without gradients on a CPU into ``branch``, if that is the fresh result of a plain ``source``.
+    """``x + branch``; without gradients on a CPU into ``branch``, if that is the fresh result of a plain ``source``,
+    which nobody else holds.
 
     ``after``: the modules between ``source`` and here, which then must have passed it on untouched.
     """
     if (
         x.device.type == "cpu"
-        and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        and not torch.is_grad_enabled()
+        and is_eager(x, branch)
         and branch.dtype == x.dtype
         and plain(source, nn.Linear, *LAYER_NORMS)
-        and all(silent(module) or (type(module) in DROP_PATHS and not module.training) for module in after)
-        and all(untouched(module) for module in after)
+        and all(silent(module) or (plain(module, *DROP_PATHS) and not module.training) for module in after)
     ):
         return branch.add_(x)
     return x + branch

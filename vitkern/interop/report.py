@@ -9,6 +9,11 @@ from torch import Tensor, nn
 
 from vitkern import dispatch, faults
 from vitkern.interop.adapter import path_of
+from vitkern.ops.bypass import watched
+
+# Where a module's attention runs.
+KERNEL, PYTORCH, ORIGINAL = "on a kernel", "on vitkern's PyTorch path", "as before"
+WAITING = "as before, since no kernel runs here"
 
 
 @dataclass(frozen=True)
@@ -19,12 +24,14 @@ class Swapped:
     original: the class it had, or has still where only its attention function was exchanged.
     ops: the ops of vitkern that it calls.
     notes: what of it stays as it was, and when.
+    needs_kernel: the original runs where no kernel does.
     """
 
     name: str
     original: type
     ops: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    needs_kernel: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,24 @@ class Kept:
     reason: str
 
 
+@dataclass(frozen=True)
+class Attention:
+    """One module that computes attention.
+
+    name, kind: its name in the model, and its class.
+    by: name of the module that does this on vitkern, itself or one around it; None: it stays as it was, and an entry of
+        `Report.kept`, its own or that of a module around it, says why.
+    """
+
+    name: str
+    kind: type
+    by: str | None
+
+
 @dataclass
 class Report:
-    """The result of `vitkern.accelerate`. Iterating gives the `Swapped` entries; `kept` holds the others.
+    """The result of `vitkern.accelerate`. Iterating gives the `Swapped` entries; `kept` holds the others, and
+    ``attention`` every module of the model that computes attention.
 
     As a context manager it restores the model on exit.
     """
@@ -46,6 +68,7 @@ class Report:
     model: nn.Module
     swapped: list[Swapped] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    attention: list[Attention] = field(default_factory=list)
     undo: list[Callable[[], str | None]] = field(default_factory=list, repr=False)
 
     def restore(self) -> None:
@@ -91,7 +114,18 @@ class Report:
             lines += ["of these, in part", *_counted(notes)]
         if self.kept:
             lines += ["kept", *_counted((path_of(entry.kind), entry.reason) for entry in self.kept)]
-        return "\n".join(lines + self.where())
+        return "\n".join(lines + self.who_attends() + self.where())
+
+    def who_attends(self) -> list[str]:
+        """One line: how many modules compute attention, and how many do it on a kernel, on vitkern's PyTorch path, and
+        as they did before, here and now."""
+        if not self.attention:
+            return []
+        modules, entries = dict(self.model.named_modules()), {entry.name: entry for entry in self.swapped}
+        by = [each.by for each in self.attention]
+        places = Counter(ORIGINAL if name is None else _place(modules.get(name), entries.get(name)) for name in by)
+        counts = [f"{places[place]} {place}" for place in (KERNEL, PYTORCH, ORIGINAL, WAITING) if places[place]]
+        return [f"attention is computed by {len(self.attention)} modules: {', '.join(counts)}"]
 
     def where(self) -> list[str]:
         """One line for each device and dtype of the model: where the ops will run, and why not on a kernel."""
@@ -105,11 +139,11 @@ class Report:
                 if tensor.is_floating_point():
                     places.setdefault((tensor.device, tensor.dtype), tensor)
         lines = []
+        if watched():
+            lines.append("but everything runs as it was just now: a hook or a mode watches all modules")
         for (device, dtype), tensor in places.items():
             what = f"{device}, {str(dtype).removeprefix('torch.')}"
-            reasons = dispatch.why_not([tensor])
-            if dispatch.current_backend() == "torch":
-                reasons = ["the backend is set to torch"]
+            reasons = _obstacles(tensor)
             if reasons:
                 lines.append(f"runs in PyTorch here ({what}): {'; '.join(reasons)}")
             else:
@@ -118,6 +152,23 @@ class Report:
         for device in dict.fromkeys(device for device, _ in places):
             lines += [f"but {op} runs in PyTorch on {device}: {reason}" for op, reason in faults.faulted(device)]
         return lines
+
+
+def _place(module: nn.Module | None, entry: Swapped | None) -> str:
+    """Where the attention of a swapped module runs, here and now."""
+    if module is None or watched():
+        return ORIGINAL
+    tensor = next((t for t in module.parameters() if t.is_floating_point()), None)
+    if tensor is not None and not _obstacles(tensor):
+        return KERNEL
+    return WAITING if entry is not None and entry.needs_kernel else PYTORCH
+
+
+def _obstacles(tensor: Tensor) -> list[str]:
+    """Why no kernel runs where ``tensor`` is."""
+    if dispatch.current_backend() == "torch":
+        return ["the backend is set to torch"]
+    return dispatch.why_not([tensor])
 
 
 def _counted(rows: Iterable[tuple[str, ...]]) -> list[str]:

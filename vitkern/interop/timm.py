@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
 from vitkern.ops.attention import attention, attention_qkvpacked
+from vitkern.ops.bypass import plain
 
 fusion.LAYER_NORMS.append(LayerNorm)
 fusion.DROP_PATHS.append(DropPath)
+fusion.WRAPPERS.append(TimmMlp)
+fusion.LAYER_SCALES.append(LayerScale)
 fusion.ACTIVATIONS.update(
     {
         timm.layers.activations.GELU: "gelu",
@@ -47,12 +50,12 @@ class Attention(Adapter, TimmAttention):
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        if not fusion.plain(module.attn_drop, nn.Dropout):
+        if not plain(module.attn_drop, nn.Dropout):
             return Fit((), ("attn_drop is hooked or replaced, and the op holds no attention weights to give it",))
         return Fit(("attention",))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        if not fusion.plain(self.attn_drop, nn.Dropout) or (is_causal and attn_mask is not None):
+        if not plain(self.attn_drop, nn.Dropout) or (is_causal and attn_mask is not None):
             return super().forward(x, attn_mask, is_causal)
         batch, tokens, _ = x.shape
         learnt = attn_mask is not None and attn_mask.requires_grad
@@ -64,7 +67,7 @@ class Attention(Adapter, TimmAttention):
             dropout_p=self.attn_drop.p if self.training else 0.0,
         )
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
-        if type(self.q_norm) is nn.Identity and type(self.k_norm) is nn.Identity:
+        if plain(self.q_norm, nn.Identity) and plain(self.k_norm, nn.Identity):
             out = attention_qkvpacked(qkv, **arguments)
         else:
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, D)

@@ -5,9 +5,9 @@ from timm.layers.halo_attn import PosEmbedRel
 from torch import Tensor, nn
 
 from vitkern.dispatch import autocast, runs_kernel
-from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
 from vitkern.nn.halo_attention import attend
+from vitkern.ops.bypass import plain
 
 
 class HaloAttn(Adapter, TimmHaloAttn):
@@ -16,15 +16,16 @@ class HaloAttn(Adapter, TimmHaloAttn):
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        if not fusion.plain(module.pos_embed, PosEmbedRel):
+        if not plain(module.pos_embed, PosEmbedRel):
             return Fit((), ("its relative positions are replaced or hooked",))
-        return Fit(("halo_attention",), ("the original runs where no kernel does",) if module.block_stride > 1 else ())
+        strided = module.block_stride > 1
+        return Fit(("halo_attention",), ("the original runs where no kernel does",) if strided else (), strided)
 
     def forward(self, x: Tensor) -> Tensor:
         whole = not any(size % self.block_size for size in x.shape[2:])
-        if not whole or not fusion.plain(self.pos_embed, PosEmbedRel):
+        if not whole or not plain(self.pos_embed, PosEmbedRel):
             return super().forward(x)
         if self.block_stride > 1 and not runs_kernel("halo_attention", autocast(x), operator="local_attention"):
             return super().forward(x)
-        readable = all(fusion.plain(part, nn.Conv2d) and fusion.ordinary(part.weight) for part in (self.q, self.kv))
+        readable = plain(self.q, nn.Conv2d) and plain(self.kv, nn.Conv2d)
         return self.pool(attend(self, x, readable=readable))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
 from vitkern.interop.timm import mlp_fit, mlp_of
+from vitkern.ops.bypass import plain, untouched
 from vitkern.ops.decomposed_attention import projected_decomposed_attention
 
 
@@ -33,11 +34,11 @@ class Block(Adapter, TimmBlock):
         """Why attention in the image would differ from the original, or None; projections are called. ``training``: as
         if dropouts were in that mode."""
         attn = block.attn
-        if not fusion.plain(attn, TimmAttention) or not (fusion.untouched(attn.qkv) and fusion.untouched(attn.proj)):
+        if not plain(attn, TimmAttention) or not (untouched(attn.qkv) and untouched(attn.proj)):
             return "it, its qkv or its proj is replaced or hooked"
         if not attn.use_rel_pos or attn.rope is not None:
             return "it has no decomposed relative positions"
-        if not (fusion.plain(attn.q_norm, nn.Identity) and fusion.plain(attn.k_norm, nn.Identity)):
+        if not (plain(attn.q_norm, nn.Identity) and plain(attn.k_norm, nn.Identity)):
             return "it normalises q and k"
         if not fusion.silent(attn.attn_drop, training):
             return "attn_drop is active, hooked or replaced"

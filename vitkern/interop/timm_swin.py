@@ -12,12 +12,13 @@ from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
 from vitkern.interop.timm import mlp_fit, mlp_of
 from vitkern.ops.attention import attention
+from vitkern.ops.bypass import plain, untouched
 from vitkern.ops.window_attention import projected_window_attention
 
 
 def _weights_are_hooked(attn: nn.Module) -> bool:
     """Something wants to see the attention weights, which the op never has."""
-    return not (fusion.plain(attn.attn_drop, nn.Dropout) and fusion.plain(attn.softmax, nn.Softmax))
+    return not (plain(attn.attn_drop, nn.Dropout) and plain(attn.softmax, nn.Softmax))
 
 
 def _drops_weights(attn: nn.Module) -> bool:
@@ -61,9 +62,7 @@ class _Windows(Adapter):
     def fit(cls, module: nn.Module) -> Fit:
         ops, reasons = mlp_fit(module)
         attn = module.attn
-        if not fusion.plain(attn, *cls.attention_kinds) or not (
-            fusion.untouched(attn.qkv) and fusion.untouched(attn.proj)
-        ):
+        if not plain(attn, *cls.attention_kinds) or not (untouched(attn.qkv) and untouched(attn.proj)):
             return Fit(ops, ("attention kept: it, its qkv or its proj is replaced or hooked", *reasons))
         if _weights_are_hooked(attn):
             return Fit(ops, ("attention kept: attn_drop or softmax is hooked or replaced", *reasons))
@@ -73,9 +72,9 @@ class _Windows(Adapter):
         """Whether attention can be done in the image; timm's fixed mask belongs to one image size."""
         attn = self.attn
         return (
-            fusion.plain(attn, *self.attention_kinds)
-            and fusion.untouched(attn.qkv)
-            and fusion.untouched(attn.proj)
+            plain(attn, *self.attention_kinds)
+            and untouched(attn.qkv)
+            and untouched(attn.proj)
             and not _weights_are_hooked(attn)
             and not _drops_weights(attn)
             and (self.dynamic_mask or not any(self.shift_size) or tuple(x.shape[1:3]) == tuple(self.input_resolution))

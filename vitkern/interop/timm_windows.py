@@ -15,12 +15,18 @@ from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
 from vitkern.interop.timm import mlp_fit, mlp_of
 from vitkern.nn.partition_attention import project_head_first
+from vitkern.ops.bypass import plain, untouched
 from vitkern.ops.local_attention import local_attention
 from vitkern.ops.window_attention import projected_window_attention
 
 # In PyTorch, windows in place are faster on large images only: timm does well without a bias to learn or a shift.
 _ORIGINAL = ("the original runs where no kernel does",)
 _DROPOUT = ("attention dropout is active in training, and windows have none: the original attention runs then",)
+
+
+def _calls_freely(attn: nn.Module) -> bool:
+    """Nobody watches the projections, which get the image and not its windows."""
+    return untouched(attn.qkv) and untouched(attn.proj)
 
 
 def _keeps_weights(attn: nn.Module) -> bool:
@@ -33,12 +39,12 @@ class LocallyGroupedAttn(Adapter, TimmLocallyGroupedAttn):
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        if not fusion.plain(module.attn_drop, nn.Dropout):
-            return Fit((), ("attn_drop is hooked or replaced",))
-        return Fit(("window_attention",), (*_ORIGINAL, *(_DROPOUT if module.attn_drop.p > 0.0 else ())))
+        if not plain(module.attn_drop, nn.Dropout) or not _calls_freely(module):
+            return Fit((), ("attn_drop, qkv or proj is hooked or replaced",))
+        return Fit(("window_attention",), (*_ORIGINAL, *(_DROPOUT if module.attn_drop.p > 0.0 else ())), True)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        fits = fusion.plain(self.attn_drop, nn.Dropout) and _keeps_weights(self)
+        fits = plain(self.attn_drop, nn.Dropout) and _calls_freely(self) and _keeps_weights(self)
         if not fits or not runs_kernel("window_attention", autocast(x)):
             return super().forward(x, size)
         image = x.reshape(x.shape[0], *size, x.shape[-1])
@@ -56,7 +62,7 @@ class SpatialBlock(Adapter, TimmSpatialBlock):
         if not _is_open(module):
             return Fit((), ("its attention is replaced or hooked, or it has no MLP",))
         ops, reasons = mlp_fit(module)
-        return Fit(("window_attention", *ops), (*_ORIGINAL, *reasons))
+        return Fit(("window_attention", *ops), (*_ORIGINAL, *reasons), True)
 
     def forward(self, x: Tensor) -> Tensor:
         if not _is_open(self) or not runs_kernel("window_attention", autocast(x)):
@@ -78,7 +84,8 @@ class SpatialBlock(Adapter, TimmSpatialBlock):
 def _is_open(block: nn.Module) -> bool:
     """Whether DaViT's attention may be passed over: only its projections are called."""
     attn = block.attn
-    return block.mlp is not None and fusion.plain(attn, TimmWindowAttention) and fusion.plain(attn.softmax, nn.Softmax)
+    known = plain(attn, TimmWindowAttention) and plain(attn.softmax, nn.Softmax)
+    return block.mlp is not None and known and _calls_freely(attn)
 
 
 class PartitionAttentionCl(Adapter, TimmPartitionAttentionCl):
@@ -92,7 +99,7 @@ class PartitionAttentionCl(Adapter, TimmPartitionAttentionCl):
             return Fit((), ("its attention, or positions or dropout of it, are replaced or hooked",))
         ops, reasons = mlp_fit(module)
         dropout = _DROPOUT if module.attn.attn_drop.p > 0.0 else ()
-        return Fit((_operator(module), *ops), (*_ORIGINAL, *dropout, *reasons))
+        return Fit((_operator(module), *ops), (*_ORIGINAL, *dropout, *reasons), True)
 
     def forward(self, x: Tensor) -> Tensor:
         attn, parts = self.attn, zip(x.shape[1:3], self.partition_size, strict=True)
@@ -109,7 +116,7 @@ class PartitionAttentionCl(Adapter, TimmPartitionAttentionCl):
         attn, size = self.attn, tuple(self.partition_size)
         project, heads, table = attn.qkv, attn.num_heads, _table(attn.rel_pos)
         if attn.head_first:
-            readable = fusion.plain_linear(attn.qkv)
+            readable = plain(attn.qkv, nn.Linear)
             project = partial(project_head_first, qkv=attn.qkv, num_heads=heads, readable=readable)
         if self.partition_block:
             out = projected_window_attention(x, project, num_heads=heads, window=size, table=table)
@@ -128,8 +135,8 @@ def _operator(block: nn.Module) -> str:
 
 def _reads_positions(attn: nn.Module) -> bool:
     """Whether MaxViT's attention may be passed over: its projections are called, its positions are read."""
-    positions = attn.rel_pos is None or fusion.plain(attn.rel_pos, RelPosBias, RelPosBiasTf, RelPosMlp)
-    return positions and fusion.plain(attn, TimmAttentionCl) and fusion.plain(attn.attn_drop, nn.Dropout)
+    positions = attn.rel_pos is None or plain(attn.rel_pos, RelPosBias, RelPosBiasTf, RelPosMlp)
+    return positions and plain(attn, TimmAttentionCl) and plain(attn.attn_drop, nn.Dropout) and _calls_freely(attn)
 
 
 def _table(positions: nn.Module | None) -> Tensor | None:

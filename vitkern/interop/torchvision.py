@@ -10,6 +10,9 @@ from torchvision.ops.misc import MLP
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
 from vitkern.ops.attention import attention_qkvpacked
+from vitkern.ops.bypass import plain
+
+fusion.WRAPPERS += [MLP, MLPBlock]
 
 
 def mlp_of(norm: nn.Module, mlp: nn.Module, drop_path: nn.Module | None = None) -> fusion.Mlp | None:
@@ -33,14 +36,12 @@ def mlp_fit(
 def open_attention(attn: nn.Module) -> bool:
     """Whether self-attention may read the weights of ``attn``, which reads them itself, instead of calling it."""
     return (
-        fusion.plain(attn, nn.MultiheadAttention)
-        and fusion.plain(attn.out_proj, NonDynamicallyQuantizableLinear)
+        plain(attn, nn.MultiheadAttention)
+        and plain(attn.out_proj, NonDynamicallyQuantizableLinear)
         and attn.in_proj_weight is not None
         and attn.bias_k is None
         and not attn.add_zero_attn
         and attn.batch_first
-        and fusion.ordinary(attn.in_proj_weight)
-        and fusion.ordinary(attn.out_proj.weight)
     )
 
 

@@ -12,6 +12,7 @@ from torchvision.ops import StochasticDepth
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
 from vitkern.interop.torchvision import mlp_fit, mlp_of
+from vitkern.ops.bypass import plain
 from vitkern.ops.window_attention import projected_window_attention
 
 fusion.DROP_PATHS.append(StochasticDepth)
@@ -34,7 +35,7 @@ class _ShiftedWindows(Adapter):
     @staticmethod
     def is_open(module: nn.Module) -> bool:
         """Whether calling the projections is what the original does, which reads their weights."""
-        return fusion.plain_linear(module.qkv) and fusion.plain_linear(module.proj)
+        return plain(module.qkv, nn.Linear) and plain(module.proj, nn.Linear)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.is_open(self) or (self.training and self.attention_dropout > 0.0):

@@ -1,23 +1,22 @@
 """``attn_implementation="vitkern"`` for transformers: an attention and a mask function under one name.
 
-Importing this module registers both. Without the mask function transformers would drop padding masks for a name that
-it does not know.
+Importing this module registers both, which a process needs that loads a pickled model built by this name. Without the
+mask function transformers would drop padding masks for a name that it does not know.
 """
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from torch.nn import functional as F
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from vitkern import dispatch
-from vitkern.interop.adapter import ADAPTERS, Adapter, path_of
-from vitkern.interop.report import Kept, Report, Swapped
 from vitkern.ops.attention import attention
 
 NAME = "vitkern"
 
-# What models hand on to every attention function and does not change the result.
+# What models hand on to every attention function and does not change the result. The mask holds the sliding window.
 HARMLESS = frozenset(
     (
         "cache_position",
@@ -30,6 +29,7 @@ HARMLESS = frozenset(
         "output_router_logits",
         "position_ids",
         "return_dict",
+        "sliding_window",
         "use_cache",
     )
 )
@@ -51,29 +51,31 @@ def attention_forward(
     scaling: float | None = None,
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
+    softcap: float | None = None,
     **kwargs,
 ) -> tuple[Tensor, Tensor | None]:
     """The function behind ``attn_implementation="vitkern"``.
 
     Args:
         module: the attention module; says with ``is_causal`` (True where it has none) what ``is_causal=None`` means.
-        query: (B, H, N, D). key, value: (B, Hk, M, D), Hk divides H.
+        query: (B, H, N, D). key: (B, Hk, M, D), Hk divides H. value: (B, Hk, M, Dv).
         attention_mask: broadcastable to (B, H, N, M): bool, True attends; or additive, then it may have a gradient.
         dropout: of attention weights; the caller passes 0 outside training.
         position_bias: broadcastable to (B, H, N, M), added to the scores, with a gradient.
+        softcap: scores s become softcap * tanh(s / softcap) before anything is added; in PyTorch.
 
     Where calls are recorded (`vitkern.dispatch.is_recorded`), transformers' own function for SDPA is.
 
     Returns:
-        ((B, N, H, D) contiguous, attention weights (B, H, N, M) if ``output_attentions`` is given, else None).
+        ((B, N, H, Dv) contiguous, attention weights (B, H, N, M) if ``output_attentions`` is given, else None).
 
     Raises:
         NotImplementedError: an argument that may change the result and that vitkern does not know, by name.
     """
-    unknown = [name for name, given in kwargs.items() if given is not None and name not in HARMLESS]
-    if unknown:
+    strangers = unknown(kwargs)
+    if strangers:
         raise NotImplementedError(
-            f"attention_forward: unknown arguments: got {', '.join(sorted(unknown))} from {type(module).__name__}; "
+            f"attention_forward: unknown arguments: got {', '.join(sorted(strangers))} from {type(module).__name__}; "
             'expected none that could change the result. Use attn_implementation="sdpa" or "eager" for this model.'
         )
     if dispatch.is_recorded(query) and not (dispatch.is_forced() or kwargs.get("output_attentions")):
@@ -93,17 +95,35 @@ def attention_forward(
     bias, mask = position_bias, attention_mask
     if mask is not None and mask.requires_grad:
         bias, mask = (mask if bias is None else bias + mask), None
-    if kwargs.get("output_attentions"):
-        return _with_weights(query, key, value, bias, mask, causal, scaling, dropout)
+    if kwargs.get("output_attentions") or softcap is not None:
+        out, weights = _in_steps(query, key, value, bias, mask, causal, scaling, dropout, softcap)
+        return out, weights if kwargs.get("output_attentions") else None
+    dims = value.shape[-1]
+    if dims != key.shape[-1]:
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        query, key, value = _of_one_size(query, key, value)
     out = attention(query, key, value, bias=bias, mask=mask, causal=causal, scale=scaling, dropout_p=dropout)
-    return out.transpose(1, 2).contiguous(), None
+    return out[..., :dims].transpose(1, 2).contiguous(), None
 
 
-def _with_weights(query, key, value, bias, mask, causal, scaling, dropout):
-    """The plain formula, for callers that ask for the attention weights."""
+def unknown(arguments: dict[str, object]) -> list[str]:
+    """Names of the arguments that are given and may change the result."""
+    return [name for name, given in arguments.items() if given is not None and name not in HARMLESS]
+
+
+def _of_one_size(*parts: Tensor) -> list[Tensor]:
+    """Heads filled up with zeros to the largest: they change no score, and no value that is kept."""
+    dims = max(part.shape[-1] for part in parts)
+    return [F.pad(part, (0, dims - part.shape[-1])) for part in parts]
+
+
+def _in_steps(query, key, value, bias, mask, causal, scaling, dropout, softcap):
+    """The plain formula, where the attention weights are asked for, or scores are capped."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if bias is not None:
         scores = scores + bias
     if mask is not None:
@@ -113,54 +133,6 @@ def _with_weights(query, key, value, bias, mask, causal, scaling, dropout):
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
     weights = torch.dropout(weights, dropout, train=dropout > 0.0)
     return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-def set_attention(model: nn.Module, allowed, report: Report) -> None:
-    """Give each outermost model of transformers inside ``model`` this attention function, and say so in ``report``."""
-    register()
-    found, outermost = False, ""
-    for name, module in model.named_modules():
-        if not isinstance(module, PreTrainedModel) or (found and name.startswith(outermost)):
-            continue
-        found, outermost = True, f"{name}." if name else ""
-        reason = _reason_to_keep(module, name, allowed)
-        if reason is not None:
-            if reason:
-                report.kept.append(Kept(name, type(module), reason))
-            continue
-        before = {id(config): (config, config._attn_implementation) for config in _configs(module)}
-        report.undo.append(lambda before=before: _put_back(before))
-        module.set_attn_implementation(NAME)
-        report.swapped.append(Swapped(name, type(module), (f'attention, as attn_implementation="{NAME}"',)))
-
-
-def _reason_to_keep(module: PreTrainedModel, name: str, allowed) -> str | None:
-    """Why a model's attention function stays; "" where that needs no word, since its layers are swapped whole."""
-    if not allowed(module, name):
-        return "attention function left out by only"
-    if module.config._attn_implementation == NAME:
-        return "attention function swapped already"
-    if module.config.output_attentions:
-        return "attention function kept: config.output_attentions asks for the weights"
-    if not module._can_set_attn_implementation():
-        known = any(path_of(type(m)) in ADAPTERS or isinstance(m, Adapter) for m in module.modules())
-        return "" if known else "its attention does not go through transformers' attention interface"
-    return None
-
-
-def _configs(model: nn.Module):
-    """Every configuration in ``model``, sub-configurations included."""
-    pending = [m.config for m in model.modules() if isinstance(m, PreTrainedModel)]
-    while pending:
-        config = pending.pop()
-        yield config
-        pending += [sub for key in config.sub_configs if (sub := getattr(config, key, None)) is not None]
-
-
-def _put_back(before: dict) -> None:
-    for config, implementation in before.values():
-        if config._attn_implementation == NAME:
-            config._attn_implementation_internal = implementation
 
 
 register()

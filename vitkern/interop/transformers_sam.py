@@ -7,7 +7,10 @@ from transformers.models.sam import modeling_sam
 import vitkern.interop.transformers_vit  # noqa: F401  makes the activations known
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
+from vitkern.ops.bypass import plain, untouched
 from vitkern.ops.decomposed_attention import projected_decomposed_attention
+
+fusion.WRAPPERS.append(modeling_sam.SamMLPBlock)
 
 
 class SamVisionLayer(Adapter, modeling_sam.SamVisionLayer):
@@ -29,9 +32,9 @@ class SamVisionLayer(Adapter, modeling_sam.SamVisionLayer):
     @staticmethod
     def attention_obstacle(attn: nn.Module, training: bool) -> str | None:
         """Why bypassing the attention module would change something, or None; its projections are called."""
-        if not fusion.plain(attn, modeling_sam.SamVisionAttention, modeling_sam.SamVisionSdpaAttention):
+        if not plain(attn, modeling_sam.SamVisionAttention, modeling_sam.SamVisionSdpaAttention):
             return "it is replaced or hooked"
-        if not (fusion.untouched(attn.qkv) and fusion.untouched(attn.proj)):
+        if not (untouched(attn.qkv) and untouched(attn.proj)):
             return "its qkv or proj is hooked"
         if not attn.use_rel_pos:
             return "it has no decomposed relative positions"

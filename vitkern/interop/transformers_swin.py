@@ -8,9 +8,11 @@ from transformers.models.swinv2 import modeling_swinv2
 import vitkern.interop.transformers_vit  # noqa: F401  makes the activations known
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
+from vitkern.ops.bypass import plain, untouched
 from vitkern.ops.window_attention import projected_window_attention
 
 fusion.DROP_PATHS.append(modeling_swinv2.Swinv2DropPath)
+fusion.WRAPPERS += [modeling_swin.SwinMLP, modeling_swinv2.Swinv2Intermediate, modeling_swinv2.Swinv2Output]
 
 _DROPOUT_NOTE = "attention dropout is active in training, and windows have none: the original layer runs then"
 
@@ -32,9 +34,9 @@ class SwinLayer(Adapter, modeling_swin.SwinLayer):
     def open_attention(attn: nn.Module) -> bool:
         """Whether bypassing the attention module changes nothing; its projections are called."""
         return (
-            fusion.plain(attn, modeling_swin.SwinAttention)
-            and fusion.plain(attn.relative_position_bias, modeling_swin.SwinRelativePositionBias)
-            and all(fusion.untouched(linear) for linear in (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj))
+            plain(attn, modeling_swin.SwinAttention)
+            and plain(attn.relative_position_bias, modeling_swin.SwinRelativePositionBias)
+            and all(untouched(linear) for linear in (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj))
         )
 
     @staticmethod
@@ -90,11 +92,11 @@ class Swinv2Layer(Adapter, modeling_swinv2.Swinv2Layer):
         """Whether bypassing the attention modules changes nothing; their projections are called."""
         attn, output = attention.self, attention.output
         return (
-            fusion.plain(attention, modeling_swinv2.Swinv2Attention)
-            and fusion.plain(attn, modeling_swinv2.Swinv2SelfAttention)
-            and fusion.plain(output, modeling_swinv2.Swinv2SelfOutput)
-            and fusion.plain(attn.dropout, nn.Dropout)
-            and all(fusion.untouched(linear) for linear in (attn.query, attn.key, attn.value, output.dense))
+            plain(attention, modeling_swinv2.Swinv2Attention)
+            and plain(attn, modeling_swinv2.Swinv2SelfAttention)
+            and plain(output, modeling_swinv2.Swinv2SelfOutput)
+            and plain(attn.dropout, nn.Dropout)
+            and all(untouched(linear) for linear in (attn.query, attn.key, attn.value, output.dense))
         )
 
     @staticmethod

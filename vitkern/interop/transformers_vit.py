@@ -16,6 +16,7 @@ fusion.ACTIVATIONS.update(
         activations.QuickGELUActivation: "quick_gelu",
     }
 )
+fusion.WRAPPERS += [modeling_vit.ViTMLP, modeling_deit.DeiTMLP]
 
 
 class PreNormLayer(Adapter):
@@ -25,7 +26,7 @@ class PreNormLayer(Adapter):
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        if type(module.mlp) is not cls.mlp_kind:
+        if type(module.mlp) is not cls.mlp_kind:  # which may lack what an MLP has
             return Fit((), (f"MLP not fused: it is a {type(module.mlp).__name__}",))
         return Fit(*fusion.mlp_fit(cls.parts(module)))
 

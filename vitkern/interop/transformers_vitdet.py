@@ -7,9 +7,11 @@ from transformers.models.vitdet import modeling_vitdet
 import vitkern.interop.transformers_vit  # noqa: F401  makes the activations known
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
+from vitkern.ops.bypass import plain, untouched
 from vitkern.ops.decomposed_attention import projected_decomposed_attention
 
 fusion.DROP_PATHS.append(modeling_vitdet.VitDetDropPath)
+fusion.WRAPPERS.append(modeling_vitdet.VitDetMlp)
 
 
 class VitDetLayer(Adapter, modeling_vitdet.VitDetLayer):
@@ -28,9 +30,9 @@ class VitDetLayer(Adapter, modeling_vitdet.VitDetLayer):
     @staticmethod
     def attention_obstacle(attn: nn.Module) -> str | None:
         """Why bypassing the attention module would change something, or None; its projections are called."""
-        if not fusion.plain(attn, modeling_vitdet.VitDetAttention):
+        if not plain(attn, modeling_vitdet.VitDetAttention):
             return "it is replaced or hooked"
-        if not (fusion.untouched(attn.qkv) and fusion.untouched(attn.proj)):
+        if not (untouched(attn.qkv) and untouched(attn.proj)):
             return "its qkv or proj is hooked"
         return None if attn.use_relative_position_embeddings else "it has no decomposed relative positions"
 

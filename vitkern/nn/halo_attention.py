@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitkern.dispatch import why_not
 from vitkern.nn.heads import head_dim
-from vitkern.nn.layers import unhooked
+from vitkern.ops.bypass import may_bypass
 from vitkern.ops.halo_attention import halo_attention, halo_attention_qkvpacked
 
 
@@ -89,7 +89,7 @@ class HaloAttention(nn.Module):
         self.pool = nn.AvgPool2d(2, 2) if pooled else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        readable = unhooked(self.q, nn.Conv2d) and unhooked(self.kv, nn.Conv2d)
+        readable = may_bypass(self.q, nn.Conv2d) and may_bypass(self.kv, nn.Conv2d)
         return self.pool(attend(self, x, readable=readable))
 
     def extra_repr(self) -> str:

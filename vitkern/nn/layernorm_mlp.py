@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitkern.nn.layernorm import LayerNorm
-from vitkern.nn.layers import DropPath, LayerScale, unhooked
+from vitkern.nn.layers import DropPath, LayerScale
+from vitkern.ops.bypass import may_bypass
 from vitkern.ops.layernorm_mlp import ACTIVATIONS, layernorm_mlp
 
 
@@ -70,16 +71,16 @@ def mlp_residual(
         layer_scale: `LayerScale`, or any module in its place, or the (C,) factors themselves, or None.
     """
     if isinstance(layer_scale, nn.Module):
-        if unhooked(layer_scale, nn.Identity):
+        if may_bypass(layer_scale, nn.Identity):
             layer_scale = None
-        elif unhooked(layer_scale, LayerScale):
+        elif may_bypass(layer_scale, LayerScale):
             layer_scale = layer_scale.gamma
     if not (
-        unhooked(norm, LayerNorm)
-        and unhooked(mlp, Mlp)
-        and unhooked(mlp.fc1, nn.Linear)
-        and unhooked(mlp.fc2, nn.Linear)
-        and unhooked(drop_path, DropPath)
+        may_bypass(norm, LayerNorm)
+        and may_bypass(mlp, Mlp)
+        and may_bypass(mlp.fc1, nn.Linear)
+        and may_bypass(mlp.fc2, nn.Linear)
+        and may_bypass(drop_path, DropPath)
         and not isinstance(layer_scale, nn.Module)
         and not (mlp.training and mlp.drop > 0.0)
     ):

@@ -1,12 +1,8 @@
-"""Between a block's branches and the residual stream: LayerScale and DropPath; and what may be read, not called."""
-
-from typing import TypeGuard, TypeVar
+"""Between a block's branches and the residual stream: LayerScale and DropPath."""
 
 import torch
 import torch.nn as nn
 from torch import Tensor
-
-Kind = TypeVar("Kind", bound=nn.Module)
 
 
 class LayerScale(nn.Module):
@@ -50,9 +46,3 @@ class DropPath(nn.Module):
 def drop_path_rates(rate: float, depth: int) -> list[float]:
     """Rates that grow linearly from 0 in the first block to ``rate`` in the last."""
     return torch.linspace(0.0, rate, depth, device="cpu").tolist()
-
-
-def unhooked(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
-    """Reading its weights is the same as calling it: it has no adapter, hook, parametrisation or patched forward."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) is kind and "forward" not in module.__dict__ and not any(hooks)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vitkern.nn.embed import pair
 from vitkern.nn.heads import head_dim
-from vitkern.nn.layers import unhooked
+from vitkern.ops.bypass import may_bypass
 from vitkern.ops.local_attention import local_attention
 from vitkern.ops.window_attention import projected_window_attention
 
@@ -118,7 +118,7 @@ class PartitionAttention(nn.Module):
         """(..., C) -> (..., 3 * attn_dim), the channels split as (3, H, D)."""
         if not self.head_first:
             return self.qkv(x)
-        return project_head_first(x, self.qkv, self.num_heads, readable=unhooked(self.qkv, nn.Linear))
+        return project_head_first(x, self.qkv, self.num_heads, readable=may_bypass(self.qkv, nn.Linear))
 
     def extra_repr(self) -> str:
         names = ("num_heads", "size", "partition", "head_first")

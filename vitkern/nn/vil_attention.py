@@ -7,9 +7,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitkern.nn.layers import unhooked
 from vitkern.nn.vil_dense_attention import GlobalTokens
 from vitkern.ops.attention import attention
+from vitkern.ops.bypass import may_bypass
 from vitkern.ops.local_attention import Arguments, local_attention
 from vitkern.ops.window_attention.windows import padded_size
 
@@ -94,7 +94,7 @@ class ViLAttention(GlobalTokens):
     def _project(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, 3 * C), in one product where the weights may be read."""
         biases: list[Tensor] = [linear.bias for linear in (self.query, self.kv) if linear.bias is not None]
-        if not (unhooked(self.query, nn.Linear) and unhooked(self.kv, nn.Linear)) or len(biases) == 1:
+        if not (may_bypass(self.query, nn.Linear) and may_bypass(self.kv, nn.Linear)) or len(biases) == 1:
             return torch.cat([self.query(x), self.kv(x)], -1)
         bias = torch.cat(biases) if biases else None
         return F.linear(x, torch.cat([self.query.weight, self.kv.weight]), bias)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitkern.nn.embed import pair
 from vitkern.nn.heads import head_dim
-from vitkern.nn.layers import unhooked
+from vitkern.ops.bypass import may_bypass
 from vitkern.ops.window_attention import projected_window_attention
 
 
@@ -181,7 +181,7 @@ class WindowAttentionV2(_Windowed):
         project: Callable[[Tensor], Tensor] = self.qkv
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-            if unhooked(self.qkv, nn.Linear):
+            if may_bypass(self.qkv, nn.Linear):
                 project = partial(F.linear, weight=self.qkv.weight, bias=bias)
             else:
                 project = partial(self._project, bias=bias)

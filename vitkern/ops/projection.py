@@ -6,22 +6,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from vitkern.ops.bypass import may_bypass
 from vitkern.ops.checks import check_tensor
-
-_PLAIN = (Tensor, nn.Parameter)
-_FORWARD = nn.Linear.forward
 
 
 def calls_freely(project: Callable | None) -> bool:
-    """Whether nobody can tell in how many calls ``project`` gets its rows: a linear layer as PyTorch has it, with plain
-    weights, that nobody watches; or None."""
-    if project is None:
-        return True
-    if type(project) is not nn.Linear or "forward" in vars(project) or nn.Linear.forward is not _FORWARD:
-        return False
-    if torch.nn.modules.module._has_any_global_hook() or project._forward_hooks or project._forward_pre_hooks:
-        return False
-    return all(type(value) in _PLAIN for value in (project.weight, project.bias) if value is not None)
+    """Whether nobody can tell in how many calls ``project`` gets its rows: a plain linear layer; or None."""
+    return project is None or may_bypass(project, nn.Linear)
 
 
 def check_projection(op: str, x: Tensor, rows: Tensor, heads: int) -> None:
