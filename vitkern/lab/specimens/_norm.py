@@ -22,6 +22,7 @@ from vitkern.lab.proving.problem import Problem, normal, only, without
 from vitkern.lab.proving.sizes import norm_terms
 
 CHANNELS = (1, 3, 7, 8, 16, 31, 32, 33, 48, 96, 100, 127, 128, 129, 192, 255, 256, 257, 384, 640, 768, 1000, 1280, 3072)
+INFINITIES = (INF, "-inf")
 SHAPES = ((1,), (2,), (17,), (64,), (65,), (3, 5), (2, 33), (2, 4, 9), (1, 1, 1), (3, 1, 7))
 
 
@@ -115,8 +116,8 @@ def edges(kind: type[NormCase]) -> Iterator[Edge]:
     yield of("values of 1e15", factors={"x": 1e15}, backward=False)
     yield of("values of 1e-15", factors={"x": 1e-15}, eps=1e-5, backward=False)
     yield of("denormals", factors={"x": 1e-40}, backward=False)
-    for value in (NAN, INF, "-inf"):
-        yield of(f"{value} in a row", nan_only("out", (2,)), values={"x": (((2, 3), value),)})
+    yield of("nan in a row", nan_only("out", (2,)), values={"x": (((2, 3), NAN),)})
+    for value in (NAN, *INFINITIES):
         yield of(f"{value} in the residual", residual=True, values={"residual": (((2, 3), value),)})
     yield of("NaN in the weight", nan_only("out", ((0, 5), 3)), values={"weight": (((3,), NAN),)}, backward=False)
     yield of("neither weight nor bias" if "bias" in parameters else "no weight", without=parameters)

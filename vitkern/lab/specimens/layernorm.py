@@ -11,7 +11,7 @@ from vitkern.lab.breaking.checks import BRAIN, HALF, SINGLE, Checks, quick
 from vitkern.lab.breaking.survivor import Survivor
 from vitkern.lab.compiling.exception import Excuse
 from vitkern.lab.compiling.layer import Launch, compiled
-from vitkern.lab.fuzzing.edge import Edge, zero
+from vitkern.lab.fuzzing.edge import Edge, nan_only, zero
 from vitkern.lab.proving.integration import Integration
 from vitkern.lab.proving.problem import without
 from vitkern.lab.specimen import Specimen
@@ -38,6 +38,8 @@ def _edges() -> Iterator[Edge]:
         yield edge(f"constant sums in {dtype}", *zero("dweight"), dtype=dtype, **constant)
     yield edge("constant rows, eps 0", values={"x": (((1,), 3.0),)}, eps=0.0, backward=False)
     yield edge("a mean of 1e3", offset=1e3, backward=False)
+    for value in _norm.INFINITIES:
+        yield edge(f"{value} in a row", nan_only("out", (2,)), values={"x": (((2, 3), value),)})
 
 
 @dataclass(frozen=True)
