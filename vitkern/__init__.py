@@ -19,6 +19,7 @@ _PUBLIC = {
     "load_weights": "vitkern.models.weights",
     "neighborhood_attention": "vitkern.ops.neighborhood_attention",
     "projected_window_attention": "vitkern.ops.window_attention",
+    "rmsnorm": "vitkern.ops.rmsnorm",
     "use_backend": "vitkern.dispatch",
     "window_attention": "vitkern.ops.window_attention",
 }
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.ops.layernorm_mlp import layernorm_mlp as layernorm_mlp
     from vitkern.ops.local_attention import local_attention as local_attention
     from vitkern.ops.neighborhood_attention import neighborhood_attention as neighborhood_attention
+    from vitkern.ops.rmsnorm import rmsnorm as rmsnorm
     from vitkern.ops.window_attention import projected_window_attention as projected_window_attention
     from vitkern.ops.window_attention import window_attention as window_attention
 else:

@@ -42,7 +42,7 @@ def peers_of(case: Layer, options: dict, device: torch.device, *, compiled: bool
         case "layernorm_mlp":
             eager = functools.partial(dense.mlp, **options)
         case _:
-            raise TypeError(f"peers_of: no peer for {case.op}")
+            eager = case.eager(options)
     peers = {EAGER: eager}
     if fused is not None:
         peers |= {name: functools.partial(_forced, backend, fused) for name, backend in BACKENDS.items()}

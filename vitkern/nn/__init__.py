@@ -9,6 +9,7 @@ from vitkern.nn.layernorm_mlp import Mlp
 from vitkern.nn.layers import DropPath, LayerScale
 from vitkern.nn.neighborhood_attention import NeighborhoodAttention
 from vitkern.nn.partition_attention import PartitionAttention
+from vitkern.nn.rmsnorm import RMSNorm
 from vitkern.nn.standalone_attention import StandaloneAttention
 from vitkern.nn.vil_attention import ViLAttention
 from vitkern.nn.vil_dense_attention import ViLDenseAttention
@@ -26,6 +27,7 @@ __all__ = [
     "PartitionAttention",
     "PatchEmbed",
     "PatchMerging",
+    "RMSNorm",
     "StandaloneAttention",
     "ViLAttention",
     "ViLDenseAttention",

@@ -4,6 +4,7 @@ Work counts inputs read once, results written once and no padding. The backward 
 scores: 10 B H N M D, as is the custom.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -54,6 +55,10 @@ class Layer:
     def checked(self, images: int) -> Problem:
         """What is verified in place of a batch: ``images`` images."""
         return self.problem(images)
+
+    def eager(self, options: dict) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+        """``f(**tensors)`` of `problem` in PyTorch, as models write it; ``options`` are the problem's."""
+        raise TypeError(f"{self.op}: nothing to compare with: got a layer without `eager`; expected one. Write it.")
 
     def launch(self, *, batch: int = BATCH, dtype: torch.dtype = HALF, spare: int = 0, trained: bool = True) -> None:
         """Call the public operator, and its backward, on CPU tensors with a model's strides; nothing is computed.

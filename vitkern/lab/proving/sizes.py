@@ -1,9 +1,12 @@
 """How large what a kernel adds up is: where the rounding of intermediate results shows more than in an ideal kernel."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from vitkern.lab.proving.problem import Problem
 
 MAX_HEAD_SCALE = 100.0  # cosine attention clamps its factor there
 MIN_NORM = 1e-12
@@ -20,11 +23,13 @@ class Sizes(NamedTuple):
     terms: dict[str, float]
 
 
-def sizes_of(operands: dict[str, Tensor | None], options: dict, grad: Tensor | None) -> Sizes:
+def sizes_of(problem: Problem, operands: dict[str, Tensor | None], grad: Tensor | None) -> Sizes:
     """``grad``: of the first output; None without gradients."""
+    options = problem.options
     found = _heads(operands, options)
     if found is None:
-        return Sizes(0.0, {} if grad is None else _norm_terms(operands, options, grad))
+        nothing = grad is None or problem.terms is None
+        return Sizes(0.0, {} if nothing else problem.terms(operands, options, grad))
     q, k, v = found
     width = q.shape[-1]
     added = [operands.get(name) for name in ("bias", "mask", "table", "rel_h", "rel_w")]
@@ -56,12 +61,11 @@ def _heads(operands: dict, options: dict) -> tuple[Tensor, Tensor, Tensor] | Non
     return operands["qkv"].unflatten(-1, (3, options["num_heads"], -1)).unbind(-3)  # (B, img_h, img_w, 3 C)
 
 
-def _norm_terms(operands: dict, options: dict, grad: Tensor) -> dict[str, float]:
-    if "norm_weight" in operands:  # its residual passes the gradient on, which is no small size
-        return {}
+def norm_terms(operands: dict, options: dict, grad: Tensor, *, spread: Callable) -> dict[str, float]:
+    """Of x, or x + residual, (..., C) over the root of ``spread`` (...,) and eps."""
     x, residual, weight = (operands.get(name) for name in ("x", "residual", "weight"))
     total = x.double() if residual is None else x.double() + residual.double()
-    steepest = _largest((total.var(-1, correction=0) + options["eps"]).rsqrt())
+    steepest = _largest((spread(total) + options["eps"]).rsqrt())
     size = steepest * _largest(grad) * (1.0 if weight is None else _largest(weight))
     return {"dx": size, "dresidual": size}
 

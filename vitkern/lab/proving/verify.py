@@ -69,7 +69,7 @@ class Trial:
 
     def results(self, actual: dict[str, Tensor], margin: float = 1.0) -> list[Result]:
         eps = torch.finfo(torch.float32).eps
-        sizes = sizes_of(self.operands, self.problem.options, None if self._grads is None else self._grads[0])
+        sizes = sizes_of(self.problem, self.operands, None if self._grads is None else self._grads[0])
         results = []
         for name, value in actual.items():
             reference = self._exact[name].detach()

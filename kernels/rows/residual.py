@@ -1,0 +1,44 @@
+"""The norm of x, or of x + residual: what its launchers allocate, and what its backward starts from."""
+
+import torch
+
+from .tiles import as_rows
+
+
+def norm_outputs(x, residual, dtype, statistics):
+    """y in ``dtype``, the sum (empty without a residual), and as many float32 ``statistics`` per row."""
+    total = (0,) if residual is None else x.shape
+    total_dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    return (
+        torch.empty(x.shape, dtype=dtype, device=x.device),
+        torch.empty(total, dtype=total_dtype, device=x.device),
+        *(torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) for _ in range(statistics)),
+    )
+
+
+def gradients_like(inputs, needs):
+    """One for each input; empty where not needed. The first input is x."""
+    x = inputs[0]
+    return tuple(
+        torch.empty(like.shape if needed else (0,), dtype=like.dtype if needed else x.dtype, device=x.device)
+        for like, needed in zip(inputs, needs, strict=True)
+    )
+
+
+def gradient_rows(grad, grad_total, y, total, x, residual):
+    """As rows: the gradient of y, that of the sum (or None), and what was normalised; then its gradient, to be filled.
+
+    ``grad`` or ``grad_total`` may be None, a zero.
+    """
+    s = x if residual is None else total
+    dtotal = None if residual is None or grad_total is None else as_rows(grad_total)
+    dy = torch.zeros_like(y) if grad is None else grad
+    return as_rows(dy), dtotal, as_rows(s), torch.empty(x.shape, dtype=s.dtype, device=x.device)
+
+
+def filled(slots, values, needs):
+    """``slots`` with the values that are needed."""
+    for needed, slot, value in zip(needs, slots, values, strict=True):
+        if needed:
+            slot.copy_(value)
+    return slots
