@@ -81,7 +81,7 @@ def _fresh_seed(_nothing_left_behind):
 @pytest.fixture(autouse=True)
 def _poisoned_allocations(_nothing_left_behind):
     """Deterministic mode fills torch.empty with NaN: an output element that nobody writes shows."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
-    torch.use_deterministic_algorithms(before)
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -85,8 +85,8 @@ def test_kernels_get_the_tiles_of_float32(problem):
 
 
 def test_nothing_of_it_stays():
-    before = attributes()
     values = [solve(problem, torch.float32) for problem in PROBLEMS]
+    before = attributes()
     with wide():
         assert attributes() != before
         assert tl.float32.name == "fp64"
