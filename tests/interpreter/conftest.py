@@ -4,6 +4,7 @@
 """
 
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -23,6 +24,23 @@ def pytest_configure(config):
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+@contextmanager
+def language_kept():
+    """Triton's own interpreter leaves its language patched after a kernel has called another function."""
+    import triton.language as tl
+
+    from vitkern.lab.interpreting.patches import Patches
+
+    owners = (tl, tl.core, tl.math, tl.core.tensor, tl.core.dtype, tl.core.tensor_descriptor_base)
+    before, patches = [dict(vars(owner)) for owner in owners], Patches()
+    try:
+        yield
+    finally:
+        for owner, attributes in zip(owners, before, strict=True):
+            patches.adopt(owner, attributes)
+        patches.undo()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     from vitkern.lab.interpreting.interpreter import repaired
@@ -36,6 +54,7 @@ def pytest_runtest_call(item):
     if not marker.kwargs.get("reason"):
         pytest.fail(f"{item.nodeid}: unsanitized without a reason")
     if not marker.kwargs.get("repaired", True):
-        return (yield)
+        with language_kept():
+            return (yield)
     with repaired():
         return (yield)

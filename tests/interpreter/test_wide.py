@@ -1,8 +1,8 @@
 """The mode in which single precision is double: it is exact, it takes float32's tiles, and nothing of it stays."""
 
+import importlib
 import inspect
 import pkgutil
-import sys
 
 import numpy as np
 import pytest
@@ -44,7 +44,10 @@ def solve(problem, dtype, function=None):
 
 def attributes():
     """Everything that a mode of the interpreter could have replaced."""
-    modules = [sys.modules[found.name] for found in pkgutil.walk_packages(vitkern.kernels.__path__, "vitkern.kernels.")]
+    modules = [
+        importlib.import_module(found.name)
+        for found in pkgutil.walk_packages(vitkern.kernels.__path__, "vitkern.kernels.")
+    ]
     owners = (*modules, tl, tl.core, tl.math, interp, interp.InterpreterBuilder, type(interp.interpreter_semantic))
     owners += (torch.Tensor, dispatch)
     return {(str(owner), name): id(value) for owner in owners for name, value in vars(owner).items()}
@@ -79,8 +82,8 @@ def test_kernels_get_the_tiles_of_float32(problem):
 
 
 def test_nothing_of_it_stays():
-    before = attributes()
     values = [solve(problem, torch.float32) for problem in PROBLEMS]
+    before = attributes()
     with wide():
         assert attributes() != before
         assert tl.float32.name == "fp64"
