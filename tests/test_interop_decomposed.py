@@ -180,3 +180,25 @@ def test_restores_and_compiles():
         assert_near(actual_gradients.get(f"_orig_mod.{name}", actual_gradients.get(name)), gradient, 1e-4, name)
     report.restore()
     assert [type(module) for module in model.modules()] == before
+
+
+def test_vmap_over_stacked_parameters():
+    """An ensemble in one call, with the gradient of each member; SDPA does not see that its mask has one."""
+    members = [randomise(vitdet(drop_path_rate=0.0), seed).double().eval() for seed in range(2)]
+    images = torch.randn(2, 3, 40, 40, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    results = []
+    for _ in ("original", "accelerated"):
+        skeleton = copy.deepcopy(members[0])
+        parameters, buffers = torch.func.stack_module_state(members)
+
+        def call(parameters, buffers, skeleton=skeleton):
+            return torch.func.functional_call(skeleton, (parameters, buffers), (images,))
+
+        out = torch.func.vmap(call)(parameters, buffers)
+        results.append((out, torch.autograd.grad(out.square().sum(), list(parameters.values()))))
+        for member in members:
+            vitkern.accelerate(member)
+    (expected, gradients_of_original), (actual, gradients_now) = results
+    assert_near(actual, expected, 1e-10, "members")
+    for gradient, wanted, name in zip(gradients_now, gradients_of_original, parameters, strict=True):
+        assert_near(gradient, wanted, 1e-8, name)

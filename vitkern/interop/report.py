@@ -13,7 +13,7 @@ from vitkern.ops.bypass import watched
 
 # Where a module's attention runs.
 KERNEL, PYTORCH, ORIGINAL = "on a kernel", "on vitkern's PyTorch path", "as before"
-WAITING = "as before, since no kernel runs here"
+WAITING = "as before until a kernel runs"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from vitkern.ops.checks import check_number, check_same, check_scale, check_shap
 from vitkern.ops.local_attention import head_dim_reasons, local_attention
 from vitkern.ops.local_attention.checks import check_locality
 from vitkern.ops.relative_logits import places, queries_of, relative_logits
+from vitkern.ops.sdpa import differentiable_sdpa
 from vitkern.ops.sizes import fixed
 
 
@@ -111,7 +112,8 @@ def halo_attention(
     bias = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(3)  # (B * blocks, H, side * side, E * E)
     k, v = (F.pad(part, (0, 0, 0, 0, halo, halo, halo, halo)) for part in (k, v))
     k, v = (_blocks(part, extent, block) for part in (k, v))
-    out = F.scaled_dot_product_attention(_blocks(q, side, side), k, v, attn_mask=bias, scale=scale)
+    with differentiable_sdpa(bias):
+        out = F.scaled_dot_product_attention(_blocks(q, side, side), k, v, attn_mask=bias, scale=scale)
     out = out.view(shape[0], image[0] // block, image[1] // block, shape[3], side, side, v.shape[-1])
     return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(*shape[:4], v.shape[-1])
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
 from vitkern.ops import checks
 from vitkern.ops.attention.softmax import attention_in_pytorch, kernel_in_pytorch, packed_kernel_in_pytorch
+from vitkern.ops.sdpa import differentiable_sdpa
 from vitkern.reference.attention import Terms
 from vitkern.register import kernel_op
 
@@ -82,7 +83,8 @@ def attention(
         out, lse = attention_op(q, k, v, *terms, _seed(q, dropout_p), scale, causal, dropout_p)
         out = out.transpose(1, 2)
     else:
-        out, lse = attention_in_pytorch(q, k, v, *terms, scale, causal, dropout_p, return_lse)
+        with differentiable_sdpa(*terms):
+            out, lse = attention_in_pytorch(q, k, v, *terms, scale, causal, dropout_p, return_lse)
     return (out, lse) if return_lse else out
 
 
@@ -130,7 +132,8 @@ def attention_qkvpacked(
     if runs_kernel(op, (qkv, bias, mask, key_padding_mask), _reasons(qkv)):
         out, lse = attention_qkvpacked_op(qkv, *terms, _seed(qkv, dropout_p), scale, causal, dropout_p)
     else:
-        out, lse = attention_in_pytorch(q, k, v, *terms, scale, causal, dropout_p, return_lse)
+        with differentiable_sdpa(*terms):
+            out, lse = attention_in_pytorch(q, k, v, *terms, scale, causal, dropout_p, return_lse)
         out = out.transpose(1, 2)
     return (out, lse) if return_lse else out
 

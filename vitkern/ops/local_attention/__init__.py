@@ -12,6 +12,7 @@ from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
 from vitkern.ops.checks import check_flag, check_same, check_scale, check_tensor
 from vitkern.ops.local_attention.checks import check_locality, check_terms
 from vitkern.ops.local_attention.softmax import kernel_in_pytorch, local_softmax
+from vitkern.ops.sdpa import differentiable_sdpa
 from vitkern.ops.window_attention.windows import padded_size
 from vitkern.register import kernel_op
 
@@ -153,7 +154,8 @@ def local_attention(
         pairs = list(block), list(halo), border, list(dilation), list(chosen)
         out, lse = local_attention_op(*tensors, num_heads, *pairs, scale)
     else:
-        out, lse = local_softmax(*tensors, num_heads, block, halo, border, dilation, chosen, scale, return_lse)
+        with differentiable_sdpa(qkv):
+            out, lse = local_softmax(*tensors, num_heads, block, halo, border, dilation, chosen, scale, return_lse)
     return (out, lse) if return_lse else out
 
 

@@ -7,15 +7,14 @@ the cache.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vitkern.dispatch import autocast, is_eager, is_transformed
+from vitkern.dispatch import autocast, is_eager
 from vitkern.ops.projection import calls_freely, check_projection
+from vitkern.ops.sdpa import differentiable_sdpa
 from vitkern.ops.window_attention.steps import EPS, AttendInSteps, Scores, attend_step, steps_of, wide
 from vitkern.ops.window_attention.windows import (
     Windows,
@@ -58,10 +57,7 @@ def attend(rows: Tensor, windows: Windows, scores: Scores) -> Tensor:
         scale = 1.0
     masks = _masks(windows, scores, rows.dtype)
     classes = zip(*(t.split(windows.counts) for t in (q, k, v)), masks, strict=True)
-    transformed = not torch.compiler.is_compiling() and is_transformed()
-    # under torch.func SDPA does not see that the mask has a gradient, and picks a kernel that has none, nor a jvp
-    backend = sdpa_kernel(SDPBackend.MATH) if transformed else nullcontext()
-    with torch.autocast("cpu" if rows.is_meta else rows.device.type, enabled=False), backend:
+    with torch.autocast("cpu" if rows.is_meta else rows.device.type, enabled=False), differentiable_sdpa(rows):
         parts = [
             F.scaled_dot_product_attention(q, k, v, mask, scores.dropout_p, scale=scale).transpose(1, 2)
             for q, k, v, mask in classes
