@@ -6,10 +6,13 @@ import time
 
 import torch
 
+from vitkern.commands.outcome import ended
+
 MODELS = ("swin_tiny_patch4_window7_224", "vit_small_patch16_224")
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
+    del argv
     # On a CPU the kernels are interpreted, and one dtype shows as much as three.
     check = ["check"] if torch.cuda.is_available() else ["check", "--dtype", "fp32"]
     commands = [["accelerate", name] for name in MODELS] + [check]
@@ -30,4 +33,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("benchmarks.demo", None, main))

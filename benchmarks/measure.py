@@ -12,14 +12,14 @@ import torch
 import torch._functorch.config as functorch
 from torch import Tensor
 
-from benchmarks import memory, peers, timers
+from benchmarks import peers, timers
 from benchmarks.rows import OURS, WRONG, Row
 from benchmarks.runs import results_of, runner, tensors_of
 from vitkern import dispatch, faults
 from vitkern.commands.timing import peak_memory
 from vitkern.lab.compiling.layer import SCORES, Layer
 from vitkern.lab.proving import verify as checker
-from vitkern.report import seconds
+from vitkern.report import is_shortage, seconds
 
 PEER_TOLERANCE = 0.05  # of the largest value; a peer further off than this computes something else
 FEW, MANY = 2, 16  # images that are verified; 16 take the very kernels that 64 do
@@ -59,7 +59,7 @@ def measure(
         tensors = tensors_of(problem, dtype, device)
         tensors = timers.copies_of(tensors, timers.last_cache(device)) if timed else [tensors]
     except Exception as error:
-        if not memory.is_shortage(error):
+        if not is_shortage(error):
             raise
         return rows + [replace(row, note=reason_of(error)) for row in blank.values()]
     if compiled:
@@ -97,7 +97,7 @@ def _compared(
                 results, runs = _prepared(contenders[name], tensors, gradients, row.mode)
                 row = replace(row, **(_once(runs[0], device, limit) if timed else {}))
             except Exception as error:
-                if name == OURS and not memory.is_shortage(error):
+                if name == OURS and not is_shortage(error):
                     raise
                 rows.append(replace(row, note=reason_of(error)))
                 continue
@@ -110,7 +110,7 @@ def _compared(
         try:
             rows += _timed(ready, device, quick)
         except Exception as error:
-            if OURS in ready and not memory.is_shortage(error):
+            if OURS in ready and not is_shortage(error):
                 raise
             rows += [replace(row, note=reason_of(error)) for row, _ in ready.values()]
     order = list(contenders)
@@ -161,7 +161,7 @@ def _timed(ready: dict[str, tuple[Row, Callable]], device: torch.device, quick: 
 
 def reason_of(error: Exception) -> str:
     """Why there is no figure, in one line."""
-    if memory.is_shortage(error):
+    if is_shortage(error):
         return "out of memory"
     text = str(error).strip() or type(error).__name__
     return f"{type(error).__name__}: {text.splitlines()[0]}"[:160]

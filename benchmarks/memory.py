@@ -8,14 +8,6 @@ import torch
 SHARE = 0.8  # of the memory that is available
 
 
-def is_shortage(error: BaseException) -> bool:
-    """Whether ``error`` says that memory ended."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("not enough memory" in text or "allocate memory" in text)
-
-
 def _kilobytes(path: str, name: str) -> int | None:
     try:
         lines = Path(path).read_text().splitlines()

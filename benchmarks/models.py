@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import vitkern
-from benchmarks import memory
 from benchmarks.measure import reason_of
 from benchmarks.rows import OURS, WRONG, Row
 from vitkern.commands import equality, peers, steps, timing
-from vitkern.report import BadInput, near_matches
+from vitkern.report import BadInput, is_shortage, near_matches
 
 ORIGINAL = "original"
 IN_PYTORCH = "vitkern in PyTorch"  # in place of an original, for models that timm does not have
@@ -210,7 +209,7 @@ def measure_model(
             for row in _timed(contenders, images, mode, fields, budget if timed else None, progress)
         ]
     except Exception as error:
-        if not memory.is_shortage(error):
+        if not is_shortage(error):
             raise
         return [Row(**fields, mode=mode, contender=OURS, seconds=None, note="out of memory") for mode in modes]
 

@@ -19,7 +19,8 @@ import torch
 
 from benchmarks import results
 from benchmarks.cases import OPS
-from vitkern.report import BadInput, progress
+from vitkern.commands.numbers import real, whole
+from vitkern.report import progress
 
 BOTH = ("--mode", "forward", "backward")
 TRAINING = ("--mode", "forward", "training")
@@ -72,17 +73,14 @@ TRIES = 3  # of a part whose process a fault ended
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--minutes", type=float, help="of all parts together; without it each part is run to its end")
+    parser.add_argument("--minutes", type=real(0), help="of all parts together; without it each part is run to its end")
     parser.add_argument("--copy", type=Path, metavar="FOLDER", help="put what this run wrote there too, part by part")
     parser.add_argument("--quick", action="store_true", help="small cases and short timings, to try the plan")
-    parser.add_argument("--parts", type=int, nargs="+", help=f"of 1 to {len(PLAN)}: these alone")
+    parser.add_argument("--parts", type=whole(1, len(PLAN)), nargs="+", help=f"of 1 to {len(PLAN)}: these alone")
     parser.add_argument("--folder", type=Path, help="for the results; benchmarks/results/<device>/ unless given")
 
 
 def run(arguments) -> int:
-    for number in arguments.parts or ():
-        if not 1 <= number <= len(PLAN):
-            raise BadInput(f"plan: there is no part {number}: got --parts {number}; expected 1 to {len(PLAN)}.")
     start, total = time.monotonic(), 60 * (arguments.minutes or float("inf"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder, worst = arguments.folder or results.automatic_path(device, "plan").parent, 0

@@ -4,7 +4,9 @@ python -m benchmarks report benchmarks/results/amd-epyc/*.json --out FOLDER
 """
 
 import importlib.util
+import os
 import re
+import tempfile
 from pathlib import Path
 
 from benchmarks import ceilings, results, scale
@@ -38,11 +40,14 @@ def run(arguments) -> int:
     except OSError as error:
         raise BadInput(f"--out is no folder that can be written: {arguments.out}: {error.strerror}") from None
     parts = ["# vitkern: recorded benchmarks", "", PREFACE, ""]
-    for path, run_ in recorded.items():
-        progress(f"{path}")
-        parts += section(path, run_["environment"], run_["results"], arguments.out)
     page = arguments.out / "report.md"
-    page.write_text("\n".join(parts).rstrip() + "\n")
+    with tempfile.TemporaryDirectory(dir=arguments.out) as new:  # all of it is there, or what was before
+        for path, run_ in recorded.items():
+            progress(f"{path}")
+            parts += section(path, run_["environment"], run_["results"], Path(new))
+        Path(new, page.name).write_text("\n".join(parts).rstrip() + "\n")
+        for file in Path(new).iterdir():
+            os.replace(file, arguments.out / file.name)
     pictures = {part for line in parts for part in re.findall(r"\]\((.*\.png)\)", line)}
     print(f"wrote {page} and {len(pictures)} pictures")
     return 0

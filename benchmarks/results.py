@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -12,12 +13,15 @@ import torch
 from benchmarks import timers
 from benchmarks.rows import Row
 from vitkern.commands.info import processor, versions
-from vitkern.report import BadInput, progress
+from vitkern.report import BadInput, progress, regular
 
 FOLDER = Path(__file__).parent / "results"
 SCHEMA = 2
 ROOT = Path(__file__).parents[1]
 SOURCES = ("kernels", "vitkern/ops", "vitkern/nn", "vitkern/interop")  # what is measured
+TEXTS = ("op", "case", "mode", "dtype", "contender", "note")  # fields of a row, by kind
+NUMBERS = ("batch", "spread", "samples")
+FIGURES = ("seconds", "host", "latency", "peak", "flops", "moved", "padded")  # or none
 SAME = ("device", "versions", "sources")  # of two runs that are one, in parts
 
 
@@ -65,10 +69,12 @@ def save(path: Path, rows: list[Row], found: dict) -> None:
     """Write the whole file anew, in one step: an interrupted run keeps what it has measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(path.suffix + ".new")
-    new.write_text(
-        json.dumps(dict(schema=SCHEMA, environment=found, results=[row.record() for row in rows]), indent=1) + "\n"
-    )
-    os.replace(new, path)
+    text = json.dumps(dict(schema=SCHEMA, environment=found, results=[row.record() for row in rows]), indent=1)
+    try:
+        new.write_text(text + "\n")
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict:
@@ -78,15 +84,38 @@ def load(path: Path) -> dict:
         BadInput: the file does not exist, is no recorded run, or is one of another schema.
     """
     try:
-        recorded = json.loads(path.read_text())
+        recorded = json.loads(regular(path, "the recorded run").read_text())
         schema = recorded.get("schema", 1)
         if schema != SCHEMA:
             raise BadInput(f"{path} has schema {schema}, and this version reads {SCHEMA}. Measure again.")
-        return dict(environment=recorded["environment"], results=[Row(**row) for row in recorded["results"]])
-    except FileNotFoundError:
-        raise BadInput(f"the recorded run does not exist: {path}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = recorded["environment"]
+        if not isinstance(found["device"], str) or not isinstance(found["versions"], dict):
+            raise ValueError("its environment names no device or no versions")
+        return dict(environment=found, results=[_row(row) for row in recorded["results"]])
+    except (OSError, RecursionError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"the file is no recorded run: {path}: {error}") from None
+
+
+def _row(record: dict) -> Row:
+    """
+    Raises:
+        TypeError, ValueError: a field is missing, unknown, or not of its kind.
+    """
+    row = Row(**record)
+    wrong = [name for name in TEXTS if not isinstance(getattr(row, name), str)]
+    wrong += [name for name in NUMBERS if not _is_number(getattr(row, name))]
+    wrong += [name for name in FIGURES if getattr(row, name) is not None and not _is_number(getattr(row, name))]
+    if wrong or not isinstance(row.estimates, dict) or not all(map(_is_number, row.estimates.values())):
+        raise TypeError(f"a row has no valid {', '.join(wrong) or 'estimates'}")
+    if row.seconds == 0 or row.batch < 1 or not isinstance(getattr(torch, row.dtype, None), torch.dtype):
+        raise ValueError(f"a row has {row.seconds} s, a batch of {row.batch}, dtype {row.dtype!r}")
+    if row.op.startswith("scale-") and not row.case.rsplit(" ", 1)[-1].isdecimal():
+        raise ValueError(f"a row of a sweep has no size: {row.case!r}")
+    return row
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
 
 
 def same_device(ours: str, environments: dict[str, dict]) -> None:

@@ -21,9 +21,10 @@ from benchmarks.measure import reason_of, verify
 from benchmarks.peers import EAGER, peers_of
 from benchmarks.rows import FAILED, OURS, WRONG, Row
 from benchmarks.runs import runner, tensors_of
+from vitkern.commands.numbers import real
 from vitkern.commands.timing import peak_memory
 from vitkern.lab.compiling.layer import Layer
-from vitkern.report import BadInput, near_matches, progress, seconds, table
+from vitkern.report import BadInput, is_shortage, near_matches, progress, seconds, table
 from vitkern.report import memory as bytes_text
 
 CONTENDERS = (OURS, EAGER)
@@ -72,12 +73,12 @@ SWEEPS = (
 
 def add_arguments(parser) -> None:
     parser.add_argument("sweep", nargs="*", help=f"of {', '.join(sweep.name for sweep in SWEEPS)}; all unless given")
-    parser.add_argument("--limit", type=float, default=2.0, help="seconds of one call after which a sweep ends")
+    parser.add_argument("--limit", type=real(0), default=2.0, help="seconds of one call after which a sweep ends")
     parser.add_argument(
         "--mode", nargs="+", choices=MODES, default=["forward"], help="training: forward and backward together"
     )
     parser.add_argument("--quick", action="store_true", help="the two smallest sizes of each sweep")
-    parser.add_argument("--minutes", type=float, help="start no further size after so long")
+    parser.add_argument("--minutes", type=real(0), help="start no further size after so long")
     parser.add_argument("--save", metavar="FILE", help="write JSON; 'auto' chooses benchmarks/results/<device>/")
     parser.add_argument("--resume", action="store_true", help="keep the sweeps that --save's file has as a whole")
 
@@ -146,7 +147,7 @@ def measure(sweep: Sweep, dtype, device, mode: str, limit: float, deadline: floa
                 peak = peak_memory(call, device)
             except Exception as error:
                 alive.remove(contender)
-                failed = "" if memory.is_shortage(error) else f"{FAILED}: "
+                failed = "" if is_shortage(error) else f"{FAILED}: "
                 yield Row(**fields, contender=contender, seconds=None, note=f"{failed}{reason_of(error)}")
                 continue
             median = statistics.median(samples)

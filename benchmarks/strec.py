@@ -24,6 +24,7 @@ from statistics import mean
 import torch
 
 from vitkern.commands.info import processor, versions
+from vitkern.commands.outcome import Parser, ended
 from vitkern.report import BadInput, progress, table
 from vitkern.strec import checkpoint, distributed
 from vitkern.strec.log import read_log
@@ -37,7 +38,7 @@ ALLOWED = 0.02
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="python -m benchmarks.strec", description=__doc__.splitlines()[0])
+    found = Parser(prog="python -m benchmarks.strec", description=__doc__.splitlines()[0])
     found.add_argument("log", type=Path, help="CSV, TSV or .inter, for example RecBole's ml-100k.inter")
     found.add_argument("--epochs", type=int, default=8, help="of a run, at most")
     found.add_argument("--patience", type=int, default=3, help="epochs without a better validation that end a run")
@@ -162,7 +163,4 @@ def _epochs(found: dict) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except BadInput as problem:
-        sys.exit(f"benchmarks.strec: {problem}")
+    sys.exit(ended("benchmarks.strec", None, main))

@@ -19,6 +19,7 @@ from benchmarks.runs import DTYPES
 from benchmarks.search import Task, Trial, ahead, search
 from benchmarks.variants import show_variants
 from vitkern import dispatch
+from vitkern.commands.numbers import real, whole
 from vitkern.kernels.machine.blocks import Config
 from vitkern.lab.compiling import budget, estimate
 from vitkern.lab.compiling.layer import Layer
@@ -37,10 +38,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("--mode", nargs="+", choices=MODES[:2], default=["forward"])
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--arch", help="sm_90 and the like: estimate for it in place of timing here")
-    parser.add_argument("--rounds", type=int, default=1, help="steps away from the present configuration")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
+    parser.add_argument("--rounds", type=whole(1), default=1, help="steps away from the present configuration")
+    parser.add_argument("--jobs", type=whole(1), default=1, help="processes that compile")
     parser.add_argument("--quick", action="store_true", help="one small case an operator")
-    parser.add_argument("--minutes", type=float, help="start no further search after so long")
+    parser.add_argument("--minutes", type=real(0), help="start no further search after so long")
     parser.add_argument("--save", metavar="FILE", help="write the rows; 'auto' chooses benchmarks/results/<device>/")
     parser.add_argument("--resume", action="store_true", help="leave out what the file of --save has")
 
@@ -51,8 +52,6 @@ def run(arguments) -> int:
             raise BadInput(f"tune: no operator is called {op!r}.{near_matches(op, OPS)} There are {', '.join(OPS)}.")
     if not dispatch.HAS_TRITON or dispatch.INTERPRETED:
         raise BadInput("tune compiles kernels: it needs Triton, and TRITON_INTERPRET unset.")
-    if min(arguments.rounds, arguments.jobs) < 1:
-        raise BadInput("tune: --rounds and --jobs are at least 1")
     cases = tuple(case for case in (QUICK if arguments.quick else CASES) if case.op in arguments.op)
     cases = chosen(arguments.case, cases)
     arch, gpu, timed = _place(arguments.arch)

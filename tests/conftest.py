@@ -7,6 +7,7 @@ With pytest-randomly, of the extra ``test``, they run in an order that changes f
 """
 
 import gc
+import importlib
 import os
 import random
 import sys
@@ -16,7 +17,7 @@ import pytest
 import state
 import torch
 
-from vitkern import dispatch
+from vitkern import cli, dispatch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
@@ -85,3 +86,21 @@ def _poisoned_allocations(_nothing_left_behind):
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.set_deterministic_debug_mode(before)
+
+
+@pytest.fixture(scope="session")
+def _commands():
+    """What commands import is imported before a test begins: some of it changes the process for good."""
+    for name in cli.COMMANDS:
+        importlib.import_module(f"vitkern.commands.{name}")
+
+
+@pytest.fixture
+def run(_commands, capsys):
+    """run(*arguments) -> (exit code, stdout, stderr) of ``python -m vitkern``, in this process."""
+
+    def call(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call

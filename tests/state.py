@@ -30,7 +30,7 @@ def now() -> dict[str, object]:
         state[f"logger {logger.name}"] = (logger.level, logger.disabled, logger.propagate, handlers)
     return state | {
         "working directory": os.getcwd(),
-        "sys.path": list(sys.path),
+        "sys.path": [path for path in sys.path if not path.endswith("setuptools/_vendor")],  # its first import adds it
         "sys.argv": list(sys.argv),
         "threads": {thread for thread in threading.enumerate() if not thread.daemon},
         "backend": dispatch.current_backend(),

@@ -1,5 +1,6 @@
 """What a first session on a GPU would run, tried here: the plan, its processes, the files it leaves, the GPU tests."""
 
+import argparse
 import importlib.util
 import itertools
 import json
@@ -12,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import benchmarks.__main__ as command
-from benchmarks import plan, results
+from benchmarks import command, plan, results
+from benchmarks.__main__ import main
 from benchmarks.cases import CASES, OPS, chosen
 from vitkern.lab.specimens import specimens
 
@@ -41,7 +42,7 @@ def started(monkeypatch):
 
 
 def run(*arguments):
-    return command.main(["plan", *map(str, arguments)])
+    return main(["plan", *map(str, arguments)])
 
 
 def test_each_part_has_its_share_of_the_time_and_goes_on_with_its_file(started, tmp_path):
@@ -98,7 +99,7 @@ def test_what_was_written_is_copied_part_by_part(started, tmp_path):
 def test_the_plan_is_of_arguments_and_cases_that_exist(part, quick):
     options = [*part.command(quick), "--save", "file", "--resume", "--minutes", "1"]
     if part.arguments[0] in command.COMMANDS:
-        parser = command.argparse.ArgumentParser()
+        parser = argparse.ArgumentParser()
         command.COMMANDS[part.arguments[0]].add_arguments(parser)
         found = parser.parse_args(options[1:])
     else:
@@ -195,7 +196,7 @@ def test_make_gpu_shares_its_time():
     assert sum(minutes for _, _, minutes in whole) == pytest.approx(25.0)
     ((name, arguments, minutes),) = gpu.jobs("benchmarks", 9.0, "there")
     assert (name, minutes) == ("benchmarks", 9.0) and arguments[-2:] == ["--copy", "there"]
-    planned = command.argparse.ArgumentParser()
+    planned = argparse.ArgumentParser()
     plan.add_arguments(planned)
     assert 8.0 < planned.parse_args(arguments[2:]).minutes < 9.0
     assert [name for name, _, _ in gpu.jobs("tests", 5.0, None)] == ["tests", "tests of large memory"]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-import benchmarks.__main__ as command
 import vitkern.kernels
 from benchmarks import configured, search, timers, tune
+from benchmarks.__main__ import main
 from benchmarks.cases import CASES, chosen
 from benchmarks.configured import Call, asked, config_of, neighbours, overridden
 from benchmarks.search import Task, Trial
@@ -30,7 +30,7 @@ def run(capsys):
     """run(*arguments) -> (exit code, stdout, stderr)"""
 
     def call(*arguments):
-        code = command.main([str(argument) for argument in arguments])
+        code = main([str(argument) for argument in arguments])
         return code, *capsys.readouterr()
 
     return call
@@ -271,7 +271,7 @@ def test_tune_without_a_gpu_or_an_architecture_is_bad_input(run):
             ("attention", "--arch", "sm_90", "--case", "ViT-S/16 225"),
             "no case is called 'ViT-S/16 225'. Near: ViT-S/16",
         ),
-        (("attention", "--arch", "sm_90", "--rounds", "0"), "--rounds and --jobs are at least 1"),
+        (("attention", "--arch", "sm_90", "--rounds", "0"), "--rounds: got '0'; expected a whole number of 1 or more"),
     ],
 )
 def test_bad_input_is_one_line(run, arguments, said):

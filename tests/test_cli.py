@@ -7,23 +7,9 @@ import sys
 import pytest
 import torch
 
-from vitkern import cli, nn
+from vitkern import nn
 from vitkern.lab.specimens import gathered, specimens, views
 from vitkern.report import near_matches, table
-
-
-@pytest.fixture
-def run(capsys):
-    """run(*arguments) -> (exit code, stdout, stderr)"""
-
-    def call(*arguments):
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def test_module_runs_as_a_command():

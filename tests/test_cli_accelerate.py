@@ -5,26 +5,11 @@ import sys
 import pytest
 import torch
 
-from vitkern import cli
 from vitkern.commands import equality, images, peers, timing
 from vitkern.commands.steps import logits
 
 TINY = "test_vit.r160_in1k"
 FAST = ("--seconds", "0")
-
-
-@pytest.fixture
-def run(capsys):
-    """run(*arguments) -> (exit code, stdout, stderr)"""
-
-    def call(*arguments):
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-import benchmarks.__main__ as command
 from benchmarks import compare, measure, plots, results, scale, timers
+from benchmarks.__main__ import main
 from benchmarks.cases import CASES
 from benchmarks.rows import OURS, Row
 
@@ -20,7 +20,7 @@ def run(capsys):
     """run(*arguments) -> (exit code, stdout, stderr)"""
 
     def call(*arguments):
-        code = command.main([str(argument) for argument in arguments])
+        code = main([str(argument) for argument in arguments])
         return code, *capsys.readouterr()
 
     return call

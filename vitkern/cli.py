@@ -2,27 +2,12 @@
 
 import argparse
 import importlib
-import os
 from collections.abc import Sequence
 from types import ModuleType
 
 from vitkern.commands import outcome
-from vitkern.report import BadInput
 
 COMMANDS = ("info", "check", "models", "accelerate", "lab", "strec")
-
-
-def commands() -> dict[str, ModuleType]:
-    """
-    Raises:
-        BadInput: ``VITKERN_BACKEND`` is no backend.
-    """
-    try:
-        return {name: importlib.import_module(f"vitkern.commands.{name}") for name in COMMANDS}
-    except ValueError as error:  # of vitkern.dispatch
-        if "VITKERN_BACKEND" not in os.environ:
-            raise
-        raise BadInput(f"VITKERN_BACKEND: {error}") from None
 
 
 def parser(modules: dict[str, ModuleType]) -> argparse.ArgumentParser:
@@ -42,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    modules = commands()
+    with outcome.imported():
+        modules = {name: importlib.import_module(f"vitkern.commands.{name}") for name in COMMANDS}
     arguments = parser(modules).parse_args(argv, argparse.Namespace(argv=argv))  # for `again`
     return modules[arguments.command].run(arguments)

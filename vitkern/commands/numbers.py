@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable
 
-LARGEST = 2**31 - 1
+LARGEST = 10**12
 
 
 def whole(least: int, most: int = LARGEST) -> Callable[[str], int]:
@@ -14,13 +14,13 @@ def whole(least: int, most: int = LARGEST) -> Callable[[str], int]:
     def number(text: str) -> int:
         value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else None
         if value is None or not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number from {least} to {most}")
+            raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number {_between(least, most)}")
         return value
 
     return number
 
 
-def real(least: float, most: float = 1e9) -> Callable[[str], float]:
+def real(least: float, most: float = LARGEST) -> Callable[[str], float]:
     """The ``type`` of an option that takes finite numbers from ``least`` to ``most``."""
 
     def number(text: str) -> float:
@@ -29,7 +29,11 @@ def real(least: float, most: float = 1e9) -> Callable[[str], float]:
         except ValueError:
             value = math.nan
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"got {text!r}; expected a number from {least:g} to {most:g}")
+            raise argparse.ArgumentTypeError(f"got {text!r}; expected a number {_between(least, most)}")
         return value
 
     return number
+
+
+def _between(least: float, most: float) -> str:
+    return f"of {least:g} or more" if most == LARGEST else f"from {least:g} to {most:g}"

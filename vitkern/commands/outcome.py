@@ -60,6 +60,21 @@ def ended(name: str, argv: Sequence[str] | None, run: Callable[[list[str]], int]
             return code
 
 
+@contextlib.contextmanager
+def imported() -> Iterator[None]:
+    """Around imports of vitkern, one of which reads ``VITKERN_BACKEND``.
+
+    Raises:
+        BadInput: it is no backend.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "VITKERN_BACKEND" not in os.environ:
+            raise
+        raise BadInput(f"VITKERN_BACKEND: {error}") from None
+
+
 def debugging() -> bool:
     """Whether tracebacks are to be shown."""
     return os.environ.get(DEBUG, "").lower() not in ("", "0", "false", "no", "off")

@@ -1,0 +1,191 @@
+"""How the command line ends: exit codes, one line for whatever goes wrong, and the traceback where it is asked for."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import benchmarks.command  # noqa: F401  what main imports
+from benchmarks.__main__ import main as run_benchmarks
+from vitkern.commands import again, outcome
+from vitkern.dispatch import use_backend
+from vitkern.report import LONGEST, BadInput
+
+
+def ended(problem, *arguments):
+    def run(argv):
+        raise problem
+
+    return outcome.ended("tool", list(arguments), run, ("part",))
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "line"),
+    (
+        (BadInput("no such thing"), 2, "no such thing"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "run.json"), 2, "run.json: Permission denied"),
+        (MemoryError(), 2, "there is not enough memory: MemoryError. Ask for less at once."),
+        (RuntimeError("can't allocate memory: 8 TB"), 2, "there is not enough memory: can't allocate memory: 8 TB."),
+        (ZeroDivisionError("division by zero"), 1, "something in vitkern is wrong: ZeroDivisionError: division by"),
+        (NotImplementedError("sliding_window"), 1, "something in vitkern is wrong: sliding_window. Please report it"),
+        (BadInput("a\nb\x1b[31mc\udcff"), 2, "a b\\x1b[31mc\\udcff"),
+    ),
+)
+def test_whatever_goes_wrong_is_one_line(capsys, problem, code, line):
+    assert ended(problem, "part", "--option") == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"tool part: {line}") and err.count("\n") == 1
+
+
+def test_a_line_is_not_endless(capsys):
+    ended(BadInput("x" * 10**6))
+    assert len(capsys.readouterr().err) < LONGEST + 30
+
+
+def test_a_kernel_that_was_asked_for_and_cannot_run_is_no_fault_of_ours(capsys):
+    with use_backend("triton"):
+        assert ended(NotImplementedError("attention: the kernel was asked for")) == 2
+    assert capsys.readouterr().err == "tool: attention: the kernel was asked for\n"
+
+
+@pytest.mark.parametrize("arguments", (("--debug",), ("part", "--debug", "--", "x")))
+def test_the_traceback_is_shown_where_it_is_asked_for(capsys, arguments):
+    assert ended(BadInput("no"), *arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback") and err.endswith(": no\n")
+
+
+@pytest.mark.parametrize(("value", "shown"), (("1", True), ("0", False), ("", False)))
+def test_the_environment_asks_for_it_too(monkeypatch, capsys, value, shown):
+    monkeypatch.setenv("VITKERN_DEBUG", value)
+    ended(BadInput("no"))
+    assert ("Traceback" in capsys.readouterr().err) == shown
+
+
+def test_debug_after_two_dashes_is_an_argument(capsys):
+    seen = []
+    assert outcome.ended("tool", ["--", "--debug"], lambda argv: seen.extend(argv) or 0) == 0
+    assert seen == ["--", "--debug"]
+
+
+def test_processes_that_are_started_know_of_debug():
+    seen = []
+    outcome.ended("tool", ["--debug"], lambda argv: seen.append(os.environ.get("VITKERN_DEBUG")) or 0)
+    assert seen == ["1"]
+
+
+@pytest.mark.parametrize("command", ((), ("accelerate",), ("lab", "fuzz"), ("strec", "train")))
+def test_help_says_the_exit_codes(run, command):
+    code, out, err = run(*command, "--help")
+    assert (code, err) == (0, "") and outcome.CODES in out
+
+
+@pytest.mark.parametrize("command", ((), ("compare",), ("plan",)))
+def test_help_of_the_benchmarks_says_the_exit_codes(capsys, command):
+    assert run_benchmarks([*command, "--help"]) == 0
+    assert outcome.CODES in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    (
+        (),
+        ("accelerat",),
+        ("accelerate", "test_vit", "--seconds", "inf"),
+        ("accelerate", "test_vit", "--seconds", "nan"),
+        ("accelerate", "test_vit", "--batch", "1_0"),
+        ("accelerate", "test_vit", "--batch", "9" * 5000),
+        ("strec", "train"),
+        ("check", "--dtype", "fp8\n"),
+    ),
+)
+def test_what_cannot_be_parsed_is_one_line(run, arguments):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "") and err.startswith("vitkern") and err.count("\n") == 1
+    assert "--help" in err and len(err) < LONGEST + 30
+
+
+def started(*command, **environment):
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-m", *command], env=os.environ | environment, **pipes)
+
+
+@pytest.mark.parametrize("unbuffered", ("", "1"))
+def test_a_reader_that_has_enough_is_no_error(unbuffered):
+    process = started("vitkern", "models", "vit*", PYTHONUNBUFFERED=unbuffered)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+@pytest.mark.parametrize("unbuffered", ("", "1"))
+@pytest.mark.parametrize("arguments", (("models", "vit_base*"), ("models", "--help")))
+def test_a_full_disk_is_one_line(arguments, unbuffered):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "vitkern", *arguments]
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (2, "vitkern models: No space left on device\n")
+
+
+def test_an_interrupted_command_says_so():
+    process = started("vitkern", "check", "--pytorch")
+    assert process.stderr.readline().startswith("[1/")
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read().splitlines()
+    assert process.wait() == 130
+    assert rest[-1] == "vitkern check: interrupted" and not any("Traceback" in line for line in rest)
+
+
+@pytest.mark.parametrize("command", (("vitkern", "info"), ("benchmarks", "--list")))
+def test_a_backend_that_is_none_is_one_line(command):
+    process = started(*command, VITKERN_BACKEND="foo")
+    out, err = process.communicate()
+    assert (process.returncode, out) == (2, "") and err.count("\n") == 1
+    assert "VITKERN_BACKEND: backend: unknown name: got 'foo'; expected one of auto" in err
+
+
+def test_names_that_no_encoding_has_are_printed(capfd, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", "from vitkern.commands.outcome import ended\n"
+         "raise SystemExit(ended('tool', [], lambda argv: print('\\udcff \\u2713') or 0))"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\\udcff \\u2713\n", "")
+
+
+@pytest.mark.parametrize(
+    ("code", "raised"),
+    ((0, None), (1, None), (130, None), (-2, KeyboardInterrupt), (-9, BadInput), (-11, RuntimeError)),
+)
+def test_the_process_that_goes_on_decides_how_this_one_ends(monkeypatch, code, raised):
+    class Process:
+        def __init__(self, command, env):
+            assert command[3:] == ["check", "layernorm"] and env["TRITON_INTERPRET"] == "1"
+
+        def wait(self, timeout=None):
+            return code
+
+        __enter__ = lambda self: self  # noqa: E731
+        __exit__ = lambda self, *problem: None  # noqa: E731
+
+    monkeypatch.setattr(again.subprocess, "Popen", Process)
+    if raised is None:
+        assert again.again(["check", "layernorm"], interpreted=True) == code
+    else:
+        with pytest.raises(raised):
+            again.again(["check", "layernorm"], interpreted=True)
+
+
+@pytest.mark.parametrize("damage", ("{", "[]", '{"schema": 1}', '{"schema": 1, "passed": true, "seconds": "long"}'))
+def test_a_damaged_record_of_the_laboratory_is_one_line(run, monkeypatch, tmp_path, damage):
+    monkeypatch.setenv("VITKERN_LAB_RECORDS", str(tmp_path))
+    (tmp_path / "edges.json").write_text(damage)
+    code, out, err = run("lab")
+    assert (code, out) == (2, "") and "edges.json" in err and "Remove it" in err and err.count("\n") == 1
