@@ -54,16 +54,14 @@ LOCAL = {
 }  # fmt: skip
 
 
+NORMS = {"layernorm", "layernorm_mlp", "rmsnorm"}
+
+
 @pytest.mark.parametrize(
     "name, old, new, expected",
     [
         ("kernels/loop/stream.py", "tl.program_id(0)", "tl.program_id(1)", {"attention", "window_attention"} | LOCAL),
-        (
-            "kernels/rows/layernorm.py",
-            "tl.program_id(0)",
-            "tl.program_id(1)",
-            {"layernorm", "layernorm_mlp", "rmsnorm"},
-        ),
+        ("kernels/rows/layernorm.py", "tl.program_id(0)", "tl.program_id(1)", NORMS),
         ("kernels/rows/activations.py", "0.5", "0.25", {"layernorm_mlp"}),
         ("vitkern/ops/attention/softmax.py", "import math", "import cmath", {"attention"}),
         ("vitkern/ops/halo_attention.py", "import torch", "import torch as t", {"halo_attention"}),

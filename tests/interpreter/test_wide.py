@@ -130,10 +130,10 @@ def test_float32_tensors_have_no_kernel():
 
 
 def test_launchers_see_all_of_torch():
-    from vitkern.kernels import layernorm
+    from vitkern.kernels.rows import residual
 
     with wide():
-        assert layernorm.torch.float32 is torch.float64
-        assert layernorm.torch.Tensor is torch.Tensor and layernorm.torch.empty is torch.empty
-        assert not inspect.isfunction(layernorm.torch.float16)
-    assert layernorm.torch is torch
+        assert residual.torch.float32 is torch.float64
+        assert residual.torch.Tensor is torch.Tensor and residual.torch.empty is torch.empty
+        assert not inspect.isfunction(residual.torch.float16)
+    assert residual.torch is torch
