@@ -49,4 +49,11 @@ def alignment(itemsize, *strides):
 
 def dot_precision(dtype):
     """How tl.dot multiplies float32: as PyTorch's own matrix products are set to (IEEE unless TF32 is allowed)."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if dtype == torch.float32 and _allows_tf32() else "ieee"
+
+
+def _allows_tf32():
+    """``fp32_precision``, of torch 2.9, tells of the older switch too, which cannot be read where this one was set."""
+    matmul = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", None)
+    return matmul.allow_tf32 if precision is None else precision == "tf32"
