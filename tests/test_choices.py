@@ -4,9 +4,11 @@ import pytest
 
 pytest.importorskip("triton", reason="kernels/ is imported with it")
 
+import torch
+
 import vitkern.kernels
 from vitkern.kernels.loop.heads import head_parts, one_tile
-from vitkern.kernels.machine.blocks import Config, first_row
+from vitkern.kernels.machine.blocks import Config, dot_precision, first_row
 from vitkern.kernels.machine.choices import answered, choice, choices, replaced
 from vitkern.kernels.rows import matmul
 from vitkern.kernels.rows.blocks import pointwise_config
@@ -54,3 +56,35 @@ def test_the_first_row_whose_conditions_hold_counts():
     asked = ((1, 1, 1, both), (64, 1, 0, one), (64, 0, 0, none), (65, 1, 1, beyond), (999, 0, 1, beyond))
     for size, a, b, row in asked:
         assert first_row({64: rows, 128: {"": beyond}}, size, 90, a=a, b=b) is row
+
+
+NEWER = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # of PyTorch's switches: it came with 2.9
+
+
+@pytest.fixture
+def switches():
+    """PyTorch's switches, put back after the test; while the newer one is set, the older cannot be read."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    yield matmul
+    for switch in (torch.backends, matmul) if NEWER else ():
+        switch.fp32_precision = "none"
+    matmul.allow_tf32 = before
+    if NEWER:
+        matmul.fp32_precision = "none"
+
+
+@pytest.mark.skipif(not NEWER, reason="an older torch")
+@pytest.mark.parametrize("where", ["all", "matmul"])
+def test_products_are_as_the_newer_switch_says(where, switches):
+    switch = switches if where == "matmul" else torch.backends
+    for precision in ("tf32", "ieee"):
+        switch.fp32_precision = precision
+        assert dot_precision(torch.float32) == precision
+        assert dot_precision(torch.float16) == "ieee"
+
+
+@pytest.mark.parametrize(("allowed", "precision"), [(True, "tf32"), (False, "ieee")])
+def test_products_are_as_the_older_switch_says(allowed, precision, switches):
+    switches.allow_tf32 = allowed
+    assert dot_precision(torch.float32) == precision
