@@ -136,6 +136,15 @@ SPECIMEN = Specimen(
             "sample_rows, mask=row_mask)",
             "masked lanes are rows past the last, which the store at the end leaves out",
         ),
+        "layernorm._layernorm_fwd:wrong-constant:3": Survivor(
+            "1.0 -> 1.0009765625",
+            "the default of a layer scale, which this branch is not reached without",
+        ),
+        "layernorm._layernorm_bwd:drop-float32:1": Survivor(
+            "tl.load(row_scale + row // sample_rows, mask=row_mask, other=0.0).to(tl.float32) -> tl.load(row_scale + "
+            "row // sample_rows, mask=row_mask, other=0.0)",
+            "it is multiplied with a float32 gradient, which widens it just so",
+        ),
         "tiles.load_channels:narrow-accumulator:1": Survivor(
             "tl.float32 -> tl.float16",
             "the default is 0 or 1, exact in float16, and is only combined with float32 tiles, which keeps them so",
