@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from vitkern.ops.attention import attention, attention_qkvpacked
 from vitkern.reference import attention as reference
@@ -277,3 +278,17 @@ def test_errors(name):
 def test_packed_errors():
     with pytest.raises(ValueError, match=r"^attention_qkvpacked: qkv has the wrong shape.*\(B, N, 3, H, D\)"):
         attention_qkvpacked(torch.zeros(2, 5, 2, 4, 8))
+
+
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_one_graph_serves_any_batch_and_number_of_tokens(key_heads):
+    """Compiled with sizes left open, heads too; where as many keys are there as PyTorch's own kernel takes."""
+    torch._dynamo.reset()
+    graphs = CompileCounter()
+    compiled = torch.compile(attention, fullgraph=True, dynamic=True, backend=graphs)
+    for batch, tokens in ((3, 20), (5, 24)):
+        q, k, v = (torch.randn(batch, heads, tokens, 8) for heads in (4, key_heads, key_heads))
+        keys = torch.rand(batch, tokens) < 0.7
+        expected = attention(q, k, v, key_padding_mask=keys)
+        torch.testing.assert_close(compiled(q, k, v, key_padding_mask=keys), expected)
+    assert graphs.frame_count == 1

@@ -65,10 +65,10 @@ class Adapter(_Adapted):
         """Look at a module of the adapted class before it is swapped."""
         raise NotImplementedError
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "forward" in cls.__dict__:
-            setattr(cls, "forward", _unless_recorded(cls, cls.__dict__["forward"]))  # noqa: B010
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "forward" in vars(cls):
+            cls.forward = _where_open(cls, cls.forward)
 
     def __prepare_scriptable__(self) -> NoReturn:
         """torch.jit.script reads the source of each forward, and would have to change the model to find another."""
@@ -81,16 +81,16 @@ class Adapter(_Adapted):
         return f"Vitkern{super()._get_name()}"
 
 
-def _unless_recorded(adapter: type[Adapter], forward: Callable) -> Callable:
-    """``forward`` of ``adapter``, and that of the class it adapts where calls are recorded."""
+def _where_open(cls: type[Adapter], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward``, which ``cls`` defines, where calls are not recorded; else that of the adapted class."""
 
     @functools.wraps(forward)
-    def run(self: Adapter, *args: Any, **kwargs: Any) -> Any:
-        if dispatch.is_recorded(*args, *kwargs.values()) and not dispatch.is_forced():
-            return super(adapter, self).forward(*args, **kwargs)
-        return forward(self, *args, **kwargs)
+    def open_forward(self: Adapter, *args: Any, **keywords: Any) -> Any:
+        if dispatch.is_recorded(*args, *keywords.values()) and not dispatch.is_forced():
+            return super(cls, self).forward(*args, **keywords)
+        return forward(self, *args, **keywords)
 
-    return run
+    return open_forward
 
 
 def path_of(kind: type) -> str:

@@ -108,7 +108,8 @@ class SwinTransformerBlock(_Windows, TimmSwinBlock):
                 table=attn.relative_position_bias_table,
                 scale=attn.scale,
             )
-            branch = self.drop_path1(attn.proj_drop(attn.proj(out)))
+            out = attn.proj(out.flatten(1, 2)).view(shortcut.shape)  # adapters of linears may ask for (B, N, C)
+            branch = self.drop_path1(attn.proj_drop(out))
             x = fusion.residual(shortcut, branch, attn.proj, attn.proj_drop, self.drop_path1)
         else:
             x = shortcut + self.drop_path1(self._attn(x))
@@ -133,7 +134,7 @@ class SwinTransformerV2Block(_Windows, TimmSwinV2Block):
                 table=bias,
                 logit_scale=attn.logit_scale,
             )
-            out = attn.proj_drop(attn.proj(out))
+            out = attn.proj_drop(attn.proj(out.flatten(1, 2)).view(x.shape))
         else:
             out = self._attn(x)
         x = fusion.residual(x, self.drop_path1(self.norm1(out)), self.norm1, self.drop_path1)

@@ -2,6 +2,7 @@
 reaches a launch."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -57,8 +58,9 @@ def check_same(op: str, **tensors: Tensor | None) -> None:
         raise ValueError(f"{op}: devices differ: got {got}; expected one device for {names}. Move them together.")
 
 
-def check_shape(op: str, name: str, value: Tensor, expected: tuple, meaning: str) -> None:
-    """``expected`` holds an int or a tuple of allowed ints per dimension, None for any.
+def check_shape(op: str, name: str, value: Tensor, expected: tuple, meaning: str | Callable[[], str]) -> None:
+    """``expected`` holds an int or a tuple of allowed ints per dimension, None for any. ``meaning`` says so; a function
+    where it holds a size that graphs leave open, since to write it down makes it a constant.
 
     Raises:
         ValueError: another shape.
@@ -68,7 +70,8 @@ def check_shape(op: str, name: str, value: Tensor, expected: tuple, meaning: str
         for size, want in zip(value.shape, expected, strict=False)
     )
     if not fits:
-        raise ValueError(f"{op}: {name} has the wrong shape: got {tuple(value.shape)}; expected {meaning}.")
+        rule = meaning if isinstance(meaning, str) else meaning()
+        raise ValueError(f"{op}: {name} has the wrong shape: got {tuple(value.shape)}; expected {rule}.")
 
 
 def check_number(op: str, name: str, value: object, meaning: str) -> None:

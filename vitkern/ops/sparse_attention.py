@@ -94,17 +94,17 @@ def _check(
     if head_dim == 0:
         raise ValueError(f"{op}: head dim is 0: got q {tuple(q.shape)}; expected at least 1.")
     expected = (batch, heads, None, head_dim)
-    checks.check_shape(op, "k", k, expected, f"(B, H, M, D) with q's B, H, D = {batch}, {heads}, {head_dim}")
+    checks.check_shape(op, "k", k, expected, lambda: f"(B, H, M, D) with q's B, H, D = {batch}, {heads}, {head_dim}")
     checks.check_shape(op, "v", v, tuple(k.shape), f"the shape of k, {tuple(k.shape)}")
     checks.check_scale(op, scale)
-    if not (math.isfinite(strength) and strength >= 0):
+    if not 0.0 <= strength < math.inf:
         raise ValueError(f"{op}: strength is not usable: got {strength}; expected a finite number, not negative.")
     keys = k.shape[2]
     if index is not None:
         if not isinstance(index, Tensor) or index.dtype != torch.int64:
             got = getattr(index, "dtype", type(index).__name__)
             raise TypeError(f"{op}: index is no int64 tensor: got {got}; expected the rows of q that attend.")
-        checks.check_shape(op, "index", index, (batch, None), f"(B, K) with B = {batch}")
+        checks.check_shape(op, "index", index, (batch, None), lambda: f"(B, K) with B = {batch}")
         if index.device.type == "cpu" and index.numel() and is_eager():
             low, high = int(index.min()), int(index.max())
             if low < 0 or high >= queries:

@@ -139,9 +139,8 @@ def _check_heads(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.shape[-1] == 0:
         raise ValueError(f"{op}: head dim is 0: got q {tuple(q.shape)}; expected at least 1.")
     batch, heads, _, head_dim = q.shape
-    checks.check_shape(
-        op, "k", k, (batch, None, None, head_dim), f"(B, Hk, M, D) with q's B = {batch} and D = {head_dim}"
-    )
+    expected = (batch, None, None, head_dim)
+    checks.check_shape(op, "k", k, expected, lambda: f"(B, Hk, M, D) with q's B = {batch} and D = {head_dim}")
     checks.check_shape(op, "v", v, tuple(k.shape), f"the shape of k, {tuple(k.shape)}")
     if heads and (k.shape[1] == 0 or heads % k.shape[1]):
         raise ValueError(
@@ -184,9 +183,8 @@ def _check_terms(
                 f"{op}: key_padding_mask is not a bool tensor: got {key_padding_mask.dtype}; expected True where a key "
                 "is attended to."
             )
-        checks.check_shape(
-            op, "key_padding_mask", key_padding_mask, (scores[0], scores[3]), f"(B, M) = ({scores[0]}, {scores[3]})"
-        )
+        keys = (scores[0], scores[3])
+        checks.check_shape(op, "key_padding_mask", key_padding_mask, keys, lambda: f"(B, M) = {keys}")
     devices = {t.device for t in (q, bias, mask, key_padding_mask) if t is not None}
     if len(devices) > 1:
         raise ValueError(

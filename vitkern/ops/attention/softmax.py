@@ -46,7 +46,9 @@ def attention_in_pytorch(
     if bias is not None:
         bias = bias.to(_term_dtype(q))
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else bias + mask
-    grouped = bool(q.shape[1] != k.shape[1])  # torch.jit.trace compares sizes to a tensor
+    grouped = False
+    if q.shape[1] != k.shape[1]:  # an if, since graphs compare sizes to a tensor or a symbol
+        grouped = True
     if grouped and torch.jit.is_tracing():  # ONNX has no grouped heads
         groups, grouped = fixed(q.shape[1]) // fixed(k.shape[1]), False
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)

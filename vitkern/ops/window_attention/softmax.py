@@ -66,7 +66,8 @@ def attend(rows: Tensor, windows: Windows, scores: Scores) -> Tensor:
             F.scaled_dot_product_attention(q, k, v, mask, scores.dropout_p, scale=scale).transpose(1, 2)
             for q, k, v, mask in classes
         ]
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    # in a graph the copy stays: who runs it may lay out SDPA's result otherwise than here
+    whole = parts[0] if len(parts) == 1 and not torch.compiler.is_compiling() else torch.cat(parts)
     return whole.reshape(rows.shape[0], rows.shape[1] // 3).to(rows.dtype)
 
 
