@@ -139,3 +139,16 @@ def test_the_refusal_of_script_changes_nothing_and_its_remedy_helps(library):
     report.restore()
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.script(model)(images), results("called", library, original)[0])
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_what_is_traced_is_the_original(library):
+    """So that files need nothing but PyTorch's own operators, whatever runs here."""
+    graphs = []
+    for change in (original, vitkern.accelerate):
+        model = build(library)
+        change(model)
+        with torch.no_grad():
+            traced = torch.jit.trace(model, images_of(2), check_trace=False)
+        graphs.append([node.kind() for node in traced.inlined_graph.nodes()])
+    assert graphs[0] == graphs[1]

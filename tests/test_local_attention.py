@@ -157,3 +157,16 @@ def test_autocast_and_non_contiguous_input():
     torch.testing.assert_close(local_attention(qkv, **options), local_attention(qkv.contiguous(), **options))
     with torch.autocast("cpu", torch.bfloat16):
         assert local_attention(qkv, **options).dtype == torch.bfloat16
+
+
+def test_graphs_attend_in_four_dimensions():
+    """As the kernels of PyTorch and of ONNX want them, where tiles have masks of their own."""
+
+    class Near(torch.nn.Module):
+        def forward(self, qkv):
+            return local_attention(qkv, num_heads=2, block=(4, 4), halo=(1, 1), border="exclude")
+
+    graph = torch.export.export(Near(), (torch.randn(2, 8, 8, 24),)).graph
+    target = torch.ops.aten.scaled_dot_product_attention.default
+    operands = [arg for node in graph.nodes if node.target is target for arg in node.args[:4]]
+    assert len(operands) == 4 and all(arg.meta["val"].dim() == 4 for arg in operands)

@@ -153,7 +153,7 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
     if mask is not None and mask.dim() == 5:
         mask = mask.flatten(0, 1)
     elif mask is not None and mask.shape[0] > 1:
-        first, mask = 1, mask.expand(-1, q.shape[2], -1, -1).flatten(0, 1)
+        first, mask = 1, mask.expand(-1, q.shape[2], -1, -1).flatten(0, 1)[None]
     second = q.shape[first + 1]
     q, k, v = (t.flatten(first, first + 1) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).unflatten(first, (-1, second))
