@@ -1,23 +1,19 @@
-"""Other block sizes than kernels/configs.py gives, for a block; which ones a case asks for; which ones are near.
+"""Other block sizes than those of kernels/, for a block; which ones a case asks for; which ones are near.
 
 A choice is a `Config`, or the number that `local_tile` gives.
 """
 
 import functools
-import importlib
 import inspect
-import pkgutil
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
-import vitkern.kernels
 from benchmarks.runs import tensors_of, training
-from vitkern.kernels.machine import configs
-from vitkern.kernels.machine.configs import Config
+from vitkern.kernels.machine.blocks import Config
+from vitkern.kernels.machine.choices import answered
 from vitkern.lab.compiling.compiled import caught
 from vitkern.lab.compiling.layer import Layer
 
@@ -43,12 +39,12 @@ TILE = "local_tile"  # the one function that gives a number
 OTHERWISE = ("num_warps", "num_stages")
 BOUNDS = dict(block_m=(16, 256), block_n=(16, 256), num_warps=(1, 16), num_stages=(1, 5))
 MOST_RANKS = 16  # of an axis of a tile of neighbours
-MOST_ROWS = {"short_forward_config": 64, "short_backward_config": 64}  # `configs.short_tile` rounds rows up to these
+MOST_ROWS = {"short_forward_config": 64, "short_backward_config": 64}  # `short_tile` rounds rows up to these
 
 
 @dataclass(frozen=True)
 class Call:
-    """A function of kernels/configs.py and its arguments, (name, value) each."""
+    """A choice and its arguments, (name, value) each."""
 
     function: str
     arguments: tuple[tuple[str, object], ...]
@@ -70,54 +66,25 @@ def _with_config(result, config: Config | int):
     return tuple(config if isinstance(part, Config) else part for part in result)
 
 
-def _functions() -> dict[str, Callable]:
-    """The functions of kernels/configs.py that give a choice. Every module of kernels/ is imported: one imported later
-    would keep what it found patched."""
-    for module in pkgutil.walk_packages(vitkern.kernels.__path__, "vitkern.kernels."):
-        importlib.import_module(module.name)
-    return {name: found for name, found in vars(configs).items() if name.endswith("_config") or name == TILE}
+def gives_blocks(name: str) -> bool:
+    """Whether what the choice of that name gives is a choice of this file."""
+    return name.endswith("_config") or name == TILE
 
 
-@contextmanager
-def _replaced(wrap: Callable[[Callable, inspect.Signature], Callable]) -> Iterator[None]:
-    """Within the block each config function is ``wrap(function, signature)``, wherever a kernel module holds it."""
-    originals = {function: wrap(function, inspect.signature(function)) for function in _functions().values()}
-    holders = [module for name, module in sys.modules.items() if name.startswith("vitkern.kernels.")]
-    before = [
-        (module, name, value)
-        for module in holders
-        for name, value in vars(module).items()
-        if inspect.isfunction(value) and value in originals
-    ]
-    for module, name, value in before:
-        setattr(module, name, originals[value])
-    try:
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
-
-
-def _call(function: Callable, signature: inspect.Signature, args, kwargs) -> Call:
-    bound = signature.bind(*args, **kwargs)
+def _call(function: Callable, args, kwargs) -> Call:
+    bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     return Call(function.__name__, tuple(bound.arguments.items()))
 
 
-@contextmanager
-def overridden(choices: Mapping[Call, Config | int]) -> Iterator[None]:
-    """Within the block the calls in ``choices`` give those, and all others what they always give."""
+def overridden(chosen: Mapping[Call, Config | int]) -> AbstractContextManager[None]:
+    """Within the block the calls in ``chosen`` give those, and all others what they always give."""
 
-    def wrap(function, signature):
-        @functools.wraps(function)
-        def chosen(*args, **kwargs):
-            result, call = function(*args, **kwargs), _call(function, signature, args, kwargs)
-            return _with_config(result, choices[call]) if call in choices else result
+    def answer(function, *args, **kwargs):
+        result, call = function(*args, **kwargs), _call(function, args, kwargs)
+        return _with_config(result, chosen[call]) if call in chosen else result
 
-        return chosen
-
-    with _replaced(wrap):
-        yield
+    return answered(answer)
 
 
 def asked(case: Layer, dtype: torch.dtype, batch: int, mode: str, arch: int) -> dict[Call, object]:
@@ -127,15 +94,11 @@ def asked(case: Layer, dtype: torch.dtype, batch: int, mode: str, arch: int) -> 
     function = functools.partial(problem.run, **tensors, **problem.options)
     leaves = [tensors[name] for name in problem.gradients]
 
-    def wrap(original, signature):
-        @functools.wraps(original)
-        def noted(*args, **kwargs):
-            result = original(*args, **kwargs)
-            return found.setdefault(_call(original, signature, args, kwargs), result)
+    def noted(choice, *args, **kwargs):
+        result = choice(*args, **kwargs)
+        return found.setdefault(_call(choice, args, kwargs), result) if gives_blocks(choice.__name__) else result
 
-        return noted
-
-    with _replaced(wrap), caught(lambda *launch: None, arch):
+    with answered(noted), caught(lambda *launch: None, arch):
         if mode == "forward":
             with torch.no_grad():
                 function()

@@ -12,7 +12,7 @@ from benchmarks.measure import reason_of, verified, verify
 from benchmarks.rows import WRONG
 from benchmarks.runs import runner, tensors_of
 from vitkern import dispatch
-from vitkern.kernels.machine.configs import Config
+from vitkern.kernels.machine.blocks import Config
 from vitkern.lab.compiling import estimate, workers
 from vitkern.lab.compiling.compiled import Compiled
 from vitkern.lab.compiling.layer import Layer

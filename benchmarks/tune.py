@@ -1,4 +1,4 @@
-"""tune: other block sizes, warps and stages for an operator's kernels, as rows for kernels/configs.py.
+"""tune: other block sizes, warps and stages for an operator's kernels, as rows for kernels/*/blocks.py.
 
 Candidates are one step from the present configuration, round after round. Each is compiled first, and dropped where
 it does not compile, fit or keep to registers. With a GPU each is verified against float64 and timed. With --arch
@@ -20,7 +20,7 @@ from benchmarks.search import Task, Trial, ahead, search
 from benchmarks.variants import show_variants
 from vitkern import dispatch
 from vitkern.commands.numbers import real, whole
-from vitkern.kernels.machine.configs import Config
+from vitkern.kernels.machine.blocks import Config
 from vitkern.lab.compiling import budget, estimate
 from vitkern.lab.compiling.layer import Layer
 from vitkern.lab.compiling.matrix import ARCHITECTURES
@@ -81,7 +81,7 @@ def run(arguments) -> int:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n".join(lines) + "\n")
-    print("for kernels/configs.py:")
+    print("for kernels/*/blocks.py:")
     print("\n".join(lines))
     if path:
         print(f"saved {path}")
@@ -147,7 +147,7 @@ def _text(config: Config | int) -> str:
 
 
 def row_of(task: Task, trials: list[Trial], timed: bool) -> list[str]:
-    """Lines for kernels/configs.py where the best is better than the present one, else a comment that says so."""
+    """Lines for kernels/*/blocks.py where the best is better than the present one, else a comment that says so."""
     present = next(trial for trial in trials if trial.config == config_of(task.present))
     best, kept = trials[0], f"# {task.call}: nothing better than {_text(present.config)} by {GAIN - 1:.0%}: {task}"
     if best.seconds is None or present.seconds is None or present.seconds / best.seconds < GAIN:

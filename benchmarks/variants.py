@@ -1,8 +1,8 @@
 """Two ways of one streaming forward, timed beside each other.
 
 On Hopper: with pointers (kernels/loop/stream.py) and with descriptors and specialised warps (stream_hopper.py). What
-comes of it is a row of `configs.DESCRIPTORS_FROM`. Anywhere: with one tile for a head and with two (heads.py), which
-says whether `configs.head_parts` is right.
+comes of it is a row of its `DESCRIPTORS_FROM`. Anywhere: with one tile for a head and with two (heads.py), which says
+whether `head_parts` is right.
 """
 
 import contextlib
@@ -15,7 +15,9 @@ from benchmarks import configured
 from benchmarks.cases import batch_for
 from benchmarks.measure import measure
 from benchmarks.rows import Row
-from vitkern.kernels.machine import configs
+from vitkern.kernels.loop.heads import head_parts, one_tile
+from vitkern.kernels.loop.stream_hopper import descriptors
+from vitkern.kernels.machine.blocks import head_tile
 from vitkern.lab.compiling.layer import Layer
 from vitkern.report import progress, seconds, table
 
@@ -40,7 +42,7 @@ class Pair(NamedTuple):
 
 def has_tails(case: Layer, dtype: torch.dtype, arch: int) -> bool:
     """Whether two tiles hold a head in the streaming forward of ``case`` there."""
-    if case.op != "attention" or configs.head_parts(case.head_dim, arch, case.bias)[1] == 0:
+    if case.op != "attention" or head_parts(case.head_dim, arch, case.bias)[1] == 0:
         return False
     return any(call.function == "stream_forward_config" for call in configured.asked(case, dtype, 2, "forward", arch))
 
@@ -49,7 +51,7 @@ def has_variant(case: Layer, dtype: torch.dtype, arch: int) -> bool:
     """Whether the forward of ``case`` can take descriptors there."""
     if case.op != "attention" or arch != 90:
         return False
-    with configs.descriptors(True):
+    with descriptors(True):
         return any(
             call.function == "stream_hopper_config" for call in configured.asked(case, dtype, 2, "forward", arch)
         )
@@ -63,7 +65,7 @@ def timed(case: Layer, dtype: torch.dtype, ways: Iterable[contextlib.AbstractCon
             batch = batch_for(case, gpu=True, quick=False)
             rows.append(measure(case, dtype, torch.device("cuda"), batch=batch, compiled=False)[0])
     tokens = min(case.tokens, case.keys or case.tokens)
-    return Pair(case, (configs.head_tile(case.head_dim), case.bias), tokens, *rows)
+    return Pair(case, (head_tile(case.head_dim), case.bias), tokens, *rows)
 
 
 def descriptors_from(pairs: Iterable[Pair]) -> dict[tuple[int, bool], int]:
@@ -92,14 +94,14 @@ def show_variants(cases: Iterable[Layer], dtype: torch.dtype, arch: int) -> None
     for case in cases:
         if has_variant(case, dtype, arch):
             progress(f"descriptors: {case}")
-            described.append(timed(case, dtype, (configs.descriptors(False), configs.descriptors(True))))
+            described.append(timed(case, dtype, (descriptors(False), descriptors(True))))
         if has_tails(case, dtype, arch):
             progress(f"two tiles: {case}")
-            parted.append(timed(case, dtype, (configs.one_tile(), contextlib.nullcontext())))
+            parted.append(timed(case, dtype, (one_tile(), contextlib.nullcontext())))
     if described:
         _show(described, "pointers", "descriptors")
-        print(f"DESCRIPTORS_FROM = {descriptors_from(described)}  # for kernels/configs.py\n", flush=True)
+        print(f"DESCRIPTORS_FROM = {descriptors_from(described)}  # for kernels/loop/stream_hopper.py\n", flush=True)
     if parted:
         _show(parted, "one tile", "two tiles")
         slower = sorted({pair.case.head_dim for pair in parted if (pair.gain or 0.0) < 1.0})
-        print(f"configs.head_parts should leave whole: {slower or 'none of these'}\n", flush=True)
+        print(f"heads.head_parts should leave whole: {slower or 'none of these'}\n", flush=True)

@@ -11,115 +11,45 @@ A post-norm takes whole rows of the second product. The plan "one" has them in r
 case, since the backward reads them, and normalise in a pass of its own.
 """
 
+from typing import NamedTuple
+
 import torch
-import triton
-import triton.language as tl
 
-from .layernorm import (
-    as_rows,
-    load_channels,
-    load_tile,
-    normalise_rows,
-    normalise_rows_backward,
-    statistics,
-    store_tile,
-)
-from .machine import configs
-from .machine.architecture import arch_of
-from .machine.launch import launch
-from .rows.activations import activate
+from .machine.architecture import INTERPRETER
+from .machine.blocks import dot_precision
+from .rows.blocks import WHOLE_ROW
 from .rows.epilogues import activate_and_store, activation_backward, add_residual, scale_gradient, store
-from .rows.matmul import load_columns, multiply, pointwise, row_blocks
+from .rows.layernorm import normalise_rows, normalise_rows_backward
+from .rows.matmul import multiply, pointwise, row_blocks
+from .rows.mlp import norm_linear, whole_mlp
+from .rows.tiles import as_rows
 
 
-@triton.jit
-def _normalised_rows(
-    x, weight, bias, mean, rstd, x_stride, row, rows, channels, eps, dtype: tl.constexpr,
-    NORM: tl.constexpr, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr,
-):  # fmt: skip
-    """The operand of the first product [BLOCK_M, BLOCK_C]; stores its statistics where ``mean`` is given."""
-    tile = load_tile(x, row, x_stride, row < rows, channels, BLOCK_C, EVEN_C)
-    if NORM:
-        row_mean, row_rstd, tile = statistics(tile, channels, eps, BLOCK_C, EVEN_C)
-        tile = tile * load_channels(weight, 1.0, channels, BLOCK_C, EVEN_C)[None, :]
-        tile += load_channels(bias, 0.0, channels, BLOCK_C, EVEN_C)[None, :]
-        if mean is not None:
-            tl.store(mean + row, row_mean, mask=row < rows)
-            tl.store(rstd + row, row_rstd, mask=row < rows)
-    return tile.to(dtype)
+class Inputs(NamedTuple):
+    """What has a gradient: the tensors, their gradients, or whether those are needed."""
+
+    x: object
+    norm_weight: object
+    norm_bias: object
+    fc1_weight: object
+    fc1_bias: object
+    fc2_weight: object
+    fc2_bias: object
+    layer_scale: object
 
 
-@triton.jit
-def _load_weight(pointer, outer, inner, outers, inners, EVEN_OUTER: tl.constexpr, EVEN_INNER: tl.constexpr):
-    """Entries (outer, inner) of a contiguous weight (outers, inners), as [inner, outer]."""
-    where = pointer + outer.to(tl.int64)[None, :] * inners + inner[:, None]
-    if EVEN_OUTER:
-        if EVEN_INNER:
-            return tl.load(where)
-        return tl.load(where, mask=(inner < inners)[:, None], other=0.0)
-    if EVEN_INNER:
-        return tl.load(where, mask=(outer < outers)[None, :], other=0.0)
-    return tl.load(where, mask=(outer < outers)[None, :] & (inner < inners)[:, None], other=0.0)
+def mlp_plan(channels, hidden, dtype, arch, keep):
+    """How `layernorm_mlp_forward` runs: "one", "two" or "split".
 
-
-@triton.jit
-def _norm_linear_fwd(
-    x, norm_weight, norm_bias, mean, rstd, fc1, args, x_stride, rows, channels, hidden, eps,
-    ACT: tl.constexpr, EXACT: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr, EVEN_N: tl.constexpr,
-):  # fmt: skip
-    """A block of whole rows, normalised once, against all columns of the first layer.
-
-    Args: those of `activate_and_store`.
+    Products above 512 channels are bound by tensor cores, where cuBLAS leads; full-precision float32 has no tensor
+    cores to use; rows that do not start at multiples of 16 bytes have no wide loads. All this is reckoned: no GPU has
+    timed one plan against another.
     """
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    dtype = fc1.dtype.element_ty
-    a = _normalised_rows(
-        x, norm_weight, norm_bias, mean, rstd, x_stride, row, rows, channels, eps, dtype, NORM, BLOCK_C, EVEN_C
-    )
-    c = tl.arange(0, BLOCK_C)
-    for start in range(0, hidden, BLOCK_N):
-        col = start + tl.arange(0, BLOCK_N)
-        w = _load_weight(fc1, col, c, hidden, channels, EVEN_N, EVEN_C)  # [BLOCK_C, BLOCK_N]
-        acc = tl.dot(a, w, input_precision=PRECISION)
-        activate_and_store(acc, row, col, 0, rows, hidden, args, ACT, EXACT)
-
-
-@triton.jit
-def _mlp_fwd(
-    x, norm_weight, norm_bias, fc1, fc1_bias, fc2, fc2_bias, layer_scale, row_scale, out,
-    x_stride, rows, channels, hidden, sample_rows, eps,
-    ACT: tl.constexpr, EXACT: tl.constexpr, POST_NORM: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr, EVEN_N: tl.constexpr,
-):  # fmt: skip
-    """Plan "one": hidden blocks of BLOCK_N columns are made, activated and multiplied on in registers."""
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    dtype = fc1.dtype.element_ty
-    a = _normalised_rows(
-        x, norm_weight, norm_bias, None, None, x_stride, row, rows, channels, eps, dtype, not POST_NORM, BLOCK_C, EVEN_C
-    )
-    c = tl.arange(0, BLOCK_C)
-    acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    for start in range(0, hidden, BLOCK_N):
-        col = start + tl.arange(0, BLOCK_N)
-        w1 = _load_weight(fc1, col, c, hidden, channels, EVEN_N, EVEN_C)  # [BLOCK_C, BLOCK_N]
-        pre = tl.dot(a, w1, input_precision=PRECISION)
-        pre += load_columns(fc1_bias, 0.0, col, hidden)[None, :]
-        w2 = _load_weight(fc2, c, col, channels, hidden, EVEN_C, EVEN_N)  # [BLOCK_N, BLOCK_C]
-        acc = tl.dot(activate(pre, ACT, EXACT).to(dtype), w2, acc, input_precision=PRECISION)
-    acc += load_channels(fc2_bias, 0.0, channels, BLOCK_C, EVEN_C)[None, :]
-    if POST_NORM:
-        _, _, acc = statistics(acc, channels, eps, BLOCK_C, EVEN_C)
-        acc = acc * load_channels(norm_weight, 1.0, channels, BLOCK_C, EVEN_C)[None, :]
-        acc += load_channels(norm_bias, 0.0, channels, BLOCK_C, EVEN_C)[None, :]
-    if layer_scale is not None:
-        acc *= load_channels(layer_scale, 1.0, channels, BLOCK_C, EVEN_C)[None, :]
-    if row_scale is not None:
-        acc *= tl.load(row_scale + row // sample_rows, mask=row < rows, other=0.0).to(tl.float32)[:, None]
-    # The policy also keeps the compiler from taking this for the first load and holding the tile in registers all
-    # the way.
-    acc += load_tile(x, row, x_stride, row < rows, channels, BLOCK_C, EVEN_C, True)
-    store_tile(out, row, channels, acc, row < rows, channels, BLOCK_C, EVEN_C)
+    if arch != INTERPRETER and ((dtype == torch.float32 and dot_precision(dtype) == "ieee") or (channels | hidden) % 8):
+        return "split"
+    if channels <= WHOLE_ROW and not keep:
+        return "one"
+    return "two" if channels <= 512 else "split"
 
 
 def _samples(rows, row_scale):
@@ -182,34 +112,15 @@ def layernorm_mlp_forward(
     (count, channels), hidden_channels = rows.shape, fc1.shape[0]
     own, sample_rows, norm = plan != "split", _samples(count, row_scale), (norm_weight, norm_bias)
     kept = dict(mean=mean if keep else None, rstd=rstd if keep else None)
-    whole_row = dict(
-        ACT=act,
-        EXACT=fc1.dtype == torch.float32,
-        PRECISION=configs.dot_precision(fc1.dtype),
-        **configs.whole_row(channels),
-    )
-    arch = arch_of(x)
     if plan == "one":
-        config = configs.mlp_config(channels, fc1.element_size(), arch)
-        launch(
-            _mlp_fwd, (triton.cdiv(count, config.block_m),),
-            rows, *norm, fc1, fc1_bias, fc2, fc2_bias, layer_scale, row_scale, out,
-            rows.stride(0), count, channels, hidden_channels, sample_rows, eps, POST_NORM=post_norm,
-            **configs.blocks(config, hidden_channels), **whole_row, num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        )  # fmt: skip
+        tensors = (fc1, fc1_bias, fc2, fc2_bias, layer_scale, row_scale, out)
+        whole_mlp(rows, *norm, *tensors, sample_rows, eps, act=act, post_norm=post_norm)
         return results
     hidden = torch.empty((count, hidden_channels), dtype=fc1.dtype, device=x.device)
     first = (fc1_bias, pre if keep else None, hidden)
-    if own and channels <= configs.WHOLE_ROW:
-        config = configs.norm_linear_config(channels, fc1.element_size(), arch)
-        launch(
-            _norm_linear_fwd, (triton.cdiv(count, config.block_m),),
-            rows, *norm, None if post_norm else kept["mean"], kept["rstd"], fc1, first,
-            rows.stride(0), count, channels, hidden_channels, eps, NORM=not post_norm,
-            **configs.blocks(config, hidden_channels), **whole_row, num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        )  # fmt: skip
+    if own and channels <= WHOLE_ROW:
+        statistics = (None if post_norm else kept["mean"], kept["rstd"])
+        norm_linear(rows, *norm, *statistics, fc1, first, eps, act=act, norm=not post_norm)
     else:
         normed = rows.to(fc1.dtype)
         if not post_norm:
@@ -217,13 +128,8 @@ def layernorm_mlp_forward(
             normalise_rows(rows, *norm, eps, y=normed, **kept)
         multiply(normed, fc1.t(), activate_and_store, first, own=own, act=act)
     if not post_norm:
-        multiply(
-            hidden,
-            fc2.t(),
-            add_residual,
-            (fc2_bias, layer_scale, row_scale, rows, rows.stride(0), sample_rows, out),
-            own=own,
-        )
+        args = (fc2_bias, layer_scale, row_scale, rows, rows.stride(0), sample_rows, out)
+        multiply(hidden, fc2.t(), add_residual, args, own=own)
         return results
     if not keep:
         branch = torch.empty((count, channels), dtype=branch.dtype, device=x.device)
@@ -247,52 +153,47 @@ def layernorm_mlp_backward(
     eps, act, post_norm, plan, keep, needs,
 ):  # fmt: skip
     """Gradients of `layernorm_mlp_forward`, which was asked to ``keep``. The activation is recomputed from ``pre``."""
-    inputs = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale)
+    inputs = Inputs(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale)
     results = layernorm_mlp_gradients(grad, out, pre, mean, rstd, branch, *inputs, needs)
+    needs, found = Inputs(*needs), {}
     rows, grad, fc1, fc2 = as_rows(x), as_rows(grad), fc1_weight.contiguous(), fc2_weight.contiguous()
     (count, channels), dtype, own = rows.shape, fc1.dtype, plan != "split"
     sample_rows = _samples(count, row_scale)
-    found = dict.fromkeys(range(8))
 
     def fresh(width, like=dtype):
         return torch.empty((count, width), dtype=like, device=x.device)
 
     dbranch = grad  # the gradient of fc2's result, (T, C)
     if post_norm:
-        scale = (
-            norm_weight
-            if layer_scale is None
-            else layer_scale
-            if norm_weight is None
-            else norm_weight.float() * layer_scale.float()
-        )
+        scale = layer_scale if norm_weight is None else norm_weight
+        if norm_weight is not None and layer_scale is not None:
+            scale = norm_weight.float() * layer_scale.float()
         dbranch = fresh(channels)
         along, level = normalise_rows_backward(grad, branch, mean, rstd, scale, row_scale=row_scale, dx=dbranch)
-        found[1], found[2] = (s if layer_scale is None else s * layer_scale for s in (along, level))
-        if needs[7]:
-            found[7] = (along if norm_weight is None else along * norm_weight) + (
-                0 if norm_bias is None else level * norm_bias
-            )
+        found.update(norm_weight=along, norm_bias=level)
+        if layer_scale is not None:
+            found.update(norm_weight=along * layer_scale, norm_bias=level * layer_scale)
+        if needs.layer_scale:
+            found["layer_scale"] = along if norm_weight is None else along * norm_weight
+            found["layer_scale"] = found["layer_scale"] + (0 if norm_bias is None else level * norm_bias)
     elif layer_scale is not None or row_scale is not None or grad.dtype != dtype:
         dbranch = fresh(channels)
         pointwise(grad.contiguous(), add_residual, (None, layer_scale, row_scale, None, 0, sample_rows, dbranch))
     hidden, dpre = fresh(fc1.shape[0]), fresh(fc1.shape[0])
     partial = torch.empty((row_blocks(count, dbranch, own), fc1.shape[0]), dtype=torch.float32, device=x.device)
     multiply(dbranch, fc2, activation_backward, (pre, hidden, dpre, partial), own=own, act=act, heavy=True)
-    if needs[5]:
-        found[5] = torch.mm(dbranch.t(), hidden)
-    if needs[6]:
-        found[6] = dbranch.sum(0, dtype=torch.float32)
-    if needs[7] and not post_norm:
+    found["fc1_bias"] = partial.sum(0)
+    if needs.fc2_weight:
+        found["fc2_weight"] = torch.mm(dbranch.t(), hidden)
+    if needs.fc2_bias:
+        found["fc2_bias"] = dbranch.sum(0, dtype=torch.float32)
+    if needs.layer_scale and not post_norm:
         scaled = torch.empty((row_blocks(count, hidden, own), channels), dtype=torch.float32, device=x.device)
-        multiply(
-            hidden, fc2.t(), scale_gradient, (fc2_bias, row_scale, grad, grad.stride(0), sample_rows, scaled), own=own
-        )
-        found[7] = scaled.sum(0)
+        args = (fc2_bias, row_scale, grad, grad.stride(0), sample_rows, scaled)
+        multiply(hidden, fc2.t(), scale_gradient, args, own=own)
+        found["layer_scale"] = scaled.sum(0)
     del hidden
-    found[4] = partial.sum(0)
-    dx = fresh(channels, x.dtype)
-    normed = rows.to(dtype)
+    dx, normed = fresh(channels, x.dtype), rows.to(dtype)
     if post_norm:
         multiply(dpre, fc1, add_residual, (None, None, None, grad, grad.stride(0), 1, dx), own=own)
     else:
@@ -301,21 +202,15 @@ def layernorm_mlp_backward(
             multiply(dpre, fc1, store, (None, dnormed), own=True)
         else:
             torch.mm(dpre, fc1, out=dnormed)
-        found[1], found[2] = normalise_rows_backward(
-            dnormed,
-            rows,
-            mean,
-            rstd,
-            norm_weight,
-            dtotal=grad,
-            bias=norm_bias,
-            dx=dx,
-            normed=normed if needs[3] else None,
-        )
-    found[0] = dx.view(x.shape)
-    if needs[3]:
-        found[3] = torch.mm(dpre.t(), normed)
-    for slot, needed, result in zip(range(8), needs, results, strict=True):
+        along, level = normalise_rows_backward(
+            dnormed, rows, mean, rstd, norm_weight, dtotal=grad, bias=norm_bias, dx=dx,
+            normed=normed if needs.fc1_weight else None,
+        )  # fmt: skip
+        found.update(norm_weight=along, norm_bias=level)
+    found["x"] = dx.view(x.shape)
+    if needs.fc1_weight:
+        found["fc1_weight"] = torch.mm(dpre.t(), normed)
+    for name, needed, result in zip(Inputs._fields, needs, results, strict=True):
         if needed:
-            result.copy_(found[slot])
+            result.copy_(found[name])
     return results

@@ -17,13 +17,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .loop import locality
+from .loop.blocks import local_tile
 from .loop.problem import Problem, Rows, image_rows, per_token, unit_last
 from .loop.stream import stream_forward
 from .loop.stream_axes import stream_axes_gradient
 from .loop.stream_backward import stream_dkdv, stream_dq
 from .loop.stream_bias import stream_bias_gradient
 from .machine.architecture import arch_of
-from .machine.configs import local_tile
 from .tile.short_attention import LOG2_OF_E
 
 BORDERS = {"clamp": locality.CLAMP, "exclude": locality.EXCLUDE, "keep": locality.KEEP, "wrap": locality.WRAP}

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from .loop.problem import aligned, dense_rows, unit_last
 from .machine.architecture import arch_of
-from .machine.configs import dot_precision, head_tile, sparse_backward_config, sparse_forward_config, sparse_takes
+from .machine.blocks import dot_precision, head_tile
+from .machine.choices import choice
 from .machine.launch import launch
 from .machine.tiles import LOG2E, load_rows, store_rows
+from .tile.blocks import short_columns, sparse_backward_config, sparse_forward_config
 
 
 @triton.jit
@@ -124,6 +126,15 @@ def _sparse_bwd(
     if query_gate is not None:
         row = (sequence.to(tl.int64) * heads + head) * M + ki
         tl.store(dkey_gate + row, strength * dh_sum, mask=ki < M)
+
+
+@choice
+def sparse_takes(keys, head_dim, itemsize, arch):
+    """Whether registers hold a row of scores and, in the backward, two gradients of all keys: where the kernels compile
+    without spills, which the tests hold them to."""
+    if itemsize == 4:
+        return keys <= 64 and head_dim <= 32
+    return head_dim <= 64 and keys <= min(short_columns(arch), 256 if head_dim <= 32 else 128)
 
 
 def fits(q, k):

@@ -15,9 +15,9 @@ from .loop.problem import Problem, image_rows, per_token, unit_last
 from .loop.stream import stream_forward
 from .loop.stream_backward import stream_dkdv, stream_dq
 from .loop.stream_bias import stream_bias_gradient
-from .machine.configs import short_takes, short_tile
+from .tile.blocks import short_tile
 from .tile.relative_table import expand_table, reduce_table
-from .tile.short_attention import LOG2_OF_E, held_bias, run_forward
+from .tile.short_attention import LOG2_OF_E, held_bias, run_forward, short_takes
 from .tile.short_attention_backward import run_backward
 
 

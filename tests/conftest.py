@@ -10,6 +10,7 @@ import gc
 import importlib
 import os
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -61,6 +62,8 @@ def _own_caches(tmp_path_factory):
 def _nothing_left_behind(request):
     """Every test finds the process as the one before it did: what changes it has to change it back."""
     dispatch._noted.clear()  # each test may be the first to say why an operator runs in PyTorch
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()  # it counts what it compiled, and compiles no more beyond a limit
     _globals.changes()
     before = state.now()
     yield
@@ -79,10 +82,10 @@ def _fresh_seed(_nothing_left_behind):
 @pytest.fixture(autouse=True)
 def _poisoned_allocations(_nothing_left_behind):
     """Deterministic mode fills torch.empty with NaN: an output element that nobody writes shows."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.get_deterministic_debug_mode()
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
-    torch.use_deterministic_algorithms(before)
+    torch.set_deterministic_debug_mode(before)
 
 
 @pytest.fixture(scope="session")

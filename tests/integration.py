@@ -1,6 +1,9 @@
 """What PyTorch may do with an operator, as checks that run on whichever path the process takes: kernels in Triton's
 interpreter, or PyTorch."""
 
+import io
+import warnings
+
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -57,6 +60,23 @@ def exports(case):
     tensors = tuple(case.tensors())
     program = torch.export.export(Module(), tensors)
     agree(gradients(program.module(), tensors), gradients(case.function, tensors))
+
+
+def traces_for_other_batches(case):
+    """torch.jit.trace, saved and loaded: the graph holds for twice as many samples, and gradients go through it."""
+    tensors = case.tensors()
+    longer = [torch.cat([t, -t.detach()]) if i in case.batched else t for i, t in enumerate(tensors)]
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # sizes are looked at, and that is no secret
+            traced = torch.jit.trace(case.function, tuple(tensors), check_trace=False)
+            stored = io.BytesIO()
+            torch.jit.save(traced, stored)
+            stored.seek(0)
+            loaded = torch.jit.load(stored)
+            for inputs in (tensors, longer):
+                agree(tuple_of(loaded(*inputs)), tuple_of(case.function(*inputs)))
+    agree(gradients(loaded, longer), gradients(case.function, longer))
 
 
 def follows_autocast(case):
@@ -189,6 +209,7 @@ TRANSFORMS = maps_over_a_batch, transforms_to_gradients
 CHECKS = (
     compiles_whole_with_changing_lengths,
     exports,
+    traces_for_other_batches,
     follows_autocast,
     maps_over_a_batch,
     transforms_to_gradients,

@@ -79,7 +79,11 @@ class Globals:
             if sys.modules.get(name) is not module:
                 found.append(f"sys.modules[{name!r}] is another module or none")
             current = vars(module)
-            changed = [key for key, value in names.items() if current.get(key, MISSING) is not value]
+            changed = [
+                key
+                for key, value in names.items()
+                if current.get(key, MISSING) is not value and not key.startswith("__")  # those are torch.compile's
+            ]
             found += [f"{name}.{key}: {names[key]!r} before, {current.get(key, MISSING)!r} after" for key in changed]
             if changed or len(current) != len(names):
                 names.clear(), names.update(current)

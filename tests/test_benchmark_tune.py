@@ -1,27 +1,28 @@
-"""Tuning: what a case asks of kernels/configs.py, other answers for a block, the search, and the rows it prints."""
-
-import sys
+"""Tuning: which choices a case asks, other answers for a block, the search, and the rows it prints."""
 
 import pytest
 import torch
 
+import vitkern.kernels
 from benchmarks import configured, search, timers, tune
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, chosen
 from benchmarks.configured import Call, asked, config_of, neighbours, overridden
 from benchmarks.search import Task, Trial
-from vitkern.kernels.machine import configs
-from vitkern.kernels.machine.configs import Config
+from vitkern.kernels.machine.blocks import Config
+from vitkern.kernels.machine.choices import choices
+from vitkern.kernels.rows.blocks import layernorm_config, matmul_config, pointwise_config
+from vitkern.kernels.tile.blocks import short_forward_config
 from vitkern.lab.compiling import workers
 
-pytest.importorskip("triton", reason="kernels/configs.py is imported with the kernels")
+pytest.importorskip("triton", reason="kernels/ is imported with the kernels")
 
 TILE_OF_QUERIES = Call(
     "local_tile", (("block", 1), ("halo", 3), ("ranks", 56), ("wraps", False), ("keys", False), ("arch", 90))
 )
 STAGE = chosen(["Swin-T stage 4"], tuple(case for case in CASES if case.op == "window_attention"))[0]
 SHORT = Call("short_forward_config", (("rows", 64), ("columns", 64), ("itemsize", 2), ("arch", 90)))
-PRESENT = configs.short_forward_config(64, 64, 2, 90)
+PRESENT = short_forward_config(64, 64, 2, 90)
 
 
 @pytest.fixture
@@ -95,24 +96,21 @@ def test_a_case_asks_for_its_kernels_configurations():
 def test_arguments_by_position_and_by_name_are_one_call():
     choices = {SHORT: PRESENT._replace(num_warps=1)}
     with overridden(choices):
-        by_position = configs.short_forward_config(64, 64, 2, 90)
-        by_name = configs.short_forward_config(rows=64, columns=64, arch=90, itemsize=2)
+        by_position = short_forward_config(64, 64, 2, 90)
+        by_name = short_forward_config(rows=64, columns=64, arch=90, itemsize=2)
     assert by_position == by_name == choices[SHORT]
 
 
 def test_other_configurations_reach_the_kernel_and_no_other():
-    from vitkern.kernels.tile import short_attention
-
     other = PRESENT._replace(block_m=16, num_warps=2)
-    kept = short_attention.short_forward_config
     with overridden({SHORT: other}):
         assert asked(STAGE, torch.bfloat16, 2, "forward", 90) == {SHORT: other}
         assert asked(STAGE, torch.bfloat16, 2, "forward", 80) != {SHORT: other}
-        assert short_attention.short_forward_config is not kept
-    assert short_attention.short_forward_config is kept is configs.short_forward_config
+        assert short_forward_config(64, 64, 2, 90) == other
+    assert short_forward_config(64, 64, 2, 90) == PRESENT
     with pytest.raises(RuntimeError), overridden({SHORT: other}):
         raise RuntimeError
-    assert configs.short_forward_config is kept
+    assert short_forward_config(64, 64, 2, 90) == PRESENT
 
 
 def test_the_launch_gets_the_other_configuration():
@@ -125,29 +123,24 @@ def test_the_launch_gets_the_other_configuration():
 
 def test_results_that_hold_more_than_a_configuration_keep_the_rest():
     with overridden({Call("layernorm_config", (("channels", 96), ("arch", 90))): Config(1, 128, 2, 1)}):
-        assert configs.layernorm_config(96, 90) == (128, Config(1, 128, 2, 1))
+        assert layernorm_config(96, 90) == (128, Config(1, 128, 2, 1))
     call = Call("matmul_config", (("itemsize", 2), ("arch", 90), ("heavy", False)))
     with overridden({call: Config(128, 32, 4, 2)}):
-        assert configs.matmul_config(2, 90) == (Config(128, 32, 4, 2), 64)
-        assert configs.matmul_config(2, 90, heavy=True)[0].block_n == 64
+        assert matmul_config(2, 90) == (Config(128, 32, 4, 2), 64)
+        assert matmul_config(2, 90, heavy=True)[0].block_n == 64
 
 
-def test_every_module_that_holds_a_config_function_is_patched():
-    """Some kernels import the functions by name."""
-    originals = set(configured._functions().values())
-    with overridden({}):
-        left = [
-            (name, key)
-            for name, module in sys.modules.items()
-            if name.startswith("vitkern.kernels.")
-            for key, value in vars(module).items()
-            if getattr(value, "__name__", "").endswith(("_config", "_tile")) and any(value is one for one in originals)
-        ]
-    assert not left
+def test_blocks_within_blocks_answer_for_both():
+    warps, rows = PRESENT._replace(num_warps=2), PRESENT._replace(block_m=16)
+    with overridden({SHORT: warps}):
+        with overridden({Call("pointwise_config", (("arch", 90),)): rows}):
+            assert (short_forward_config(64, 64, 2, 90), pointwise_config(90)) == (warps, rows)
+        assert pointwise_config(90) != rows
 
 
-def test_free_fields_are_those_of_functions_that_exist():
-    assert set(configured.FREE) <= set(configured._functions())
+def test_free_fields_are_those_of_choices_of_blocks():
+    vitkern.kernels.modules()
+    assert all(name in choices() and configured.gives_blocks(name) for name in (*configured.FREE, configured.TILE))
 
 
 def test_neighbours_are_one_step_away():
@@ -203,7 +196,7 @@ def test_candidates_are_verified_then_timed_under_their_configuration(compiler, 
 
     def verify(case, dtype, device, images):
         assert images == 2
-        config = configs.short_forward_config(64, 64, 2, 90)
+        config = short_forward_config(64, 64, 2, 90)
         seen.append(config)
         if config.num_warps == 8:
             raise RuntimeError("out of resource: shared memory")
@@ -211,7 +204,7 @@ def test_candidates_are_verified_then_timed_under_their_configuration(compiler, 
 
     compiler(lambda config: [Kernel(config, 1)])
     monkeypatch.setattr(search, "verify", verify)
-    monkeypatch.setattr(search, "_median", lambda task, device: configs.short_forward_config(64, 64, 2, 90).num_warps)
+    monkeypatch.setattr(search, "_median", lambda task, device: short_forward_config(64, 64, 2, 90).num_warps)
     found = {trial.config: trial for trial in search.search(task(), rounds=1, jobs=1, timed=True)}
     assert set(seen) == set(found) and found[PRESENT].seconds == 4
     assert found[PRESENT._replace(num_warps=2)].seconds == 2
@@ -260,7 +253,7 @@ def test_tune_without_a_gpu_ranks_by_the_estimate(run, compiler, bounds, tmp_pat
     assert out.startswith("H200, sm_90: uncalibrated estimate, nothing was timed")
     lines = [line for line in out.splitlines() if line.startswith("Config(")]
     assert lines[0].startswith("Config(64, 64, 4, 1)  ") and lines[1].split()[-1] == "present"
-    assert "for kernels/configs.py:" in out and "return Config(64, 64, 4, 1)" in (tmp_path / "rows.txt").read_text()
+    assert "for kernels/*/blocks.py:" in out and "return Config(64, 64, 4, 1)" in (tmp_path / "rows.txt").read_text()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so it would be timed on")

@@ -1,4 +1,4 @@
-"""Two ways of a streaming forward side by side: which cases have both, and what a run says of configs.py."""
+"""Two ways of a streaming forward side by side: which cases have both, and what a run says of the two choices."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from benchmarks import variants
 from benchmarks.cases import CASES
 from benchmarks.rows import OURS, Row
 from benchmarks.variants import Pair, descriptors_from, has_tails, has_variant
-from vitkern.kernels.machine import configs
+from vitkern.kernels.loop.heads import head_parts
+from vitkern.kernels.loop.stream_hopper import takes_descriptors
 
 HALF = torch.bfloat16
 
@@ -41,7 +42,7 @@ def test_both_are_measured_and_shown(monkeypatch, capsys):
     asked = []
 
     def measured(case, dtype, device, **options):
-        asked.append(configs.takes_descriptors(64, 2, 90, 577, 577, False))
+        asked.append(takes_descriptors(64, 2, 90, 577, 577, False))
         return [row(1e-5 if asked[-1] else 2e-5)]
 
     monkeypatch.setattr(variants, "measure", measured)
@@ -57,7 +58,7 @@ def test_heads_of_two_tiles_are_measured_against_one(monkeypatch, capsys):
     split = []
 
     def measured(case, dtype, device, **options):
-        split.append(configs.head_parts(80, 90, False) == (64, 16))
+        split.append(head_parts(80, 90, False) == (64, 16))
         return [row(3e-5 if split[-1] else 2e-5)]
 
     monkeypatch.setattr(variants, "measure", measured)
@@ -70,4 +71,4 @@ def test_heads_of_two_tiles_are_measured_against_one(monkeypatch, capsys):
 
 @pytest.fixture(autouse=True)
 def _compiled_kernels():
-    pytest.importorskip("triton", reason="kernels/configs.py is imported with the kernels")
+    pytest.importorskip("triton", reason="kernels/ is imported with the kernels")

@@ -265,7 +265,9 @@ def test_falls_back_with_one_warning_or_raises_where_a_kernel_was_asked_for(faul
             assert dispatch.why_not([torch.zeros(1)], op="layernorm") == [reason]
 
         with monkeypatch.context() as patch, caught() as found:
-            patch.setattr("vitkern.kernels.layernorm.launch", lambda *args, **options: pytest.fail("started again"))
+            patch.setattr(
+                "vitkern.kernels.rows.layernorm.launch", lambda *args, **options: pytest.fail("started again")
+            )
             again = layernorm()
         assert not found
         with vitkern.use_backend("triton"), pytest.raises(NotImplementedError, match="cannot run"):

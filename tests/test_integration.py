@@ -1,6 +1,7 @@
 """Every operator in PyTorch's hands, on its PyTorch path; every module and an accelerated model copied, pickled and
 stored; and thousands of bad calls, none of which gets past the checks."""
 
+import contextlib
 import copy
 import io
 import math
@@ -103,6 +104,41 @@ def test_module_compiles_exports_and_checkpoints(name):
     out = torch.utils.checkpoint.checkpoint(module, again, use_reentrant=False)
     weight = torch.linspace(-1, 1, out.numel()).view(out.shape)
     agree(torch.autograd.grad(out, [again, *module.parameters()], weight), expected[1:])
+
+
+ONE_BATCH = "StandaloneAttention", "ViLAttention"  # the older exporter makes constants of their sizes
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", MODULES)
+def test_module_is_traced_and_exported_to_onnx(name):
+    """Both for other batches, as originals are; by the older exporter, which builds on the trace."""
+    build, shape, *more = MODULES[name]
+    module, x, more = randomise(build()).eval(), torch.randn(shape), tuple(more)
+    longer = torch.cat([x, x.flip(0), -x])
+    with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+        whole = module if not more else Called(module, *more)
+        traced = torch.jit.trace(whole, x, check_trace=False)
+        agree([traced(x), traced(longer)], [whole(x), whole(longer)])
+        onnxruntime = pytest.importorskip("onnxruntime", reason="it runs the file")
+        file = io.BytesIO()
+        axes = dict(input_names=["x"], dynamic_axes={"x": {0: "batch"}}) if name not in ONE_BATCH else {}
+        torch.onnx.export(whole, (x,), file, dynamo=False, **axes)
+        session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+        for images in (x, longer) if axes else (x,):
+            (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+            agree([torch.from_numpy(found)], [whole(images)])
+
+
+class Called(torch.nn.Module):
+    """A module with further arguments."""
+
+    def __init__(self, module, *more):
+        super().__init__()
+        self.module, self.more = module, more
+
+    def forward(self, x):
+        return self.module(x, *self.more)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])

@@ -52,7 +52,7 @@ def test_listed_survivors_are_mutants_with_that_very_change():
 
 
 def test_the_runner_tells_the_living_from_the_dead():
-    source = (kernels_folder() / "layernorm.py").read_text()
+    source = (kernels_folder() / "rows/layernorm.py").read_text()
     scaled = "out = normalised * load_channels(weight, 1.0, channels, BLOCK_C, EVEN_C)[None, :]"
     assert scaled in source
     jobs = {
@@ -63,15 +63,15 @@ def test_the_runner_tells_the_living_from_the_dead():
         "crashing": source.replace(scaled, "import os; os.abort()"),
         "broken": source + "\nraise RuntimeError('while importing')\n",
     }
-    before = (kernels_folder() / "layernorm.py").read_bytes()
-    found = judged([Job(name, "layernorm", {"layernorm": text}, first=2) for name, text in jobs.items()], 1)
+    before = (kernels_folder() / "rows/layernorm.py").read_bytes()
+    found = judged([Job(name, "rows/layernorm", {"rows/layernorm": text}, first=2) for name, text in jobs.items()], 1)
     by = {verdict.name: verdict.by for verdict in found}
     assert by["unchanged"] == by["equivalent"] == ""
     assert "rule (a): out" in by["wrong"]
     assert "NameError" in by["unreadable"]
     assert by["crashing"].startswith("crash")
     assert "while importing" in by["broken"]
-    assert (kernels_folder() / "layernorm.py").read_bytes() == before
+    assert (kernels_folder() / "rows/layernorm.py").read_bytes() == before
 
 
 def fake(by):
@@ -98,7 +98,7 @@ def test_what_lives_must_be_listed_and_what_is_listed_must_live(capsys, monkeypa
     code, out, _ = lab(capsys)
     assert code == 0 and "100.0%" in out.splitlines()[-1]
     record = json.loads((records.folder() / "mutants.json").read_text())
-    assert record["passed"] and record["files"]["layernorm"]["kernel"] == PER_FILE
+    assert record["passed"] and record["files"]["rows/layernorm"]["kernel"] == PER_FILE
 
     monkeypatch.setattr(part, "judged", fake(lambda job: "rule (a): out"))
     code, out, _ = lab(capsys)

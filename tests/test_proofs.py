@@ -57,7 +57,7 @@ LOCAL = {
     "name, old, new, expected",
     [
         ("kernels/loop/stream.py", "tl.program_id(0)", "tl.program_id(1)", {"attention", "window_attention"} | LOCAL),
-        ("kernels/layernorm.py", "tl.program_id(0)", "tl.program_id(1)", {"layernorm", "layernorm_mlp"}),
+        ("kernels/rows/layernorm.py", "tl.program_id(0)", "tl.program_id(1)", {"layernorm", "layernorm_mlp"}),
         ("kernels/rows/activations.py", "0.5", "0.25", {"layernorm_mlp"}),
         ("vitkern/ops/attention/softmax.py", "import math", "import cmath", {"attention"}),
         ("vitkern/ops/halo_attention.py", "import torch", "import torch as t", {"halo_attention"}),

@@ -67,7 +67,7 @@ def test_runs_that_are_kept_go_on(log, tmp_path):
     shutil.rmtree(finetune)
     strec.main([*told, "--save", str(tmp_path / "second.json")])
     first, second = (json.loads((tmp_path / name).read_text()) for name in ("first.json", "second.json"))
-    assert first["means"] == second["means"] and len(before) == 4
+    assert first["means"] == second["means"] and len(before) == 5
     assert [p.parent for p, time in before.items() if p.stat().st_mtime_ns != time] == [finetune]
 
 

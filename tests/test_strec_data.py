@@ -10,9 +10,10 @@ import torch.nn.functional as F
 
 from vitkern.report import BadInput
 from vitkern.strec.data import Samples, newest, split
-from vitkern.strec.log import parse_time, read_log
+from vitkern.strec.log import read_log
 from vitkern.strec.losses import bce, bpr, full_softmax, sampled_softmax
 from vitkern.strec.metrics import Ranking
+from vitkern.strec.times import parse_time
 
 
 def written(tmp_path, text, name="log.csv"):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from vitkern.strec.form import default_alphas
 from vitkern.strec.model import STRec
+from vitkern.strec.objective import Objective
 from vitkern.strec.sampling import gates, sampled_order
 
 safetensors = pytest.importorskip("safetensors", reason="the golden files are safetensors")
@@ -141,3 +142,27 @@ def test_some_golden_file_has_a_gradient_of_the_sampler():
 
 def test_the_authors_parameter_count():
     assert sum(p.numel() for p in STRec(1683).parameters()) == 1_808_353
+
+
+@pytest.mark.parametrize("sampler", ["hash", "random"])
+def test_checkpoints_of_the_authors_load_with_every_sampler(sampler):
+    """Their code makes the MLP of the sampler also where a table of ages stands in its place."""
+    golden = Golden(GOLDEN[0])
+    weights, config = golden.weights(), golden.config
+    model = STRec(
+        config["n_items"], config["MAX_ITEM_LIST_LENGTH"], config["hidden_size"], config["n_layers"],
+        config["n_heads"], form="official", sampler=sampler, hidden=config["inner_size"],
+    )  # fmt: skip
+    assert any(name.startswith("ffn.dense_1") for name in weights)
+    for state, target in (
+        (weights, model),
+        ({f"model.{name}": value for name, value in weights.items()}, Objective(model, "full")),
+    ):
+        names = set(state)
+        target.load_state_dict(state, strict=True)
+        assert set(state) == names
+    assert torch.equal(model.item_embedding.weight.double(), weights["item_embedding.weight"].double())
+    model.load_state_dict(model.state_dict(), strict=True)  # its own have none
+    for odd in ("ffn.dense_3.weight", "dense_1.weight"):
+        with pytest.raises(RuntimeError, match="Unexpected key"):
+            model.load_state_dict(weights | {odd: torch.zeros(1)}, strict=True)

@@ -180,6 +180,14 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def is_recorded(*values: object) -> bool:
+    """Whether the call with ``values`` is being written down as a graph of PyTorch's own operators, of any sizes: by
+    torch.jit.trace, the ONNX exporter that builds on it, or torch.fx. In torch.compile and torch.export it is not."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch.jit.is_tracing() or any(isinstance(value, torch.fx.Proxy) for value in values)
+
+
 def is_eager(*tensors: Tensor | None) -> bool:
     """Whether operators run as they are called, on ``tensors`` that are nothing more than tensors: no tracing, no
     transformation, no mode or subclass that wants to see them. Then values may be cached, and memory reused.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..machine import configs
+from ..machine.blocks import alignment
 from . import scores, tokens
 
 
@@ -53,7 +53,7 @@ class Problem(NamedTuple):
 def aligned(*operands: Rows) -> int:
     """The ALIGN that all operands share."""
     strides = [stride for rows in operands for stride in (rows.head, *rows.strides)]
-    return configs.alignment(operands[0].tensor.element_size(), *strides)
+    return alignment(operands[0].tensor.element_size(), *strides)
 
 
 def _strides(tensor: Tensor) -> list[int]:

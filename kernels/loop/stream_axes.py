@@ -10,13 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..machine import configs
 from ..machine.architecture import arch_of
+from ..machine.blocks import head_tile
 from ..machine.launch import launch
 from ..machine.tiles import LOG2E, key_range, load_pivot, load_scalars, probabilities
+from .blocks import ragged_config
+from .constants import constants
 from .heads import load_head, products
 from .problem import Problem, Rows, aligned
-from .stream import constants
 
 
 @triton.jit
@@ -40,58 +41,55 @@ def _stream_bwd_axes(
     dw_strides, q_args, k_args, score_args, padding, heads, N, M, scale,
     FIRST: tl.constexpr, SIDE: tl.constexpr, EXTENT_H: tl.constexpr, EXTENT_W: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
-    Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr, PADDED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, LOOP: tl.constexpr,
 ):  # fmt: skip
     """Key ki is in row ki // SIDE and column ki % SIDE of the region; FIRST(group, qi, args) tells the row and the
     column that are the first of query qi."""
     pid = tl.program_id(0)
-    blocks = tl.cdiv(N, BLOCK_M)
+    blocks = tl.cdiv(N, LOOP.BLOCK_M)
     block, row = pid % blocks, pid // blocks
     group, head = row // heads, row % heads
-    qi = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    qi = block * LOOP.BLOCK_M + tl.arange(0, LOOP.BLOCK_M)
 
     queries = load_head(
         q, q_strides, q_args, padding, head, group, head, qi, N,
-        Q_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, not EVEN_N, PADDED,
+        Q_TOKENS, LOOP.ALIGN, not LOOP.EVEN_N, LOOP,
     )  # fmt: skip
     grads = load_head(
         grad, grad_strides, q_args, None, 0, group, head, qi, N,
-        Q_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, OUT_ALIGN, not EVEN_N, PADDED,
+        Q_TOKENS, LOOP.OUT_ALIGN, not LOOP.EVEN_N, LOOP,
     )  # fmt: skip
-    deltas = load_scalars(delta, lse_strides, q_args, group, head, qi, N, 0.0, Q_TOKENS, PADDED)
-    pivot = load_pivot(lse, lse_strides, q_args, group, head, qi, N, Q_TOKENS, PADDED)
+    deltas = load_scalars(delta, lse_strides, q_args, group, head, qi, N, 0.0, Q_TOKENS, LOOP.PADDED)
+    pivot = load_pivot(lse, lse_strides, q_args, group, head, qi, N, Q_TOKENS, LOOP.PADDED)
 
-    acc_h = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
-    acc_w = tl.zeros([BLOCK_M, BLOCK_W], tl.float32)
-    _, end = key_range(block, N, M, BLOCK_M, BLOCK_N, CAUSAL)
-    for start in tl.range(0, end, BLOCK_N):
-        ki = start + tl.arange(0, BLOCK_N)
+    acc_h = tl.zeros([LOOP.BLOCK_M, BLOCK_H], tl.float32)
+    acc_w = tl.zeros([LOOP.BLOCK_M, BLOCK_W], tl.float32)
+    _, end = key_range(block, N, M, LOOP.BLOCK_M, LOOP.BLOCK_N, LOOP.CAUSAL)
+    for start in tl.range(0, end, LOOP.BLOCK_N):
+        ki = start + tl.arange(0, LOOP.BLOCK_N)
         keys = load_head(
             k, k_strides, k_args, padding, heads + head, group, head, ki, M,
-            K_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, not EVEN_M, PADDED,
+            K_TOKENS, LOOP.ALIGN, not LOOP.EVEN_M, LOOP,
         )  # fmt: skip
         values = load_head(
             v, v_strides, k_args, padding, 2 * heads + head, group, head, ki, M,
-            K_TOKENS, HEAD_DIM, BLOCK_D, TAIL_D, ALIGN, not EVEN_M, PADDED,
+            K_TOKENS, LOOP.ALIGN, not LOOP.EVEN_M, LOOP,
         )  # fmt: skip
-        product = products(queries, keys, PRECISION)  # [BLOCK_M, BLOCK_N]
+        product = products(queries, keys, LOOP.PRECISION)  # [BLOCK_M, BLOCK_N]
         weights = probabilities(
             product, scale * LOG2E, pivot[:, None], group, head, qi[:, None], ki[None, :], score_args, N, M,
-            SCORE, PLAIN, CAUSAL, not EVEN_M,
+            SCORE, LOOP.PLAIN, LOOP.CAUSAL, not LOOP.EVEN_M,
         )  # fmt: skip
-        slope = products(grads, values, PRECISION)
+        slope = products(grads, values, LOOP.PRECISION)
         slope = (weights * (slope - deltas[:, None])).to(q.dtype.element_ty)
         rows = ((ki // SIDE)[:, None] == tl.arange(0, BLOCK_H)[None, :]).to(q.dtype.element_ty)  # [BLOCK_N, BLOCK_H]
         columns = ((ki % SIDE)[:, None] == tl.arange(0, BLOCK_W)[None, :]).to(q.dtype.element_ty)
-        acc_h = tl.dot(slope, rows, acc_h, input_precision=PRECISION)
-        acc_w = tl.dot(slope, columns, acc_w, input_precision=PRECISION)
+        acc_h = tl.dot(slope, rows, acc_h, input_precision=LOOP.PRECISION)
+        acc_w = tl.dot(slope, columns, acc_w, input_precision=LOOP.PRECISION)
 
     first_h, first_w = FIRST(group, qi, q_args)
-    _store_sums(dh, dh_strides, q_args, acc_h, group, head, qi, first_h, N, Q_TOKENS, EXTENT_H, BLOCK_H, PADDED)
-    _store_sums(dw, dw_strides, q_args, acc_w, group, head, qi, first_w, N, Q_TOKENS, EXTENT_W, BLOCK_W, PADDED)
+    _store_sums(dh, dh_strides, q_args, acc_h, group, head, qi, first_h, N, Q_TOKENS, EXTENT_H, BLOCK_H, LOOP.PADDED)
+    _store_sums(dw, dw_strides, q_args, acc_w, group, head, qi, first_w, N, Q_TOKENS, EXTENT_W, BLOCK_W, LOOP.PADDED)
 
 
 def stream_axes_gradient(
@@ -100,14 +98,13 @@ def stream_axes_gradient(
     """Fill ``dh`` and ``dw``, whose last dimension is the rows, or columns, that a query sees. ``delta`` is that of
     `stream_dq`; ``first`` and ``side`` are FIRST and SIDE of the kernel."""
     extents, rows = (dh.tensor.shape[-1], dw.tensor.shape[-1]), triton.cdiv(s.m, side)
-    config = configs.ragged_config(s.head_dim, q.tensor.element_size(), arch_of(q.tensor), True)
+    config = ragged_config(s.head_dim, q.tensor.element_size(), arch_of(q.tensor), True)
     align, grad_align = aligned(q, k, v), aligned(grad)
-    options = constants(s, q, config)
     launch(
         _stream_bwd_axes, (triton.cdiv(s.n, config.block_m) * s.groups * s.heads,),
         q.tensor, k.tensor, v.tensor, grad.tensor, lse.tensor, delta, dh.tensor, dw.tensor,
         q.over(align), k.over(align), v.over(align), grad.over(grad_align), lse.over(1), dh.over(1), dw.over(1),
         s.q_args, s.k_args, s.score_args, s.padding, s.heads, s.n, s.m, s.scale,
         FIRST=first, SIDE=side, EXTENT_H=extents[0], EXTENT_W=extents[1],
-        BLOCK_H=configs.head_tile(rows), BLOCK_W=configs.head_tile(side), ALIGN=align, OUT_ALIGN=grad_align, **options,
+        BLOCK_H=head_tile(rows), BLOCK_W=head_tile(side), **constants(s, q, config, align, grad_align),
     )  # fmt: skip

@@ -2,22 +2,30 @@
 descriptors, in bulk copies that one warp starts, and a loop that the compiler divides among producer and consumer
 warps (FlashAttention-3, arXiv 2407.08608, section 3.1).
 
-Dense attention alone: plain, or with one dense bias or additive mask. Whether a launch comes here is said by `takes`,
-and by the table in configs.py behind it. Legend: see stream.py.
+Dense attention alone: plain, or with one dense bias or additive mask. Whether a launch comes here is said by `takes`.
+Legend: see stream.py.
 """
 
 import triton
 import triton.language as tl
 
-from ..machine import configs
-from ..machine.architecture import arch_of
+from ..machine.architecture import INTERPRETER, arch_of
+from ..machine.blocks import head_tile
+from ..machine.choices import choice
 from ..machine.launch import launch
+from ..machine.switch import Switch
 from ..machine.tiles import LOG2E, softmax_step
 from . import scores, tokens
+from .blocks import stream_hopper_config
+from .constants import loop_of
 from .heads import store_softmax
 from .problem import Problem, Rows, aligned
 
 START = 16  # bytes: every row that a descriptor reaches starts at a multiple
+# (head tile, whether there is a bias) -> fewest queries and keys from which this kernel was measured to be faster than
+# that of stream.py on sm_90. UNMEASURED: no GPU has timed it, so nothing is here and the pointer kernel runs.
+DESCRIPTORS_FROM = {}
+_asked = Switch(None)
 
 
 @triton.jit
@@ -38,43 +46,40 @@ def _described(
 def _stream_hopper_fwd(
     q, k, v, bias, out, lse, q_strides, k_strides, v_strides, bias_strides, out_strides, lse_strides,
     heads, N, M, scale,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KV_SHARE: tl.constexpr,
-    ALIGN: tl.constexpr, BIAS_ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, EVEN_M: tl.constexpr,
+    BIAS_ALIGN: tl.constexpr, LOOP: tl.constexpr,
 ):  # fmt: skip
-    PLAIN: tl.constexpr = bias is None
     pid = tl.program_id(0)
-    blocks = tl.cdiv(N, BLOCK_M)
+    blocks = tl.cdiv(N, LOOP.BLOCK_M)
     block, row = pid % blocks, (pid // blocks).to(tl.int64)  # row: (group, head)
     group, head = row // heads, row % heads
-    kv_head = head // KV_SHARE
-    all_queries = _described(q, q_strides, group, head, N, HEAD_DIM, BLOCK_M, BLOCK_D, ALIGN)
-    all_keys = _described(k, k_strides, group, kv_head, M, HEAD_DIM, BLOCK_N, BLOCK_D, ALIGN)
-    all_values = _described(v, v_strides, group, kv_head, M, HEAD_DIM, BLOCK_N, BLOCK_D, ALIGN)
-    if not PLAIN:
-        all_biases = _described(bias, bias_strides, group, head, N, M, BLOCK_M, BLOCK_N, BIAS_ALIGN)
+    kv_head = head // LOOP.KV_SHARE
+    all_queries = _described(q, q_strides, group, head, N, LOOP.HEAD_DIM, LOOP.BLOCK_M, LOOP.BLOCK_D, LOOP.ALIGN)
+    all_keys = _described(k, k_strides, group, kv_head, M, LOOP.HEAD_DIM, LOOP.BLOCK_N, LOOP.BLOCK_D, LOOP.ALIGN)
+    all_values = _described(v, v_strides, group, kv_head, M, LOOP.HEAD_DIM, LOOP.BLOCK_N, LOOP.BLOCK_D, LOOP.ALIGN)
+    if not LOOP.PLAIN:
+        all_biases = _described(bias, bias_strides, group, head, N, M, LOOP.BLOCK_M, LOOP.BLOCK_N, BIAS_ALIGN)
 
-    queries = all_queries.load([block * BLOCK_M, 0])  # [BLOCK_M, BLOCK_D]
+    queries = all_queries.load([block * LOOP.BLOCK_M, 0])  # [BLOCK_M, BLOCK_D]
     factor = scale * LOG2E
-    maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for start in tl.range(0, M, BLOCK_N, warp_specialize=True):
+    maximum = tl.full([LOOP.BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([LOOP.BLOCK_M], tl.float32)
+    acc = tl.zeros([LOOP.BLOCK_M, LOOP.BLOCK_D], tl.float32)
+    for start in tl.range(0, M, LOOP.BLOCK_N, warp_specialize=True):
         keys = all_keys.load([start, 0])
         s = tl.dot(queries, tl.trans(keys))  # [BLOCK_M, BLOCK_N]
-        if not PLAIN:
-            s = s * factor + all_biases.load([block * BLOCK_M, start]).to(tl.float32) * LOG2E
-        if not EVEN_M:  # in every turn: a last turn of its own would be work for the warps that only load
-            s = tl.where((start + tl.arange(0, BLOCK_N))[None, :] < M, s, float("-inf"))
-        weights, maximum, total, shrink = softmax_step(s, factor, maximum, total, PLAIN)
+        if not LOOP.PLAIN:
+            s = s * factor + all_biases.load([block * LOOP.BLOCK_M, start]).to(tl.float32) * LOG2E
+        if not LOOP.EVEN_M:  # in every turn: a last turn of its own would be work for the warps that only load
+            s = tl.where((start + tl.arange(0, LOOP.BLOCK_N))[None, :] < M, s, float("-inf"))
+        weights, maximum, total, shrink = softmax_step(s, factor, maximum, total, LOOP.PLAIN)
         acc = acc * shrink[:, None]
         values = all_values.load([start, 0])
         acc = tl.dot(weights.to(v.dtype.element_ty), values, acc)
 
-    qi = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    qi = block * LOOP.BLOCK_M + tl.arange(0, LOOP.BLOCK_M)
     store_softmax(
-        out, lse, out_strides, lse_strides, (), maximum, total, (acc,), group, head, qi, N,
-        tokens.dense, HEAD_DIM, BLOCK_D, 0, OUT_ALIGN, False,
-    )  # fmt: skip
+        out, lse, out_strides, lse_strides, (), maximum, total, (acc,), group, head, qi, N, tokens.dense, LOOP
+    )
 
 
 def _reached(rows: Rows) -> bool:
@@ -93,14 +98,29 @@ def _bias(s: Problem) -> Rows | None:
     return Rows(term, head, (group, query)) if added else None
 
 
+def descriptors(asked: bool | None):
+    """Within the block this kernel runs wherever it can (True) or nowhere (False), whatever was measured."""
+    return _asked.set(asked)
+
+
+@choice
+def takes_descriptors(head_dim, itemsize, arch, queries, keys, biased):
+    """Whether dense attention of such a size comes here: where `DESCRIPTORS_FROM` says that it pays, which is nowhere
+    as long as that is unmeasured, or where `descriptors` asks for it."""
+    if itemsize != 2 or head_dim % 8 or not 32 < head_dim <= 128 or arch not in (90, INTERPRETER):
+        return False
+    if _asked.value is not None:
+        return _asked.value
+    return min(queries, keys) >= DESCRIPTORS_FROM.get((head_tile(head_dim), biased), float("inf"))
+
+
 def takes(s: Problem, *operands: Rows) -> bool:
-    """Whether dense attention on q, k and v comes here: `configs.takes_descriptors` says so, and descriptors reach
-    all rows."""
+    """Whether dense attention on q, k and v comes here: `takes_descriptors` says so, and descriptors reach all rows."""
     tensor, bias = operands[0].tensor, _bias(s)
     if s.causal or s.seed is not None or (bias is None and s.score is not scores.plain) or s.m == 0:
         return False
     arch, itemsize = arch_of(tensor), tensor.element_size()
-    if not configs.takes_descriptors(s.head_dim, itemsize, arch, s.n, s.m, bias is not None):
+    if not takes_descriptors(s.head_dim, itemsize, arch, s.n, s.m, bias is not None):
         return False
     return all(map(_reached, operands if bias is None else (*operands, bias)))
 
@@ -108,7 +128,7 @@ def takes(s: Problem, *operands: Rows) -> bool:
 def stream_hopper_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse: Rows) -> None:
     """`stream.stream_forward` for what `takes` accepts."""
     bias = _bias(s)
-    config = configs.stream_hopper_config(s.head_dim, arch_of(q.tensor), bias is not None)
+    config = stream_hopper_config(s.head_dim, arch_of(q.tensor), bias is not None)
     align, out_align, bias_align = aligned(q, k, v), aligned(out), 1 if bias is None else aligned(bias)
 
     def placed(rows: Rows):
@@ -120,7 +140,6 @@ def stream_hopper_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse:
         q.tensor, k.tensor, v.tensor, None if bias is None else bias.tensor, out.tensor, lse.tensor,
         placed(q), placed(k), placed(v), () if bias is None else bias.over(bias_align),
         out.over(out_align), lse.over(1), s.heads, s.n, s.m, s.scale,
-        HEAD_DIM=s.head_dim, BLOCK_D=configs.head_tile(s.head_dim), BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-        KV_SHARE=s.heads // max(s.kv_heads, 1), ALIGN=align, BIAS_ALIGN=bias_align, OUT_ALIGN=out_align,
-        EVEN_M=s.m % config.block_n == 0, num_warps=config.num_warps, num_stages=config.num_stages, scratch=True,
+        BIAS_ALIGN=bias_align, LOOP=loop_of(s, q, config, (head_tile(s.head_dim), 0), align, out_align),
+        num_warps=config.num_warps, num_stages=config.num_stages, scratch=True,
     )  # fmt: skip

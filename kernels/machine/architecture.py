@@ -2,14 +2,15 @@
 interpreted."""
 
 import functools
-from contextlib import contextmanager
 
 import torch
 
+from .switch import Switch
+
 INTERPRETER = 0
-AMPERE, HOPPER, BLACKWELL, CDNA = "ampere", "hopper", "blackwell", "cdna"
+AMPERE, CONSUMER_BLACKWELL, HOPPER, BLACKWELL, CDNA = range(5)  # `family`; in this order in tables of block sizes
 SMALL_SHARED = (86, 89, 120, 121)  # 99 KiB a program, and not 163 or more
-_forced_arch = None
+_forced = Switch(None)
 
 
 @functools.cache
@@ -23,31 +24,27 @@ def _device_arch(index):
 
 def arch_of(tensor):
     """Architecture that a kernel on ``tensor`` is configured for."""
-    if _forced_arch is not None:
-        return _forced_arch
+    if _forced.value is not None:
+        return _forced.value
     return _device_arch(tensor.device.index or 0) if tensor.is_cuda else INTERPRETER
 
 
-@contextmanager
 def forced_arch(arch):
     """Within the block configure for ``arch`` whatever the tensors' device: how kernels are compiled without a GPU."""
-    global _forced_arch
-    before, _forced_arch = _forced_arch, arch
-    try:
-        yield
-    finally:
-        _forced_arch = before
+    return _forced.set(arch)
 
 
 def family(arch):
-    """How a multiprocessor multiplies matrices.
+    """How a multiprocessor multiplies matrices; None in the interpreter.
 
-    AMPERE: both operands and the sum in registers (80 to 89; 120 again). HOPPER: operands in shared memory, the sum in
-    registers. BLACKWELL: the sum in a memory of its own (100 to 119). CDNA: as Ampere, with warps of 64 lanes, 512
-    registers a lane and 64 KiB of shared memory.
+    AMPERE: both operands and the sum in registers (80 to 89). CONSUMER_BLACKWELL: likewise, where other tiles spill
+    (120 on). HOPPER: operands in shared memory, the sum in registers. BLACKWELL: the sum in a memory of its own (100 to
+    119). CDNA: as Ampere, with warps of 64 lanes, 512 registers a lane and 64 KiB of shared memory.
     """
     if arch == INTERPRETER:
         return None
     if arch >= 900:
         return CDNA
-    return HOPPER if arch == 90 else BLACKWELL if 100 <= arch < 120 else AMPERE
+    if arch >= 120:
+        return CONSUMER_BLACKWELL
+    return BLACKWELL if arch >= 100 else HOPPER if arch == 90 else AMPERE

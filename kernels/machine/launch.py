@@ -3,13 +3,14 @@
 import contextvars
 import functools
 import math
-from contextlib import contextmanager
 
 import torch
 import triton
 
+from .switch import Switch
+
 MOST_PROGRAMS = 2**31 - 1  # of a grid; the number of a program is an int32
-_redirect = None  # set by `redirected`: receives every launch instead of the device
+_receiver = Switch(None)  # of every launch, instead of the device
 
 
 def launch(kernel, grid, *args, num_warps, num_stages, scratch=False, **constants):
@@ -29,8 +30,8 @@ def launch(kernel, grid, *args, num_warps, num_stages, scratch=False, **constant
             f"most {MOST_PROGRAMS}. Split the batch."
         )
     options = dict(num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)
-    if _redirect is not None:
-        _redirect(kernel, grid, args, constants, options)
+    if _receiver.value is not None:
+        _receiver.value(kernel, grid, args, constants, options)
         return
     start = functools.partial(kernel[grid], *args, **constants, **options)
     try:
@@ -46,12 +47,6 @@ def _with_scratch(start):
     start()
 
 
-@contextmanager
 def redirected(receiver):
     """Within the block, hand each launch to ``receiver(kernel, grid, args, constants, options)``; nothing runs."""
-    global _redirect
-    before, _redirect = _redirect, receiver
-    try:
-        yield
-    finally:
-        _redirect = before
+    return _receiver.set(receiver)

@@ -12,9 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from ..machine import configs
 from ..machine.architecture import arch_of
+from ..machine.blocks import dot_precision
 from ..machine.launch import launch
+from .blocks import matmul_config, pointwise_config
 
 
 @triton.jit
@@ -85,14 +86,14 @@ def _pointwise(
 def row_blocks(rows, like, own):
     """Blocks of rows that `multiply` cuts ``rows`` into: the number of partial sums that a hook leaves."""
     arch = arch_of(like)
-    config = configs.matmul_config(like.element_size(), arch)[0] if own else configs.pointwise_config(arch)
+    config = matmul_config(like.element_size(), arch)[0] if own else pointwise_config(arch)
     return triton.cdiv(rows, config.block_m)
 
 
 def pointwise(product, epilogue, args, *, act="gelu", exact=False):
     """EPILOGUE(product) for a contiguous product (rows, cols)."""
     rows, cols = product.shape
-    config = configs.pointwise_config(arch_of(product))
+    config = pointwise_config(arch_of(product))
     launch(
         _pointwise, (triton.cdiv(rows, config.block_m) * triton.cdiv(cols, config.block_n),), product, args, rows, cols,
         EPILOGUE=epilogue, ACT=act, EXACT=exact,
@@ -112,11 +113,11 @@ def multiply(a, b, epilogue, args, *, own, act="gelu", heavy=False):
         pointwise(torch.mm(a, b), epilogue, args, act=act, exact=exact)
         return
     (rows, inner), cols = a.shape, b.shape[1]
-    config, block_k = configs.matmul_config(a.element_size(), arch_of(a), heavy)
+    config, block_k = matmul_config(a.element_size(), arch_of(a), heavy)
     launch(
         _matmul, (triton.cdiv(rows, config.block_m) * triton.cdiv(cols, config.block_n),),
         a, b, args, rows, cols, inner, a.stride(0), b.stride(0), b.stride(1),
-        EPILOGUE=epilogue, ACT=act, EXACT=exact, PRECISION=configs.dot_precision(a.dtype),
+        EPILOGUE=epilogue, ACT=act, EXACT=exact, PRECISION=dot_precision(a.dtype),
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=block_k, GROUP=8, EVEN_K=inner % block_k == 0,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

@@ -17,17 +17,11 @@ from torch import Tensor
 from ..loop import scores
 from ..loop.problem import Problem, aligned, dense_rows
 from ..machine.architecture import arch_of
-from ..machine.configs import (
-    dot_precision,
-    groups_per_program,
-    head_tile,
-    short_columns,
-    short_forward_config,
-    short_takes,
-    short_tile,
-)
+from ..machine.blocks import dot_precision, head_tile
+from ..machine.choices import choice
 from ..machine.launch import launch
 from ..machine.tiles import LN2, LOG2E, gather_rows, normalize, store_rows
+from .blocks import groups_per_program, short_columns, short_forward_config, short_tile
 
 LOG2_OF_E = LOG2E.value
 
@@ -180,6 +174,20 @@ def dense_bias(bias, problem):
     tile[:, p.n :] = 0.0  # rows that no query fills stay finite
     tile[:, : p.n, : p.m] = wide[0].float() * LOG2_OF_E
     return held_bias(tile)
+
+
+@choice
+def short_takes(queries, keys, head_dim, itemsize, walks):
+    """Whether these kernels hold a group in registers: where they compile without spills, which the tests hold them to.
+    No GPU has timed them against the loop.
+
+    ``walks``: a program adds over groups (the gradient of a bias, a padding vector or a cosine scale), or reads a bias
+    or a mask. Beyond 64 tokens only whole heads of 64 fit.
+    """
+    longest = max(queries, keys)
+    if itemsize == 4:
+        return longest <= 64 and head_dim <= 32
+    return head_dim <= 64 and longest <= (256 if head_dim == 64 and not walks else 64)
 
 
 def fits(q, k, v, *, terms=False):

@@ -16,9 +16,10 @@ import triton.language as tl
 from ..loop import scores
 from ..loop.problem import aligned, dense_rows
 from ..machine.architecture import arch_of
-from ..machine.configs import dot_precision, groups_per_program, head_tile, short_backward_config, short_tile
+from ..machine.blocks import dot_precision, head_tile
 from ..machine.launch import launch
 from ..machine.tiles import LOG2E, gather_rows, load_rows, normalize, normalize_backward, store_rows
+from .blocks import groups_per_program, short_backward_config, short_tile
 from .short_attention import bias_tile, dense_bias, dense_problem, logits, shared_offsets
 
 

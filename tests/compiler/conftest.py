@@ -4,10 +4,14 @@ VITKERN_COMPILE_WORKERS in the environment says how many; two without it.
 """
 
 import os
+import types
 
 import pytest
 
-from vitkern.lab.compiling import workers
+from tests.compiler.rows import ARCH, NAME, scale_rows
+from vitkern import cli
+from vitkern.lab.compiling import compile as lab
+from vitkern.lab.compiling import golden, matrix, workers
 
 
 def pytest_configure(config):
@@ -41,3 +45,24 @@ def compiled(request):
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """command(*arguments) -> (exit code, stdout, stderr) of the part, in this process, with golden files of its own."""
+    monkeypatch.setattr(golden, "FOLDER", tmp_path / "golden")
+    monkeypatch.setenv("VITKERN_LAB_RECORDS", str(tmp_path / "records"))
+    monkeypatch.setattr(lab, "archs_of", lambda name: (ARCH,))
+
+    def compile_here(cells, jobs):
+        for cell in cells:
+            yield workers.Done(cell, workers.compile_cell(*cell), "", 0.1)
+
+    monkeypatch.setattr(workers, "compile_cells", compile_here)
+
+    def call(*arguments, run=scale_rows):
+        monkeypatch.setattr(matrix, "launches", lambda: {NAME: types.SimpleNamespace(run=run)})
+        code = cli.main(["lab", "compile", *arguments])
+        return code, *capsys.readouterr()
+
+    return call

@@ -1,11 +1,16 @@
-"""Which entries of kernels/configs.py and which hook combinations there are, and which ones launches ask for."""
+"""Which block sizes of kernels/ and which hook combinations there are, and which ones launches ask for."""
 
 import inspect
 import itertools
-import sys
 
-from vitkern.kernels.machine import configs
+import vitkern.kernels
+from vitkern.kernels.machine.blocks import head_tile
+from vitkern.kernels.machine.choices import answered, choices
+from vitkern.kernels.sparse_attention import sparse_takes
+from vitkern.kernels.tile.blocks import short_columns, short_tile
+from vitkern.kernels.tile.short_attention import short_takes
 from vitkern.lab.compiling.compiled import caught
+from vitkern.lab.compiling.work import named
 from vitkern.ops.local_attention import MAX_HEAD_DIM
 
 HEAD_DIMS = (16, 20, 24, 32, 36, 40, 48, 64, 72, 80, 96, 104, 112, 128, 160, 192, 256)
@@ -19,29 +24,30 @@ DOMAIN = {
     "channels": (32, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 3072, 4096),
     **dict.fromkeys(("hooked", "biased", "causal", "dropout", "windows", "heavy", "walks", "backward"), (False, True)),
 }
-NAMES = tuple(name for name, value in vars(configs).items() if name.endswith("_config") and inspect.isfunction(value))
+vitkern.kernels.modules()
+NAMES = tuple(name for name in choices() if name.endswith("_config"))
 
 
 def _possible(name, values, arch):
     if values.get("dropout") and not values.get("hooked"):
         return False  # dropout is one of the hooks
     if name == "stream_hopper_config":
-        return arch == 90 and configs.head_tile(values["head_dim"]) in (64, 128)
+        return arch == 90 and head_tile(values["head_dim"]) in (64, 128)
     if name == "ragged_config":
         return values["head_dim"] <= MAX_HEAD_DIM
     if name.startswith("sparse_"):
-        return configs.sparse_takes(values["keys"], values["head_dim"], values["itemsize"], arch)
+        return sparse_takes(values["keys"], values["head_dim"], values["itemsize"], arch)
     if not name.startswith("short_"):
         return True
     queries, keys = values["queries"], values["keys"]
-    takes = configs.short_takes(queries, keys, values["head_dim"], values["itemsize"], values["walks"])
-    return takes and max(queries, keys) <= configs.short_columns(arch)
+    takes = short_takes(queries, keys, values["head_dim"], values["itemsize"], values["walks"])
+    return takes and max(queries, keys) <= short_columns(arch)
 
 
 def entry(name, arch, values, result):
     """What tells two entries apart: the function, the architecture, the element, the answer, and the head's tile, of
     which those up to 64 have all branches in common."""
-    head = max(64, configs.head_tile(values["head_dim"])) if "head_dim" in values else None
+    head = max(64, head_tile(values["head_dim"])) if "head_dim" in values else None
     return name, arch, values.get("itemsize"), head, result
 
 
@@ -49,7 +55,7 @@ def entries(arch):
     """Every answer that a config function has for ``arch``, with an example of what asks for it."""
     found = {}
     for name in NAMES:
-        function = getattr(configs, name)
+        function = choices()[name]
         parameters = [p for p in inspect.signature(function).parameters if p != "arch"]
         short = name.startswith("short_")
         asked = ["queries", "keys", "head_dim", "itemsize", "walks"] if short else parameters
@@ -58,7 +64,7 @@ def entries(arch):
             if not _possible(name, values, arch):
                 continue
             if short:
-                values["rows"], values["columns"] = configs.short_tile(values["queries"], values["keys"])
+                values["rows"], values["columns"] = short_tile(values["queries"], values["keys"])
             result = function(**{p: values[p] for p in parameters}, arch=arch)
             kept = {k: v for k, v in values.items() if k in (*parameters, "itemsize")}
             found.setdefault(entry(name, arch, kept, result), values)
@@ -68,6 +74,7 @@ def entries(arch):
 def combination(kernel, args, constants):
     """What tells two kernels of one source apart, tile sizes aside: hooks, head, flags, and arguments that are None."""
     chosen = ("HEAD_DIM", "ACT", "POST_NORM", "CAUSAL", "BIAS", "SHARED", "NORM")
+    constants = named(constants)
     hooks = sorted((name, value.fn.__name__) for name, value in constants.items() if hasattr(value, "fn"))
     flags = [(name, constants[name]) for name in chosen if name in constants]
     missing = tuple(name for name, value in zip(kernel.arg_names, args, strict=False) if value is None)
@@ -78,20 +85,16 @@ def asked(run, arch):
     """What ``run()`` asks for: (entries, combinations, constants of its launches)."""
     found, combinations, all_constants = set(), set(), []
 
-    def watch(frame, event, result):
-        code = frame.f_code
-        if event == "return" and code.co_filename == configs.__file__ and code.co_name in NAMES:
-            found.add(entry(code.co_name, arch, dict(frame.f_locals), result))
+    def noted(choice, *args, **kwargs):
+        result = choice(*args, **kwargs)
+        if choice.__name__ in NAMES:
+            found.add(entry(choice.__name__, arch, inspect.signature(choice).bind(*args, **kwargs).arguments, result))
+        return result
 
     def receive(kernel, grid, args, constants, options):
         combinations.add(combination(kernel, args, constants))
         all_constants.append(constants)
 
-    before = sys.getprofile()
-    with caught(receive, arch):
-        sys.setprofile(watch)
-        try:
-            run()
-        finally:
-            sys.setprofile(before)
+    with caught(receive, arch), answered(noted):
+        run()
     return found, combinations, all_constants

@@ -2,65 +2,22 @@
 
 import dataclasses
 import json
-import types
 
 import pytest
-import torch
-import triton
-import triton.language as tl
 
-from vitkern import cli
-from vitkern.kernels.machine.launch import launch
+from tests.compiler.rows import ARCH, NAME, scale_rows
 from vitkern.lab import records
 from vitkern.lab.compiling import compile as lab
-from vitkern.lab.compiling import digest, exceptions, figures, golden, matrix, workers
+from vitkern.lab.compiling import exceptions, figures, golden, workers
 from vitkern.lab.compiling.exception import Excuse
 
 pytestmark = pytest.mark.compiler
-NAME, ARCH = "rows", 80
-
-
-@triton.jit
-def _scale(x, out, columns, TIMES: tl.constexpr, BLOCK: tl.constexpr):
-    row, i = tl.program_id(0), tl.arange(0, BLOCK)
-    for start in range(0, columns, BLOCK):
-        value = tl.load(x + row * columns + start + i).to(tl.float32)
-        for _ in tl.static_range(TIMES):
-            value = tl.exp2(value) * 0.5
-        tl.store(out + row * columns + start + i, value)
-
-
-def _launch(columns=4096, times=2, block=1024, num_warps=4):
-    x = torch.empty(4, columns, dtype=torch.bfloat16)
-    options = dict(num_warps=num_warps, num_stages=1)
-    launch(_scale, (4,), x, torch.empty_like(x), columns, TIMES=times, BLOCK=block, **options)
 
 
 @pytest.fixture(scope="module")
 def kernel():
-    (one,) = lab.compile_launches(_launch, ARCH)
+    (one,) = lab.compile_launches(scale_rows, ARCH)
     return one
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """command(*arguments) -> (exit code, stdout, stderr) of the part, in this process, with golden files of its own."""
-    monkeypatch.setattr(golden, "FOLDER", tmp_path / "golden")
-    monkeypatch.setenv("VITKERN_LAB_RECORDS", str(tmp_path / "records"))
-    monkeypatch.setattr(lab, "archs_of", lambda name: (ARCH,))
-
-    def compile_here(cells, jobs):
-        for cell in cells:
-            yield workers.Done(cell, workers.compile_cell(*cell), "", 0.1)
-
-    monkeypatch.setattr(workers, "compile_cells", compile_here)
-
-    def call(*arguments, run=_launch):
-        monkeypatch.setattr(matrix, "launches", lambda: {NAME: types.SimpleNamespace(run=run)})
-        code = cli.main(["lab", "compile", *arguments])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def _worse(kernel, **changes):
@@ -148,7 +105,7 @@ def test_update_then_compare(command):
 )
 def test_a_planted_regression_fails_the_command(command, planted, says):
     assert command("--update")[0] == 0
-    code, out, _ = command(run=lambda: _launch(**planted))
+    code, out, _ = command(run=lambda: scale_rows(**planted))
     assert code == 1 and "verdict: FAILED" in out
     assert all(text in out for text in says), out
     assert not records.read("compile")["passed"]
@@ -167,7 +124,7 @@ def test_a_kernel_without_golden_figures_is_unlisted(command):
 def test_without_a_golden_file_problems_are_checked(command):
     code, out, _ = command()
     assert code == 0 and f"no golden figures for Triton {golden.minor()}" in out
-    code, out, _ = command(run=lambda: _launch(columns=4100))
+    code, out, _ = command(run=lambda: scale_rows(columns=4100))
     assert code == 1 and "1 problems" in out
 
 
@@ -190,93 +147,6 @@ def test_a_part_of_the_matrix_is_not_recorded_and_updates_its_own(command):
     assert records.read("compile") is None
     assert command("--update")[0] == 0
     assert set(golden.load(golden.minor()).entries) == {(NAME, ARCH)}
-
-
-def _recorded(command):
-    """The golden file of one command, and that a second one compiles nothing."""
-    assert command("--update")[0] == 0
-    code, out, err = command()
-    assert code == 0 and "1 cells (0 compiled, 1 recorded), 1 kernels (1 distinct)" in out and "CPU s" not in err
-    assert (records.read("compile")["compiled"], records.read("compile")["recorded"]) == (0, 1)
-    return golden.path_of(golden.minor())
-
-
-def test_what_is_recorded_is_compiled_when_asked(command):
-    _recorded(command)
-    code, out, _ = command("--all")
-    assert code == 0 and "1 cells (1 compiled, 0 recorded)" in out
-
-
-@pytest.mark.parametrize("name", ["registers", "load", "digest", "seal"])
-def test_a_doctored_file_fails(command, name):
-    path = _recorded(command)
-    content = json.loads(path.read_text())
-    cell = content["cells"][NAME]["sm_80"]
-    holder = cell if name in cell else cell["kernels"]["_scale"]
-    holder[name] = holder[name] + 1 if type(holder[name]) is int else "0" * 16
-    path.write_text(json.dumps(content))
-    code, out, _ = command()
-    assert code == 1 and "1 unsealed" in out and "! unsealed: its golden figures or their digest" in out
-    assert not records.read("compile")["passed"]
-    assert command("--update")[0] == 0
-    _recorded(command)
-
-
-def test_other_sources_with_the_same_figures_are_to_be_recorded(command, monkeypatch):
-    _recorded(command)
-    monkeypatch.setattr(digest, "_readers", lambda: "others")
-    code, out, _ = command()
-    assert code == 1 and "1 cells (1 compiled, 0 recorded)" in out and "0 regressions" in out and "1 unrecorded" in out
-    assert "\n1 cells are not recorded: python -m vitkern lab compile --update, and commit it\n" in out
-    assert command()[0] == 1
-    _recorded(command)
-
-
-def test_another_patch_release_compiles_everything_and_judges_no_digest(command, monkeypatch):
-    path = _recorded(command)
-    path.write_text(path.read_text().replace(f'"triton": "{golden.installed()}"', f'"triton": "{golden.minor()}.77"'))
-    code, out, _ = command()
-    assert code == 0 and "1 cells (1 compiled, 0 recorded)" in out
-    monkeypatch.setattr(digest, "_readers", lambda: "others")
-    code, out, _ = command()
-    assert code == 0 and "1 cells (1 compiled, 0 recorded)" in out and "0 unrecorded" in out
-    code, out, _ = command(run=lambda: _launch(times=6))
-    assert code == 1 and "1 regressions" in out
-
-
-def test_recorded_figures_need_their_exceptions_and_problems_are_not_recorded(command, monkeypatch):
-    def narrow():
-        return _launch(columns=4100)
-
-    code, out, _ = command("--update", run=narrow)
-    assert code == 1 and "1 problems" in out and golden.load(golden.minor()).entries == {}
-    excuse = ("widest global load is ", "a reason that says why")
-    monkeypatch.setattr(exceptions, "EXCEPTIONS", {(NAME, "_scale", ARCH): excuse})
-    assert command("--update", run=narrow)[0] == 0
-    code, out, _ = command(run=narrow)
-    assert code == 0 and "0 compiled" in out
-    monkeypatch.setattr(exceptions, "EXCEPTIONS", {})
-    code, out, _ = command(run=narrow)
-    assert code == 1 and "0 compiled" in out and "! problem: _scale w4 s1: widest global load is " in out
-    monkeypatch.setattr(exceptions, "EXCEPTIONS", {(NAME, "_scale", ARCH): ("spills", "never")})
-    code, out, _ = command(run=narrow)
-    assert code == 1 and "2 problems" in out and "! problem: _scale: the exception 'spills' is no longer needed" in out
-
-
-def test_a_cell_without_a_digest_fails(command, monkeypatch):
-    def refuse(*_):
-        raise TypeError("digest: no text")
-
-    monkeypatch.setattr(digest.Sources, "value", refuse)
-    code, out, _ = command("--update")
-    assert code == 1 and "! failure: compiled, but has no digest: TypeError: digest: no text" in out
-    assert golden.load(golden.minor()).entries == {}
-
-
-@pytest.mark.parametrize("path", sorted(golden.FOLDER.glob("*.json")), ids=lambda path: path.stem)
-def test_the_seals_of_the_golden_files_fit(path):
-    known = golden.load(path.stem.removeprefix("triton-"))
-    assert known.entries and not [cell for cell in known.entries if golden.is_broken(known, cell)]
 
 
 @pytest.mark.parametrize(

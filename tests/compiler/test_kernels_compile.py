@@ -11,7 +11,11 @@ from triton.runtime import driver
 from tests.compiler.cases import CELLS
 from vitkern import dispatch
 from vitkern.kernels.loop import problem
-from vitkern.kernels.machine import architecture, configs
+from vitkern.kernels.loop.heads import one_tile
+from vitkern.kernels.loop.stream_hopper import descriptors
+from vitkern.kernels.machine import architecture
+from vitkern.kernels.machine.blocks import Config
+from vitkern.kernels.machine.choices import replaced
 from vitkern.kernels.machine.launch import launch
 from vitkern.lab.compiling import budget, exceptions, golden, sass
 from vitkern.lab.compiling import compile as lab
@@ -44,13 +48,13 @@ def test_hoppers_variant_has_warps_that_load_and_warps_that_compute(compiled, ce
 
 
 def _hopper_of_eight_warps():
-    with configs.descriptors(True):
+    with descriptors(True):
         attention_qkvpacked(torch.empty(2, 300, 3, 2, 64, dtype=torch.bfloat16))
 
 
-def test_warps_that_were_not_specialised_are_flagged(monkeypatch):
-    monkeypatch.setattr(configs, "stream_hopper_config", lambda *_: configs.Config(128, 128, 8, 2))
-    (kernel,) = lab.compile_launches(_hopper_of_eight_warps, 90)
+def test_warps_that_were_not_specialised_are_flagged():
+    with replaced({"stream_hopper_config": lambda *_: Config(128, 128, 8, 2)}):
+        (kernel,) = lab.compile_launches(_hopper_of_eight_warps, 90)
     assert kernel.all_warps == kernel.num_warps == kernel.loop_warps == 8
     assert kernel.problems() == ["asks for specialised warps and has none"]
 
@@ -62,7 +66,7 @@ def _heads_of_80():
 
 def test_heads_of_80_dims_multiply_80():
     (two,) = lab.compile_launches(_heads_of_80, 80)
-    with configs.one_tile():
+    with one_tile():
         (one,) = lab.compile_launches(_heads_of_80, 80)
     for kernel, width in ((two, 80), (one, 128)):
         assert kernel.work.programs * kernel.work.turns * kernel.work.flop == 4 * 2 * 4 * 1024 * 1024 * width

@@ -15,26 +15,16 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 OPS, PROBLEMS = tuple(specimens()), gathered("check")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Shapes that fill the device: races and reused memory show in many programs, not in four.
-LARGE = {
-    "attention": dict(q=(32, 6, 197, 64), k=(32, 6, 197, 64), v=(32, 6, 197, 64), bias=(1, 6, 197, 197)),
-    "window_attention": dict(qkv=(16, 56, 56, 288), table=(169, 3)),
-    "local_attention": dict(qkv=(16, 56, 56, 192), table=(2, 13, 13)),
-    "sparse_attention": dict(q=(512, 4, 50, 32), k=(512, 4, 50, 32), v=(512, 4, 50, 32)),
-    "layernorm": dict(x=(6304, 768), weight=(768,), bias=(768,)),
-    "layernorm_mlp": dict(
-        x=(16, 196, 384), norm_weight=(384,), norm_bias=(384,),
-        fc1_weight=(1536, 384), fc1_bias=(1536,), fc2_weight=(384, 1536), fc2_bias=(384,),
-    ),
-}  # fmt: skip
-OPTIONS = {
-    "attention": {},
-    "window_attention": dict(num_heads=3, window=(7, 7), shift=(3, 3)),
-    "local_attention": dict(num_heads=2, block=(1, 1), halo=(3, 3), border="clamp"),
-    "sparse_attention": {},
-    "layernorm": dict(eps=1e-6),
-    "layernorm_mlp": dict(eps=1e-6),
-}
+SHARE = 4  # of a layer's batch: enough to fill the device. Races and reused memory show in many programs, not in four
+
+
+def most(specimen):
+    """The layer with most operands."""
+    every = (*specimen.layers, *(launch.layer for launch in specimen.launches))
+    return max(every, key=lambda layer: len(layer.problem(1).gradients))
+
+
+MOST = {name: most(specimen) for name, specimen in specimens().items()}
 
 
 @pytest.fixture(autouse=True)
@@ -44,20 +34,37 @@ def _kernels_only():
         yield
 
 
-def function(op):
-    return next(case for case in PROBLEMS if case.op == op and not case.function).run
-
-
 def large(op, dtype=torch.bfloat16, device="cuda", seed=0):
-    generator = torch.Generator(device).manual_seed(seed)
-    shapes = LARGE[op].items()
-    return {n: (torch.randn(s, generator=generator, device=device) * 0.2).to(dtype).requires_grad_() for n, s in shapes}
+    """Inputs of a layer that fills the device, by name."""
+    problem = MOST[op].problem(MOST[op].batch // SHARE)
+
+    def placed(name, value):
+        if not value.is_floating_point():
+            return value.to(device)
+        return (value * 0.2).to(device, dtype).requires_grad_(name in problem.gradients)
+
+    return {n: placed(n, x) for n, x in problem.inputs(torch.Generator().manual_seed(seed)).items()}
+
+
+def call(op, inputs):
+    """The first output."""
+    problem = MOST[op].problem(1)
+    out = problem.run(**inputs, **problem.options)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def graded(inputs):
+    return [value for value in inputs.values() if value.requires_grad]
+
+
+def detached(inputs):
+    return {name: value.detach() for name, value in inputs.items()}
 
 
 def forward_and_backward(op, inputs):
-    out = function(op)(**inputs, **OPTIONS[op])
+    out = call(op, inputs)
     grad = torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape).to(out.dtype)
-    return [out.detach(), *torch.autograd.grad(out, list(inputs.values()), grad)]
+    return [out.detach(), *torch.autograd.grad(out, graded(inputs), grad)]
 
 
 @functools.cache
@@ -110,38 +117,37 @@ def test_every_element_is_written(op):
 
 @pytest.mark.parametrize("op", OPS)
 def test_cuda_graph_replays_on_new_inputs(op):
-    static = {name: value.detach() for name, value in large(op, seed=1).items()}
-    run = function(op)
+    static = detached(large(op, seed=1))
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.no_grad(), torch.cuda.stream(side):
-        run(**static, **OPTIONS[op])
+        call(op, static)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad(), torch.cuda.graph(graph):
-        captured = run(**static, **OPTIONS[op])
-    other = large(op, seed=2)
+        captured = call(op, static)
+    other = detached(large(op, seed=2))
     for name, value in other.items():
-        static[name].copy_(value.detach())
+        static[name].copy_(value)
     graph.replay()
     with torch.no_grad():
-        assert torch.equal(captured, run(**other, **OPTIONS[op]))
+        assert torch.equal(captured, call(op, other))
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_runs_on_the_current_stream(op):
     """On a side stream that is kept busy the result depends on what that stream writes first."""
-    inputs = {name: value.detach() for name, value in large(op).items()}
+    inputs = detached(large(op))
     name = next(iter(inputs))
     with torch.no_grad():
-        expected = function(op)(**inputs, **OPTIONS[op])
+        expected = call(op, inputs)
         value, late = inputs[name], torch.zeros_like(inputs[name])
         torch.cuda.synchronize()
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             torch.cuda._sleep(50_000_000)
             late.copy_(value)
-            actual = function(op)(**(inputs | {name: late}), **OPTIONS[op])
+            actual = call(op, inputs | {name: late})
         stream.synchronize()
     assert torch.equal(actual, expected)
 
@@ -150,7 +156,7 @@ def test_runs_on_the_current_stream(op):
 @pytest.mark.parametrize("op", OPS)
 def test_runs_on_the_tensors_device(op):
     expected = forward_and_backward(op, large(op, device="cuda:0"))
-    inputs = {name: value.detach().to("cuda:1").requires_grad_() for name, value in large(op, device="cuda:0").items()}
+    inputs = large(op, device="cuda:1")
     with torch.cuda.device(0):
         actual = forward_and_backward(op, inputs)
         assert torch.cuda.current_device() == 0
@@ -163,53 +169,50 @@ def test_runs_on_the_tensors_device(op):
 def test_compiles_to_the_same(op):
     inputs = large(op)
     expected = forward_and_backward(op, inputs)
-    compiled = torch.compile(lambda **tensors: function(op)(**tensors, **OPTIONS[op]), fullgraph=True)
-    assert torch.equal(compiled(**inputs).detach(), expected[0])
+    run, options = MOST[op].problem(1).run, MOST[op].problem(1).options
+    out = torch.compile(lambda **tensors: run(**tensors, **options), fullgraph=True)(**inputs)
+    assert torch.equal((out[0] if isinstance(out, tuple) else out).detach(), expected[0])
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_autocast_gives_its_dtype(op):
     inputs = large(op, torch.float32)
     with torch.autocast("cuda", torch.bfloat16):
-        out = function(op)(**inputs, **OPTIONS[op])
-    assert out.dtype == torch.bfloat16 or op.startswith("layernorm")
-    assert all(
-        torch.isfinite(grad).all() for grad in torch.autograd.grad(out.float().square().sum(), list(inputs.values()))
-    )
+        out = call(op, inputs)
+    assert out.dtype == (merged("integration")[op].under_autocast[0] or torch.bfloat16)
+    assert all(torch.isfinite(grad).all() for grad in torch.autograd.grad(out.float().square().sum(), graded(inputs)))
 
 
 def test_bias_gradient_needs_no_batch_of_score_matrices():
     from vitkern.ops.attention import attention
 
-    inputs = large("attention")
-    batch, heads, tokens, _ = LARGE["attention"]["q"]
+    batch, heads, tokens = 32, 6, 197
+    q, k, v = (torch.randn(batch, heads, tokens, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    inputs = [x.requires_grad_() for x in (q, k, v, torch.randn(1, heads, tokens, tokens).to(q))]
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    attention(**inputs).float().sum().backward()
+    attention(*inputs[:3], bias=inputs[3]).float().sum().backward()
     expanded = batch * heads * tokens**2 * 2
-    tensors = 12 * inputs["q"].numel() * 2  # outputs, gradients, their float32 sums
+    tensors = 12 * q.numel() * 2  # outputs, gradients, their float32 sums
     assert torch.cuda.max_memory_allocated() - before < tensors + expanded // 2
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_offsets_past_two_to_the_31(op):
-    """The last image of a batch of more than 2^31 elements comes out as it does alone."""
-    name, shape = next(iter(LARGE[op].items()))
-    per_row = 1
-    for size in shape[1:]:
-        per_row *= size
-    rows = 2**31 // per_row + 2
-    free, _ = torch.cuda.mem_get_info()
-    copies = 8 if "k" in LARGE[op] else 6
-    if rows * per_row * 2 * copies > free:
+    """The last rows of a batch of more than 2^31 elements come out as they do alone."""
+    inputs, one = detached(large(op)), MOST[op].problem(1).inputs(torch.Generator())
+    batched = [name for name, value in inputs.items() if value.shape[0] != one[name].shape[0]]
+    rows = 2**31 // inputs[batched[0]][0].numel() + 2
+    elements = sum(rows * inputs[name][0].numel() for name in batched)
+    if 2 * (elements + 5 * 2**31) > torch.cuda.mem_get_info()[0]:
         pytest.skip("not enough free GPU memory for 2^31 elements")
-    inputs = {n: value.detach() for n, value in large(op).items()}
-    batched = [n for n in inputs if LARGE[op][n][0] == shape[0] and n in (name, "k", "v")]
-    many = {n: torch.empty(rows, *LARGE[op][n][1:], dtype=torch.bfloat16, device="cuda").normal_() for n in batched}
+    many = {name: inputs[name].new_empty(rows, *inputs[name].shape[1:]) for name in batched}
+    for name, value in many.items():
+        value.normal_() if value.is_floating_point() else value.copy_(inputs[name][:1].expand_as(value))
     with torch.no_grad():
-        out = function(op)(**(inputs | many), **OPTIONS[op])
-        alone = function(op)(**(inputs | {n: value[-2:].clone() for n, value in many.items()}), **OPTIONS[op])
+        out = call(op, inputs | many)
+        alone = call(op, inputs | {name: value[-2:].clone() for name, value in many.items()})
     torch.testing.assert_close(out[-2:], alone, rtol=1e-2, atol=1e-2)
 
 

@@ -23,7 +23,6 @@ def launched(monkeypatch):
     """Names of the kernels that were launched; what the one-pass kernels would take comes here, too."""
     from vitkern.kernels import attention
     from vitkern.kernels.loop import stream_hopper
-    from vitkern.kernels.machine import configs
 
     names, launch = [], stream_hopper.launch
 
@@ -33,7 +32,7 @@ def launched(monkeypatch):
 
     monkeypatch.setattr(stream_hopper, "launch", noted)
     monkeypatch.setattr(attention, "takes_short", lambda *_: False)
-    with configs.descriptors(True), dispatch.use_backend("triton"):
+    with stream_hopper.descriptors(True), dispatch.use_backend("triton"):
         yield names
 
 
@@ -84,12 +83,12 @@ def _attention(qkv):
 
 
 def test_many_programs_agree_with_pointers_and_with_themselves():
-    from vitkern.kernels.machine import configs
+    from vitkern.kernels.loop.stream_hopper import descriptors
 
     qkv = _large(0)
     first = _attention(qkv)
     assert all(torch.equal(first, _attention(qkv)) for _ in range(50))
-    with configs.descriptors(False):
+    with descriptors(False):
         torch.testing.assert_close(first, _attention(qkv), rtol=2e-2, atol=2e-3)
 
 

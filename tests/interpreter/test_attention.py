@@ -15,7 +15,8 @@ from vitkern.kernels.loop.problem import Problem, Rows, per_token
 from vitkern.kernels.loop.stream import stream_forward
 from vitkern.kernels.loop.stream_backward import stream_dkdv, stream_dq
 from vitkern.kernels.loop.stream_bias import stream_bias_gradient
-from vitkern.kernels.machine import configs
+from vitkern.kernels.machine.blocks import Config
+from vitkern.kernels.machine.choices import replaced
 from vitkern.ops.attention import attention, attention_op, attention_qkvpacked, attention_qkvpacked_op
 from vitkern.reference import attention as reference
 from vitkern.testing import Pool, compare
@@ -265,12 +266,10 @@ def test_dropout_drops_the_stated_share_and_follows_the_seed():
     assert not torch.equal(kept, attention(q, k, torch.eye(32).expand(2, 2, 32, 32), dropout_p=0.25) != 0)
 
 
-def test_dropout_gradients_are_those_of_the_same_mask_at_any_tile_size(monkeypatch):
+def test_dropout_gradients_are_those_of_the_same_mask_at_any_tile_size():
     n, m, d = 18, 32, 32
     keep = dropped_weights(3, n, m, 0.5)[2] != 0
-    monkeypatch.setattr(configs, "stream_dq_config", lambda *_: configs.Config(16, 32, 1, 1))
-    monkeypatch.setattr(configs, "stream_dkdv_config", lambda *_: configs.Config(32, 16, 1, 1))
-    monkeypatch.setattr(configs, "stream_bias_config", lambda *_: configs.Config(32, 32, 1, 1))
+    tiles = dict(dq=Config(16, 32, 1, 1), dkdv=Config(32, 16, 1, 1), bias=Config(32, 32, 1, 1))
     torch.manual_seed(3)
     torch.randn(2, 2, n, m), torch.randn(2, 2, m, m)  # the generator is where `dropped_weights` drew its seed
     generator = torch.Generator().manual_seed(5)
@@ -281,7 +280,8 @@ def test_dropout_gradients_are_those_of_the_same_mask_at_any_tile_size(monkeypat
     q, k, v, bias = (t.detach().double().requires_grad_() for t in leaves)
     expected = (torch.softmax(q @ k.mT / d**0.5 + bias, -1) * keep * 2) @ v
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)
-    gradients = torch.autograd.grad(out, leaves, grad)
+    with replaced({f"stream_{kernel}_config": lambda *_, config=config: config for kernel, config in tiles.items()}):
+        gradients = torch.autograd.grad(out, leaves, grad)
     wanted = torch.autograd.grad(expected, (q, k, v, bias), grad.double())
     for gradient, want in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(gradient.double(), want, rtol=0, atol=1e-5)

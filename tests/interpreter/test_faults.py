@@ -254,11 +254,11 @@ def test_a_bug_is_raised_as_it_came(error, parts):
 
 def test_a_bug_in_a_kernel_is_no_fault():
     """The sanitizer's finding in a launch that reads beyond its operand."""
-    from vitkern.kernels import layernorm as kernels
+    from vitkern.kernels.rows.layernorm import normalise_rows
 
     x, y = torch.randn(4, 32), torch.empty(4, 32)
     with pytest.raises(MemoryFault) as raised:
-        kernels.normalise_rows(x[:, :16].as_strided((4, 32), (32, 1)), torch.ones(16), None, 1e-6, y=y)
+        normalise_rows(x[:, :16].as_strided((4, 32), (32, 1)), torch.ones(16), None, 1e-6, y=y)
     assert raised.value.kernel_of_launch == "_layernorm_fwd" and faults.fault_of(raised.value) is None
 
 

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitkern.dispatch import use_backend
-from vitkern.kernels.machine import configs
+from vitkern.kernels.layernorm_mlp import mlp_plan
 from vitkern.kernels.rows import epilogues, matmul
 from vitkern.ops import layernorm_mlp as ops
 from vitkern.reference import layernorm_mlp as reference
@@ -187,9 +187,9 @@ def test_any_strides(plan):
 def test_public_function_takes_each_plan():
     """One kernel without gradients, two with, the library above 512 channels."""
     for channels, keep, plan in ((96, False, "one"), (96, True, "two"), (512, False, "two"), (768, True, "split")):
-        assert configs.mlp_plan(channels, 4 * channels, torch.float16, 90, keep) == plan
-    assert configs.mlp_plan(96, 384, torch.float32, 90, False) == "split"
-    assert configs.mlp_plan(100, 400, torch.float16, 90, True) == "split"
+        assert mlp_plan(channels, 4 * channels, torch.float16, 90, keep) == plan
+    assert mlp_plan(96, 384, torch.float32, 90, False) == "split"
+    assert mlp_plan(100, 400, torch.float16, 90, True) == "split"
     weights = parameters(32, 64, torch.float32)
     x = torch.randn(2, 3, 5, 32, requires_grad=True)
     out = ops.layernorm_mlp(x, *weights[:6], eps=1e-6)

@@ -95,11 +95,11 @@ def test_memory_stays_free():
 
 
 def test_a_missing_cast_is_caught(tmp_path):
-    """In a copy of the package whose LayerNorm counts 32 bits."""
+    """In a copy of the package whose rows count 32 bits."""
     right, wrong = "pointer + rows.to(tl.int64)[:, None]", "pointer + rows[:, None]"
     for folder in ("kernels", "vitkern"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    path = tmp_path / "kernels" / "layernorm.py"
+    path = tmp_path / "kernels" / "rows" / "tiles.py"
     assert right in path.read_text()
     path.write_text(path.read_text().replace(right, wrong))
     done = subprocess.run(

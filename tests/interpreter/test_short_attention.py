@@ -7,7 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-from vitkern.kernels.machine import architecture, configs
+from vitkern.kernels.machine import architecture
+from vitkern.kernels.tile.blocks import groups_per_program
 from vitkern.kernels.tile.short_attention import fits, short_forward
 from vitkern.kernels.tile.short_attention_backward import short_backward
 from vitkern.reference import attention as reference
@@ -167,4 +168,4 @@ def test_what_fits():
 def test_a_program_walks_groups_without_losing_any():
     for groups, others in itertools.product((0, 1, 7, 4096, 10**6), (1, 3, 100)):
         for arch in (80, 90, 100, architecture.INTERPRETER):
-            assert 1 <= configs.groups_per_program(groups, others, arch) <= 32
+            assert 1 <= groups_per_program(groups, others, arch) <= 32

@@ -14,7 +14,7 @@ from triton.runtime import _allocation
 from vitkern.kernels import attention as launchers
 from vitkern.kernels.loop import stream_hopper
 from vitkern.kernels.loop.problem import Problem, dense_rows
-from vitkern.kernels.machine import architecture, configs
+from vitkern.kernels.machine import architecture
 from vitkern.kernels.machine.launch import launch
 from vitkern.lab.interpreting.sanitizer import MemoryFault
 from vitkern.lab.proving.verify import Trial, pooled_failures
@@ -42,7 +42,7 @@ def launched(monkeypatch):
 
     monkeypatch.setattr(stream_hopper, "launch", noted)
     monkeypatch.setattr(launchers, "takes_short", lambda *_: False)
-    with configs.descriptors(True):
+    with stream_hopper.descriptors(True):
         yield names
 
 
@@ -227,11 +227,11 @@ def _takes(tokens, arch, **problem):
 
 def test_it_is_chosen_by_name_or_by_measurement_and_on_hopper_alone(monkeypatch):
     assert [arch for arch in (80, 90, 100, 120, 942) if _takes(512, arch)] == [90]
-    with configs.descriptors(False):
+    with stream_hopper.descriptors(False):
         assert not _takes(512, 90)
-    with configs.descriptors(None):
-        assert configs.DESCRIPTORS_FROM == {} and not _takes(1 << 20, 90)  # until a GPU has timed it
-        monkeypatch.setitem(configs.DESCRIPTORS_FROM, (64, False), 512)
+    with stream_hopper.descriptors(None):
+        assert stream_hopper.DESCRIPTORS_FROM == {} and not _takes(1 << 20, 90)  # until a GPU has timed it
+        monkeypatch.setitem(stream_hopper.DESCRIPTORS_FROM, (64, False), 512)
         assert _takes(512, 90) and not _takes(511, 90) and not _takes(512, 100)
         assert not _takes(512, 90, causal=True)
 

@@ -115,7 +115,7 @@ def test_an_interpreter_that_rounds_is_refused(monkeypatch):
 
 
 def test_float32_tensors_have_no_kernel():
-    from vitkern.kernels.layernorm import normalise_rows
+    from vitkern.kernels.rows.layernorm import normalise_rows
     from vitkern.ops.layernorm import layernorm
 
     x = torch.ones(2, 4)

@@ -1,10 +1,16 @@
 """strec: train, evaluate and serve a sequential recommender on an interaction log."""
 
 import json
+import os
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 from vitkern.report import BadInput, near_matches, progress, table
+
+_LONGEST = 1000  # of a message
+_LONGEST_NAME = 100  # that is compared with others
+_MOST = 2**31 - 1
 
 
 def add_arguments(parser) -> None:
@@ -18,7 +24,27 @@ def run(arguments) -> int:
         import safetensors  # noqa: F401
     except ImportError:
         raise BadInput('safetensors is not installed: pip install "vitkern[weights]".') from None
-    return ACTIONS[arguments.action][2](arguments)
+    try:
+        return ACTIONS[arguments.action][2](arguments)
+    except BadInput as problem:
+        raise BadInput(_one_line(str(problem))) from None
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        from vitkern.strec.room import is_shortage
+
+        if not is_shortage(error):
+            raise
+        raise BadInput(f"there is not enough memory: {_one_line(str(error)) or 'nothing more is known'}") from None
+
+
+def _one_line(text: str) -> str:
+    """What names of files and cells of a log hold may be anything, and of any length."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+
+
+def _shown(path: Path) -> str:
+    """A name that the terminal can show, whatever its bytes are."""
+    return str(path).encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(sys.stdout.encoding or "utf-8")
 
 
 def _add_log(parser, *, how: str) -> None:
@@ -90,12 +116,10 @@ def _train(arguments) -> int:
     from vitkern.strec.train import Run
 
     settings, folder = settings_of(arguments), arguments.out
-    resumable, trained = ((folder / name).exists() for name in (checkpoint.STATE, checkpoint.WEIGHTS))
-    if arguments.resume and not resumable:
+    if not arguments.resume:
+        checkpoint.refuse_a_run(folder)  # at once; and once more when the folder is locked
+    elif not os.path.lexists(folder / checkpoint.STATE):
         raise BadInput(f"there is no checkpoint in {folder} to resume.")
-    if not arguments.resume and (resumable or trained):
-        remedy = "--resume goes on with it; otherwise give another --out." if resumable else "Give another --out."
-        raise BadInput(f"{folder} holds a run already. {remedy}")
     if arguments.checkpoint_every < 0:
         raise BadInput(f"--checkpoint-every is {arguments.checkpoint_every}; expected 0 or more steps.")
     log = _log(arguments)
@@ -105,12 +129,12 @@ def _train(arguments) -> int:
         run = Run(settings, log, folder, group)
         if weights is not None:
             run.initialise(weights)
-        metrics = run.train(proceed=arguments.resume, every=arguments.checkpoint_every)
+        metrics = run.train(proceed=arguments.resume, every=arguments.checkpoint_every, fresh=True)
         if group.first:
             if metrics["history"]:
                 save_curves(folder / checkpoint.CURVES, metrics["history"])
             _print_metrics({settings.model: metrics["test"]}, f"test, {settings.split}")
-            print(f"written to {folder}")
+            print(f"written to {_shown(folder)}")
     finally:
         distributed.stop(group)
     return 0
@@ -170,9 +194,10 @@ def _recommend(arguments) -> int:
     found = {}
     for user in arguments.user:
         if user not in log.users:
-            raise BadInput(f"the log holds no user {user!r}.{near_matches(user, log.users[:10000])}")
+            known = [name for name in log.users[:10000] if len(name) <= _LONGEST_NAME]
+            raise BadInput(f"the log holds no user {user!r}.{near_matches(user[:_LONGEST_NAME], known)}")
         found[user] = recommend(model, log, log.users.index(user), arguments.k, exclude_seen=not arguments.include_seen)
-    print(json.dumps(found, indent=1))
+    print(json.dumps(found, indent=1, allow_nan=False))
     return 0
 
 
@@ -195,9 +220,11 @@ def _synthetic(arguments) -> int:
     for name, least in (("users", 1), ("items", 2), ("events", 4), ("seed", 0)):
         if values[name] < least:
             raise BadInput(f"--{name} is {values[name]}; expected at least {least}.")
+        if name != "seed" and values[name] > _MOST:
+            raise BadInput(f"--{name} is {values[name]}; expected at most {_MOST:,}.")
     if not 0 < values["memory"] < 1e9:
         raise BadInput(f"--memory is {values['memory']}; expected seconds, more than 0 and less than 1e9.")
-    print(f"wrote {write_planted_log(arguments.out, **values)} events to {arguments.out}")
+    print(f"wrote {write_planted_log(arguments.out, **values)} events to {_shown(arguments.out)}")
     return 0
 
 

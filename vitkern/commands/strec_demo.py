@@ -8,6 +8,8 @@ from pathlib import Path
 
 from vitkern.report import BadInput, progress, table
 
+_MOST_USERS = 10_000_000
+
 
 def add_arguments(parser) -> None:
     parser.add_argument("--out", type=Path, help="new folder for the log and the runs; thrown away unless given")
@@ -18,8 +20,10 @@ def add_arguments(parser) -> None:
 def run(arguments) -> int:
     if arguments.users < 20:
         raise BadInput(f"--users is {arguments.users}; expected at least 20.")
-    if arguments.seed < 0:
-        raise BadInput(f"--seed is {arguments.seed}; expected at least 0.")
+    if arguments.users > _MOST_USERS:
+        raise BadInput(f"--users is {arguments.users}; expected at most {_MOST_USERS:,}.")
+    if not 0 <= arguments.seed < 2**64:
+        raise BadInput(f"--seed is {arguments.seed}; expected 0 or more, and less than 2^64.")
     if arguments.out is not None:
         if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
             raise BadInput(f"{arguments.out} is no empty folder; give a new one.")

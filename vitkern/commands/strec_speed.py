@@ -7,6 +7,7 @@ import torch
 from vitkern.commands.timing import Timing, ratio, side_by_side
 from vitkern.report import BadInput, memory, progress, seconds, table
 
+_MOST, _MOST_LAYERS = 2**31 - 1, 1000
 BASELINES = ("dense", "dense, as published")
 
 
@@ -32,8 +33,11 @@ def add_arguments(parser) -> None:
 def run(arguments) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     n, batch = arguments.max_len, arguments.batch
-    if min(n, arguments.d, arguments.layers, arguments.heads, batch, arguments.items) < 1:
+    sizes = (n, arguments.d, arguments.layers, arguments.heads, batch, arguments.items)
+    if min(sizes) < 1:
         raise BadInput("a size is below 1; expected at least 1.")
+    if max(sizes) > _MOST or arguments.layers > _MOST_LAYERS:
+        raise BadInput(f"a size is {max(sizes)}; expected at most {_MOST:,}, and of layers {_MOST_LAYERS:,}.")
     if not 0 < arguments.budget < float("inf"):
         raise BadInput(f"--budget is {arguments.budget}; expected seconds above 0.")
     torch.manual_seed(0)
@@ -65,11 +69,13 @@ def contenders(arguments, device: torch.device) -> tuple[dict, dict]:
     which is all that a prediction needs of it, and the first two as the authors compute them, who take no padding."""
     from vitkern.strec.model import STRec
     from vitkern.strec.published import AsPublished
+    from vitkern.strec.room import check_room
 
     n, layers = arguments.max_len, arguments.layers
     kept = {"strec": arguments.ks, "dense": (n,) * layers, "dense, last row": (*(n,) * (layers - 1), 1)}
     try:
         sizes = dict(d=arguments.d, n_layers=layers, n_heads=arguments.heads, dropout=0.0)
+        check_room(lambda: STRec(arguments.items + 1, n, ks=kept["dense"], **sizes))
         models = {name: STRec(arguments.items + 1, n, ks=ks, **sizes).to(device) for name, ks in kept.items()}
     except ValueError as error:
         raise BadInput(str(error)) from None

@@ -2,9 +2,12 @@
 
 import functools
 import importlib
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 from torch import nn
+
+from vitkern import dispatch
 
 # Class of the library -> adapter here. Read by name, so that a library is imported only once a model uses it.
 ADAPTERS = {
@@ -50,7 +53,8 @@ class Adapter(_Adapted):
 
     ``module.__class__ = ItsAdapter`` is the whole swap: parameters, buffers, hooks and state-dict keys stay.
     ``forward`` asks at each call whether what it would bypass is still plain, and leaves the work to the class it
-    adapts where it is not. The name stays that of the original, since wrapping policies find layers by it;
+    adapts where it is not, and where calls are recorded (`vitkern.dispatch.is_recorded`): the graph is then the
+    original's. The name stays that of the original, since wrapping policies find layers by it;
     ``print(model)`` shows it with Vitkern in front.
     """
 
@@ -61,8 +65,32 @@ class Adapter(_Adapted):
         """Look at a module of the adapted class before it is swapped."""
         raise NotImplementedError
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "forward" in cls.__dict__:
+            setattr(cls, "forward", _unless_recorded(cls, cls.__dict__["forward"]))  # noqa: B010
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """torch.jit.script reads the source of each forward, and would have to change the model to find another."""
+        raise NotImplementedError(
+            f"torch.jit.script: the model is accelerated: got {self._get_name()}; expected modules whose source "
+            "TorchScript can read. Call report.restore() first, or use torch.jit.trace."
+        )
+
     def _get_name(self) -> str:
         return f"Vitkern{super()._get_name()}"
+
+
+def _unless_recorded(adapter: type[Adapter], forward: Callable) -> Callable:
+    """``forward`` of ``adapter``, and that of the class it adapts where calls are recorded."""
+
+    @functools.wraps(forward)
+    def run(self: Adapter, *args: Any, **kwargs: Any) -> Any:
+        if dispatch.is_recorded(*args, *kwargs.values()) and not dispatch.is_forced():
+            return super(adapter, self).forward(*args, **kwargs)
+        return forward(self, *args, **kwargs)
+
+    return run
 
 
 def path_of(kind: type) -> str:

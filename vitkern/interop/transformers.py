@@ -7,8 +7,10 @@ it does not know.
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from vitkern import dispatch
 from vitkern.interop.adapter import ADAPTERS, Adapter, path_of
 from vitkern.interop.report import Kept, Report, Swapped
 from vitkern.ops.attention import attention
@@ -60,6 +62,8 @@ def attention_forward(
         dropout: of attention weights; the caller passes 0 outside training.
         position_bias: broadcastable to (B, H, N, M), added to the scores, with a gradient.
 
+    Where calls are recorded (`vitkern.dispatch.is_recorded`), transformers' own function for SDPA is.
+
     Returns:
         ((B, N, H, D) contiguous, attention weights (B, H, N, M) if ``output_attentions`` is given, else None).
 
@@ -72,6 +76,11 @@ def attention_forward(
             f"attention_forward: unknown arguments: got {', '.join(sorted(unknown))} from {type(module).__name__}; "
             'expected none that could change the result. Use attn_implementation="sdpa" or "eager" for this model.'
         )
+    if dispatch.is_recorded(query) and not (dispatch.is_forced() or kwargs.get("output_attentions")):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal,
+            position_bias=position_bias, **kwargs,
+        )  # fmt: skip
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     tokens = query.shape[2]

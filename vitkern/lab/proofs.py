@@ -19,6 +19,7 @@ import os
 import random
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -168,6 +169,23 @@ def chosen(
     for operator, own in by_operator.items():
         numbers += rng.sample(own, portion(operator, part, len(own), everything))
     return [cases[i] for i in sorted(numbers)]
+
+
+def whole(cases: Sequence[Case], ran: Sequence[Case], operator_of: Callable[[Case], str]) -> set[str]:
+    """The operators all of whose ``cases`` are among those that ``ran``."""
+    full, count = Counter(map(operator_of, cases)), Counter(map(operator_of, ran))
+    return {operator for operator in full if count[operator] == full[operator]}
+
+
+def counted(
+    ran: Sequence[Case], operator_of: Callable[[Case], str], passes: Callable[[Case], bool]
+) -> dict[str, tuple[int, bool]]:
+    """What `write` takes, of the cases that ran."""
+    found = {}
+    for case in ran:
+        count, passed = found.get(operator_of(case), (0, True))
+        found[operator_of(case)] = (count + 1, passed and passes(case))
+    return found
 
 
 def new_seed() -> int:

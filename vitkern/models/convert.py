@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vitkern.models.names import few
+
 Target = str | Callable[[re.Match], str]  # a template, or what makes a name of a match
 Rows = Sequence[tuple[str, Target | None]]  # patterns; None drops what matches
 
@@ -128,7 +130,7 @@ FAMILIES: dict[str, _Table] = {
 
 def detect_family(state_dict: Mapping[str, Tensor]) -> str | None:
     """The family whose names these are, or None: they are timm's, or nobody's."""
-    keys = list(state_dict)
+    keys = [key for key in state_dict if isinstance(key, str)]
     if any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in keys):
         if any(key.endswith("logit_scale") for key in keys):
             return "transformers_swinv2"
@@ -151,23 +153,26 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], family: str) -> dict[st
         family: a key of `FAMILIES`, for example "transformers_vit"; `detect_family` names it.
 
     Raises:
-        ValueError: an unknown family, or keys that its table does not have.
+        ValueError: an unknown family, keys that its table does not have or that mean the same, or projections that do
+            not join.
     """
     if family not in FAMILIES:
         raise ValueError(f"convert_state_dict: unknown family: got {family!r}; expected one of {', '.join(FAMILIES)}.")
-    table, renamed, unknown = FAMILIES[family], {}, []
+    table, renamed, unknown, twice = FAMILIES[family], {}, [], []
     for key, value in state_dict.items():
-        known, name = _rename(re.sub(f"^{table.prefix}", "", key), table)
+        known, name = _rename(re.sub(f"^{table.prefix}", "", key), table) if isinstance(key, str) else (False, None)
         if not known:
             unknown.append(key)
+        elif name in renamed:
+            twice.append(key)
         elif name is not None:
             renamed[name] = value
-    if unknown:
-        raise ValueError(
-            f"convert_state_dict: these are no names of {family}: "
-            f"got {', '.join(unknown[:4])}{', ...' if len(unknown) > 4 else ''}; "
-            "expected a state dict of that library's unchanged model."
-        )
+    for what, keys in (("these are no names of", unknown), ("two names mean one tensor of", twice)):
+        if keys:
+            raise ValueError(
+                f"convert_state_dict: {what} {family}: got {few(keys)}; "
+                "expected a state dict of that library's unchanged model."
+            )
     return _split_bias(_join_projections(renamed, family), family)
 
 
@@ -196,7 +201,7 @@ def _join_projections(renamed: dict[str, Tensor], family: str) -> dict[str, Tens
             out[name] = value
         elif family == "transformers_swinv2" and part[3] == "bias":
             out[f"{part[1]}{part[2]}_bias"] = value
-        elif part[2] == "q":
+        else:
             names = [f"{part[1]}{letter}.{part[3]}" for letter in "qkv"]
             missing = [wanted for wanted in names if wanted not in renamed]
             if missing:
@@ -204,8 +209,19 @@ def _join_projections(renamed: dict[str, Tensor], family: str) -> dict[str, Tens
                     f"convert_state_dict: a projection is missing: got no source of {missing[0]}; "
                     "expected q, k and v of each block."
                 )
-            out[f"{part[1]}qkv.{part[3]}"] = torch.cat([renamed[wanted] for wanted in names])
+            if part[2] == "q":
+                out[f"{part[1]}qkv.{part[3]}"] = _joined([renamed[wanted] for wanted in names], names)
     return out
+
+
+def _joined(parts: list[Tensor], names: list[str]) -> Tensor:
+    if len({(part.shape, part.dtype) for part in parts}) > 1 or parts[0].dim() == 0:
+        got = ", ".join(f"{tuple(part.shape)} {part.dtype}".replace("torch.", "") for part in parts)
+        raise ValueError(
+            f"convert_state_dict: a projection does not join: got {got} for {names[0]} and what follows it; "
+            "expected q, k and v of one shape and dtype."
+        )
+    return torch.cat(parts)
 
 
 def _split_bias(named: dict[str, Tensor], family: str) -> dict[str, Tensor]:
@@ -215,6 +231,11 @@ def _split_bias(named: dict[str, Tensor], family: str) -> dict[str, Tensor]:
     out = {}
     for name, value in named.items():
         if name.endswith("attn.qkv.bias"):
+            if value.dim() != 1 or len(value) % 3:
+                raise ValueError(
+                    f"convert_state_dict: a bias does not split: got {tuple(value.shape)} for {name}; "
+                    "expected those of q, k and v, one after another."
+                )
             q, _, v = value.chunk(3)
             out[name.replace("qkv.bias", "q_bias")], out[name.replace("qkv.bias", "v_bias")] = q.clone(), v.clone()
         else:

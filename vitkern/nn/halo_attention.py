@@ -111,9 +111,8 @@ def attend(attn: HaloAttention, x: Tensor, *, readable: bool) -> Tensor:
         out = halo_attention(q, k, v, height_rel, width_rel, block=block, halo=halo, scale=scale, rel_scale=rel_scale)
         return _laid_as(x, out.flatten(3))
     biases = [conv.bias for conv in (attn.q, attn.kv) if conv.bias is not None]
-    if (
-        readable and len(biases) != 1 and x.shape[0] * x.shape[2] * x.shape[3] > x.shape[1]
-    ):  # else packing the weights takes longer
+    few = x.shape[0] * x.shape[2] * x.shape[3] <= x.shape[1]  # tokens: packing the weights takes longer
+    if readable and len(biases) != 1 and not few:
         weight = heads.packed(attn.q.weight.flatten(1), attn.kv.weight.flatten(1), 0)  # (3 * H * D, C)
         bias = heads.packed(biases[0], biases[1], 0) if biases else None
         qkv = F.linear(x.permute(0, 2, 3, 1).contiguous(), weight, bias)  # (B, img_h, img_w, 3 * H * D)

@@ -94,7 +94,7 @@ def check_scale(op: str, scale: float | None) -> None:
         return
     meaning = "a finite number above 0"
     check_number(op, "scale", scale, meaning)
-    if not (math.isfinite(scale) and scale > 0):
+    if not 0.0 < scale < math.inf:  # not isfinite, which a number that torch.compile leaves open does not take
         raise ValueError(f"{op}: scale is not usable: got {scale}; expected {meaning}.")
 
 

@@ -9,6 +9,7 @@ from vitkern.ops.checks import check_number, check_same, check_scale, check_shap
 from vitkern.ops.local_attention import head_dim_reasons, local_attention
 from vitkern.ops.local_attention.checks import check_locality
 from vitkern.ops.relative_logits import places, queries_of, relative_logits
+from vitkern.ops.sizes import fixed
 
 
 def halo_attention_qkvpacked(
@@ -92,7 +93,7 @@ def halo_attention(
         check_tensor(op, name, tensor, ndim=5)
     image, head_dim = k.shape[1:3], k.shape[4]
     _check(op, image, block, halo, head_dim, height_rel, width_rel, scale, rel_scale)
-    stride = max(image[0] // max(q.shape[1], 1), 1)
+    stride = max(fixed(image[0]) // max(fixed(q.shape[1]), 1), 1)
     shape = (k.shape[0], image[0] // stride, image[1] // stride, *k.shape[3:])
     if tuple(q.shape) != shape or block % stride:
         raise ValueError(

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vitkern.dispatch import HAS_TRITON, autocast_dtype, runs_kernel
 from vitkern.ops import checks
+from vitkern.ops.sizes import fixed
 from vitkern.register import kernel_op
 
 MAX_CHANNELS = 8192
@@ -120,7 +121,7 @@ def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
     for parameter in (weight, bias):
         wide = wide if parameter is None else torch.promote_types(wide, parameter.dtype)
     weight, bias = (None if parameter is None else parameter.to(wide) for parameter in (weight, bias))
-    return F.layer_norm(x.to(wide), x.shape[-1:], weight, bias, eps).to(x.dtype)
+    return F.layer_norm(x.to(wide), (fixed(x.shape[-1]),), weight, bias, eps).to(x.dtype)
 
 
 def check_norm(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, prefix: str = "") -> None:

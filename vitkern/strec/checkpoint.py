@@ -5,11 +5,13 @@ One file is one consistent state: a process that is killed leaves the state befo
 
 import json
 import os
+import stat
 from pathlib import Path
 
 from torch import Tensor
 
 from vitkern.report import BadInput
+from vitkern.strec.settings import Settings
 
 WEIGHTS, STATE, ITEMS, METRICS, CURVES = (
     "model.safetensors", "state.safetensors", "items.json", "metrics.json", "curves.png"
@@ -35,8 +37,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise BadInput(f"{path} cannot be written: {error.strerror or error}.") from None
+    except (OSError, ValueError) as error:  # ValueError: of the name itself
+        raise BadInput(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -49,7 +51,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+    """
+    Raises:
+        BadInput: as `write_bytes`, or a number is none that JSON has: NaN or infinite.
+    """
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    except ValueError:
+        raise BadInput(f"{path} cannot be written: a number in it is not finite.") from None
+    write_bytes(path, f"{text}\n".encode())
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], found: dict) -> None:
@@ -67,14 +77,32 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     """
     from safetensors import SafetensorError, safe_open
 
+    _check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             found = json.loads((file.metadata() or {})["json"])
-            return {name: file.get_tensor(name) for name in file.keys()}, found  # noqa: SIM118
-    except FileNotFoundError:
-        raise BadInput(f"there is no {path.name} in {path.parent}; train there first.") from None
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} is damaged or of another kind: {error}.") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"{path} is damaged or of another kind: its header holds a {type(found).__name__}.")
+    return tensors, found
+
+
+def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """
+    Raises:
+        BadInput: other names, shapes or dtypes than ``expected`` has; the message has the first.
+    """
+    for name, value in expected.items():
+        if name not in tensors:
+            raise BadInput(f"{path} does not fit its own settings: it lacks {name}.")
+        got, wanted = ((tuple(each.shape), str(each.dtype).removeprefix("torch.")) for each in (tensors[name], value))
+        if got != wanted:
+            text = f"{name} is {got[0]} {got[1]}, not {wanted[0]} {wanted[1]}"
+            raise BadInput(f"{path} does not fit its own settings: {text}.")
+    if more := [name for name in tensors if name not in expected]:
+        raise BadInput(f"{path} does not fit its own settings: it has {more[0]!r} beside them.")
 
 
 def read_json(path: Path):
@@ -82,9 +110,56 @@ def read_json(path: Path):
     Raises:
         BadInput: no such file, or no JSON.
     """
+    _check_file(path)
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is damaged: {error}.") from None
+
+
+def read_items(folder: Path) -> list[str]:
+    """The items of a run by code, the first for padding.
+
+    Raises:
+        BadInput: as `read_json`, or no such list.
+    """
+    items = read_json(folder / ITEMS)
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise BadInput(f"{folder / ITEMS} is damaged: expected a list of names.")
+    if not items or items[0] or len(set(items)) < len(items):
+        raise BadInput(f'{folder / ITEMS} is damaged: expected different names, the first "".')
+    return items
+
+
+def settings_of(path: Path, found: dict) -> Settings:
+    """
+    Raises:
+        BadInput: what a file of tensors holds beside them is not of a run.
+    """
+    try:
+        return Settings.from_json(found.get("settings"))
+    except BadInput as problem:
+        raise BadInput(f"{path} does not hold the settings of a run: {problem}") from None
+
+
+def refuse_a_run(folder: Path) -> None:
+    """
+    Raises:
+        BadInput: the folder holds a run, whole or begun.
+    """
+    resumable, trained = (os.path.lexists(folder / name) for name in (STATE, WEIGHTS))
+    if resumable or trained:
+        remedy = "--resume goes on with it; otherwise give another --out." if resumable else "Give another --out."
+        raise BadInput(f"{folder} holds a run already. {remedy}")
+
+
+def _check_file(path: Path) -> None:
+    """A folder is no file, and a pipe would be waited for."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"there is no {path.name} in {path.parent}; train there first.") from None
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path} is damaged: {error}.") from None
+        raise BadInput(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    if not stat.S_ISREG(mode):
+        raise BadInput(f"{path} is no file.")

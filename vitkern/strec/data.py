@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from vitkern.report import BadInput
-from vitkern.strec.log import Log, rows_text
+from vitkern.strec.log import Log
+from vitkern.strec.rows import rows_text
 
 SPLITS = ("leave-last-out", "ratio")
 

@@ -1,6 +1,8 @@
 """One process or many: what `torchrun` started, how the model is spread, and whole state dicts from its pieces."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +16,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+
+from vitkern.report import BadInput
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -39,6 +43,24 @@ class Group:
         own = which[self.rank :: self.size]
         return (own, len(own) * self.size / len(which)) if len(own) else (which[:1], 0.0)
 
+    @contextmanager
+    def as_one(self) -> Iterator[None]:
+        """What one process finds wrong ends them all: the others would wait for it.
+
+        Raises:
+            BadInput: its own, or that another process has one.
+        """
+        problem = None
+        try:
+            yield
+        except BadInput as error:
+            problem = error
+        failed = self.sum(torch.tensor(float(problem is not None)))
+        if problem is not None:
+            raise problem
+        if failed > 0:
+            raise BadInput("another process of the run has a problem, which it tells.")
+
     def wait(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -58,19 +80,34 @@ class Group:
         return value.cpu()
 
 
+def _number(name: str, default: int) -> int:
+    """A whole number, 0 or more, of the environment."""
+    text = os.environ.get(name, str(default))
+    if not (text.isascii() and text.isdigit()) or len(text) > 9:
+        raise BadInput(f"{name} is {text!r:.40} in the environment; expected a whole number, as torchrun sets it.")
+    return int(text)
+
+
 def device() -> torch.device:
     """This process's GPU, or the CPU without one."""
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = _number("LOCAL_RANK", 0)
     return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def start() -> Group:
-    """Join the group that ``torchrun`` describes in the environment (NCCL on GPUs, else gloo); alone without it."""
-    size, own = int(os.environ.get("WORLD_SIZE", "1")), device()
+    """Join the group that ``torchrun`` describes in the environment (NCCL on GPUs, else gloo); alone without it.
+
+    Raises:
+        BadInput: the environment describes none.
+    """
+    size, own = _number("WORLD_SIZE", 1), device()
     if size > 1:
         if own.type == "cuda":
             torch.cuda.set_device(own)
-        dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+        try:
+            dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+        except ValueError as error:
+            raise BadInput(f"the {size} processes cannot be joined: {error}. Start them with torchrun.") from None
     return Group(dist.get_rank() if size > 1 else 0, size, own)
 
 

@@ -1,21 +1,16 @@
 """Reads an interaction log: CSV or TSV with user, item and timestamp columns, RecBole's ``.inter`` too."""
 
-import csv
-import math
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 
 from vitkern.report import BadInput
+from vitkern.strec.rows import Rows, example, rows_text
+from vitkern.strec.times import parse_time, unit_note
 
-COLUMNS = {
-    "user": ("user", "user_id", "userid", "uid"),
-    "item": ("item", "item_id", "itemid", "iid", "movieid", "product_id"),
-    "timestamp": ("timestamp", "time", "ts", "unixtime", "datetime", "date"),
-}
-_SHOWN = 5
+ORDERS, UNSEEN = ("sort", "strict"), ("error", "skip")
+_UNKNOWN = "an item that the model does not know"
 
 
 @dataclass
@@ -45,12 +40,6 @@ class Log:
         return np.repeat(np.arange(len(self.users)), np.diff(self.starts))
 
 
-def rows_text(rows) -> str:
-    """``row 7`` or ``rows 7, 9, 12 and 40 more``."""
-    shown, more = ", ".join(str(int(row)) for row in rows[:_SHOWN]), len(rows) - _SHOWN
-    return f"row{'s' if len(rows) > 1 else ''} {shown}" + (f" and {more} more" if more > 0 else "")
-
-
 def read_log(
     path: str | Path,
     *,
@@ -62,8 +51,8 @@ def read_log(
     """Read a log.
 
     The delimiter is a tab where the header holds one, else a comma. A header cell ``user_id:token`` (RecBole) counts as
-    ``user_id``; other columns are ignored. Timestamps are seconds since 1970, whole or with a fraction, or ISO 8601
-    (UTC unless it says otherwise).
+    ``user_id``; other columns are ignored, but their quotes have to be closed. Timestamps are seconds since 1970, whole
+    or with a fraction, or ISO 8601 (UTC unless it says otherwise); a note says where they look like something else.
 
     Args:
         columns: names for "user", "item", "timestamp" where the common ones do not fit.
@@ -73,99 +62,73 @@ def read_log(
             them an error. Events of one user at the same time keep the order of the file.
 
     Raises:
-        BadInput: no such file, a column is missing, or rows cannot be used; the message has row numbers.
+        BadInput: no such file, a column is missing or there are two for it, rows cannot be used, or an argument is
+            unknown; the message has row numbers.
     """
+    for name, value, known in (("order", order, ORDERS), ("unseen", unseen, UNSEEN)):
+        if value not in known:
+            raise BadInput(f"unknown {name} {value!r}; expected {' or '.join(known)}.")
     path = Path(path)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        file = path.open(newline="", encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: of the name itself
+        raise BadInput(f"the log cannot be read: {path}: {getattr(error, 'strerror', None) or error}.") from None
+    with file:
+        try:
             return _read(file, path, columns or {}, items, unseen, order)
-    except OSError as error:
-        raise BadInput(f"the log cannot be read: {path}: {error.strerror or error}.") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}.") from None
-    except csv.Error as error:
-        raise BadInput(f"{path} is no table: {error}.") from None
+        except OSError as error:
+            raise BadInput(f"the log cannot be read: {path}: {error.strerror or error}.") from None
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}.") from None
 
 
-def _read(file, path: Path, columns: dict[str, str], known: list[str] | None, unseen: str, order: str) -> Log:
-    first = file.readline()
-    if not first.strip():
-        raise BadInput(f"{path} is empty; expected a header with user, item and timestamp.")
-    delimiter = "\t" if "\t" in first else ","
-    header = [cell.strip().split(":")[0] for cell in next(csv.reader([first], delimiter=delimiter))]
-    places = [_place(path, header, kind, columns.get(kind)) for kind in COLUMNS]
+def _read(file, path: Path, columns: dict[str, str | None], known: list[str] | None, unseen: str, order: str) -> Log:
+    table = Rows(file, path, columns)
     codes: tuple[dict[str, int], dict[str, int]] = ({}, {name: i for i, name in enumerate(known or [""])})
     user, item, time, row = [], [], [], []
     bad: dict[str, list[int]] = {}
     examples: dict[str, str] = {}
 
-    def refuse(what: str, number: int, example: str) -> None:
+    def refuse(what: str, number: int, text: str) -> None:
         bad.setdefault(what, []).append(number)
-        examples.setdefault(what, example)
+        examples.setdefault(what, example(text))
 
-    for number, cells in enumerate(csv.reader(file, delimiter=delimiter), 2):
-        if not cells:
+    for number, cells in table:
+        if len(cells) != len(table.header):
+            refuse("another number of fields than the header", number, f"{len(cells)} for {len(table.header)}")
             continue
-        if len(cells) != len(header):
-            refuse("another number of fields than the header", number, f"{len(cells)} for {len(header)}")
-            continue
-        name, thing, when = (cells[place].strip() for place in places)
+        name, thing, when = (cells[place].strip() for place in table.places)
         seconds = parse_time(when)
         if not name or not thing:
-            refuse("an empty user or item", number, delimiter.join(cells))
+            refuse("an empty user or item", number, table.delimiter.join(cells))
         elif seconds is None:
             refuse("a timestamp that cannot be read", number, when)
         elif known is not None and thing not in codes[1]:
-            refuse("an item that the model does not know", number, thing)
+            refuse(_UNKNOWN, number, thing)
         else:
             user.append(codes[0].setdefault(name, len(codes[0])))
             item.append(codes[1].setdefault(thing, len(codes[1])))
             time.append(seconds)
             row.append(number)
     notes = []
-    strange = bad.pop("an item that the model does not know", []) if unseen == "skip" else []
+    strange = bad.pop(_UNKNOWN, []) if unseen == "skip" else []
     if strange:
         notes.append(f"skipped {len(strange)} events with items that the model does not know: {rows_text(strange)}")
     if bad:
-        found = "; ".join(f"{rows_text(rows)}: {what}: {examples[what]!r}" for what, rows in bad.items())
+        found = "; ".join(f"{rows_text(rows)}: {what}: {examples[what]}" for what, rows in bad.items())
         raise BadInput(f"{path}: {found}.")
     if not item:
         raise BadInput(f"{path} holds no events.")
+    if table.long:
+        notes.append(
+            f"{len(table.long)} rows have line ends in quotes and go over several lines: {rows_text(table.long)}"
+        )
     times = np.array(time, dtype=np.int64 if all(isinstance(t, int) for t in time) else np.float64)
+    if units := unit_note(times):
+        notes.append(units)
     return _sorted(
         path, list(codes[0]), list(codes[1]), np.array(user), np.array(item), times, np.array(row), order, notes
     )
-
-
-def _place(path: Path, header: list[str], kind: str, wanted: str | None) -> int:
-    names = (wanted,) if wanted else COLUMNS[kind]
-    for i, name in enumerate(header):
-        if name.lower() in (other.lower() for other in names):
-            return i
-    raise BadInput(f"{path}: row 1: no {kind} column: got {', '.join(header)}; expected {' or '.join(names)}.")
-
-
-def parse_time(text: str) -> int | float | None:
-    """Seconds since 1970 of a number or an ISO 8601 date; None where it is neither, or not finite."""
-    try:
-        return _in_range(int(text))
-    except ValueError:
-        pass
-    try:
-        number = float(text)
-        return _in_range(int(number) if number.is_integer() else number) if math.isfinite(number) else None
-    except ValueError:
-        pass
-    try:
-        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    seconds = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
-    return int(seconds) if seconds.is_integer() else seconds
-
-
-def _in_range(seconds: int | float) -> int | float | None:
-    return seconds if abs(seconds) < 2**53 else None
 
 
 def _sorted(path, users, items, user, item, time, row, order: str, notes: list[str]) -> Log:

@@ -15,6 +15,8 @@ from vitkern.strec.sampling import gates, sampled_order
 from vitkern.strec.slices import sequences_at_once
 
 STAGES = ("pretrain", "finetune")
+WITH_MLP = ("mlp", "position")
+MLP_NAMES = ("dense_1.weight", "dense_1.bias", "dense_2.weight", "dense_2.bias")
 
 
 class STRec(nn.Module):
@@ -41,11 +43,12 @@ class STRec(nn.Module):
         sampler: see `vitkern.nn.strec.Sampler`.
         noise: "normal", "uniform" or None; "form" for the form's own.
         form: "official", "paper" or "log", or a `Form`.
-            "official" is the authors' code and loads their checkpoints. "paper" is the published equations word for
-            word: attention without projections, one temperature for all, nothing normalised. "log", the default, is
-            "official" with two logarithms. It feeds the sampler log(1 + age): raw seconds saturate its tanh beyond
-            minutes, and a log of days then has no gradient. And it masks with log S rather than (S S' - 1) 1e8, whose
-            gradient is 0 or 1e8 and is lost in float32; where the mask is sharp both drop the same keys.
+            "official" is the authors' code and loads their checkpoints, with any sampler. "paper" is the published
+            equations word for word: attention without projections, one temperature for all, nothing normalised. "log",
+            the default, is "official" with two logarithms. It feeds the sampler log(1 + age): raw seconds saturate its
+            tanh beyond minutes, and a log of days then has no gradient. And it masks with log S rather than
+            (S S' - 1) 1e8, whose gradient is 0 or 1e8 and is lost in float32; where the mask is sharp both drop the
+            same keys.
         hidden: width of the feed-forward part, 4 d by default.
         activation: of the sampler's MLP, "tanh" or "relu".
         dropout: of the embedding and of both branches of a layer, in training.
@@ -107,6 +110,13 @@ class STRec(nn.Module):
             if part is not self.ffn or self.form.clock == "seconds":
                 part.apply(_initialise)
         self.stage = "finetune"
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        """The authors' code makes the MLP for every sampler: what a sampler without one is given of it is left out."""
+        if self.ffn.kind not in WITH_MLP:
+            for name in [f"{prefix}ffn.{name}" for name in MLP_NAMES]:
+                state_dict.pop(name, None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def set_stage(self, stage: str) -> "STRec":
         """ "pretrain": soft masks, all rows. "finetune": the sampled rows alone."""
@@ -214,11 +224,14 @@ class STRec(nn.Module):
         """The k items with the highest scores, best first: items (B, k) int64 and scores (B, k).
 
         Raises:
-            ValueError: as `forward`, or ``k`` is not in 1 .. n_items - 1.
+            ValueError: as `forward`, ``k`` is not in 1 .. n_items - 1, or a score is NaN.
         """
         if not 1 <= k < self.n_items:
             raise ValueError(f"STRec.topk: k is not usable: got {k}; expected 1 .. {self.n_items - 1}.")
         scores = self(seq, timestamps) @ self.item_table().T
+        if not torch.compiler.is_compiling() and seq.device.type == "cpu" and bool(scores.isnan().any()):
+            raise ValueError("STRec.topk: scores are not usable: got NaN; expected numbers. Check weights and times.")
+        scores.masked_fill_(scores.isnan(), -torch.inf)  # NaN would be the first; a device is not waited for
         scores[:, 0] = -torch.inf
         if exclude_seen:
             scores.scatter_(1, seq, -torch.inf)

@@ -18,19 +18,20 @@ def load_run(folder: Path, device: str | torch.device = "cpu") -> tuple[nn.Modul
     Raises:
         BadInput: the folder holds no run, or a damaged one.
     """
-    weights, found = checkpoint.read_tensors(folder / checkpoint.WEIGHTS)
-    items = checkpoint.read_json(folder / checkpoint.ITEMS)
-    try:
-        settings = Settings.from_json(found["settings"])
-        if found["n_items"] != len(items):
-            raise BadInput(
-                f"{folder} mixes two runs: {found['n_items']} items in the weights, {len(items)} in the list."
-            )
-        model = build_model(settings, len(items))
-        model.load_state_dict(weights, strict=True)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise BadInput(f"{folder / checkpoint.WEIGHTS} does not fit its own settings: {error}.") from None
+    weights, found, settings = _best(folder)
+    items = checkpoint.read_items(folder)
+    if found.get("n_items") != len(items):
+        count = f"{found.get('n_items')!r:.20}"
+        raise BadInput(f"{folder} mixes two runs: {count} items in the weights, {len(items)} in the list.")
+    model = build_model(settings, len(items))
+    checkpoint.check_tensors(folder / checkpoint.WEIGHTS, weights, model.state_dict())
+    model.load_state_dict(weights, strict=True)
     return model.to(device).eval(), settings, items
+
+
+def _best(folder: Path) -> tuple[dict[str, torch.Tensor], dict, Settings]:
+    weights, found = checkpoint.read_tensors(folder / checkpoint.WEIGHTS)
+    return weights, found, checkpoint.settings_of(folder / checkpoint.WEIGHTS, found)
 
 
 def weights_for(settings: Settings, log: Log, folder: Path) -> dict[str, torch.Tensor]:
@@ -39,10 +40,9 @@ def weights_for(settings: Settings, log: Log, folder: Path) -> dict[str, torch.T
     Raises:
         BadInput: the folder holds no run, or one with other items or with settings that give weights another meaning.
     """
-    weights, found = checkpoint.read_tensors(folder / checkpoint.WEIGHTS)
-    if checkpoint.read_json(folder / checkpoint.ITEMS) != log.items:
+    weights, _, before = _best(folder)
+    if checkpoint.read_items(folder) != log.items:
         raise BadInput(f"the run in {folder} was trained on other items than this log's {len(log.items) - 1}.")
-    before = Settings.from_json(found["settings"])
     for name in ("max_len", "d", "layers", "heads", "hidden", "form", "sampler"):
         if getattr(before, name) != getattr(settings, name):
             values = f"{getattr(before, name)}, not {getattr(settings, name)}"
@@ -57,13 +57,15 @@ def recommend(model: nn.Module, log: Log, user: int, k: int = 10, *, exclude_see
     exclude_seen: no item that the log holds for the user, however long ago.
 
     Raises:
-        BadInput: k is not in 1 .. items, or every item was seen.
+        BadInput: k is not in 1 .. items, every item was seen, or a score is NaN or infinite.
     """
     if not 1 <= k < len(log.items):
         raise BadInput(f"k is {k}; expected 1 .. {len(log.items) - 1}, the number of items.")
     seq, times = newest(log, user, model.max_len)
     device = next(iter(model.state_dict().values())).device
     scores = (model(seq.to(device), times.to(device)) @ model.item_table().T)[0].float().cpu()
+    if not bool(torch.isfinite(scores).all()):
+        raise BadInput("the model gives scores that are not finite; it has diverged. Train it anew.")
     scores[0] = -torch.inf
     if exclude_seen:
         scores[torch.from_numpy(log.item[log.starts[user] : log.starts[user + 1]])] = -torch.inf

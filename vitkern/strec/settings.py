@@ -1,6 +1,7 @@
 """All that a run depends on beside its log, and the model that follows from it."""
 
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
 
 import torch.nn as nn
 
@@ -11,9 +12,15 @@ from vitkern.strec.data import SPLITS
 from vitkern.strec.form import FORMS
 from vitkern.strec.losses import LOSSES
 from vitkern.strec.model import STAGES, STRec
+from vitkern.strec.room import check_room
 
 MODELS = ("strec", "dense", "sasrec", "bert4rec", "gru4rec", "popularity")
 SHARDINGS = ("ddp", "fsdp")
+
+
+_MOST = 2**31 - 1  # of whole numbers
+_MOST_LAYERS = 1000
+_KINDS = {bool: "true or false", str: "a name", int: "a whole number", float: "a number"}
 
 
 def _setting(default, meaning: str, known: tuple[str, ...] = ()):
@@ -61,6 +68,7 @@ class Settings:
     def __post_init__(self):
         for each in fields(self):
             known, value = each.metadata["known"], getattr(self, each.name)
+            _check_kind(each.name, value, each.default)
             if known and value not in known:
                 raise BadInput(f"unknown {each.name} {value!r}; expected one of {', '.join(known)}.")
         for name in ("max_len", "d", "layers", "heads", "batch", "negatives"):
@@ -69,6 +77,23 @@ class Settings:
         for name in ("hidden", "epochs", "epoch_samples", "patience", "clip", "weight_decay", "seed"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise BadInput(f"{name} is {getattr(self, name)}; expected a finite number, 0 or more.")
+        for name in (
+            "max_len",
+            "d",
+            "layers",
+            "heads",
+            "batch",
+            "negatives",
+            "hidden",
+            "epochs",
+            "epoch_samples",
+            "patience",
+        ):
+            most = _MOST_LAYERS if name == "layers" else _MOST
+            if getattr(self, name) > most:
+                raise BadInput(f"{name} is {getattr(self, name)}; expected at most {most:,}.")
+        if self.seed >= 2**64:
+            raise BadInput(f"seed is {self.seed}; expected less than 2^64.")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise BadInput(f"{name} is {getattr(self, name)}; expected 0 <= {name} < 1.")
@@ -78,7 +103,13 @@ class Settings:
             raise BadInput(f"lr is {self.lr}; expected a finite number above 0.")
 
     @classmethod
-    def from_json(cls, found: dict) -> "Settings":
+    def from_json(cls, found) -> "Settings":
+        """
+        Raises:
+            BadInput: what JSON gave is no mapping, or holds a value of another kind, unknown or out of range.
+        """
+        if not isinstance(found, dict):
+            raise BadInput(f"settings are {found!r:.60}; expected names and values.")
         known = {each.name for each in fields(cls)}
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in known})
 
@@ -86,12 +117,34 @@ class Settings:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
+def _check_kind(name: str, value, default) -> None:
+    """A tuple holds numbers, those of ``ks`` whole."""
+    many = isinstance(default, tuple)
+    kind = (int if name == "ks" else float) if many else type(default)
+    wanted = {bool: bool, str: str, int: Integral, float: Real}[kind]
+    fits = isinstance(value, tuple) or not many
+    for each in value if many and fits else (value,):
+        if not fits or not isinstance(each, wanted) or (kind is not bool and isinstance(each, bool)) or _endless(each):
+            expected = f"a list of {_KINDS[kind].removeprefix('a ')}s" if many else _KINDS[kind]
+            raise BadInput(f"{name} is {value!r:.60}; expected {expected}.")
+
+
+def _endless(value) -> bool:
+    """A whole number that no float reaches."""
+    return isinstance(value, Integral) and abs(value) > 2**1000
+
+
 def build_model(settings: Settings, n_items: int) -> nn.Module:
     """The model with fresh weights, drawn from torch's generator.
 
     Raises:
-        BadInput: sizes that the model refuses.
+        BadInput: sizes that the model refuses, or that this machine has no memory for.
     """
+    check_room(lambda: _built(settings, n_items))
+    return _built(settings, n_items)
+
+
+def _built(settings: Settings, n_items: int) -> nn.Module:
     sizes = dict(d=settings.d, n_layers=settings.layers, n_heads=settings.heads)
     common = dict(hidden=settings.hidden or None, dropout=settings.dropout)
     if settings.model != "gru4rec":

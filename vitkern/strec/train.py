@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from vitkern.report import BadInput, progress
 from vitkern.strec import checkpoint, distributed, resume
 from vitkern.strec.baselines import Popularity
 from vitkern.strec.data import Samples, split
+from vitkern.strec.lock import alone_in
 from vitkern.strec.log import Log
 from vitkern.strec.objective import Objective, evaluate
 from vitkern.strec.settings import Settings, build_model
@@ -53,33 +55,58 @@ class Run:
             first = " ".join(str(error).split("\n")[1:2]).strip() or str(error)
             raise BadInput(f"the weights do not fit the model: {first}") from None
 
-    def train(self, *, proceed: bool = False, every: int = 0) -> dict:
-        """To the last epoch or an early stop; writes files and returns the metrics.
+    def train(self, *, proceed: bool = False, every: int = 0, fresh: bool = False) -> dict:
+        """To the last epoch or an early stop; writes files and returns the metrics. A run that is killed after its
+        first file can be resumed.
 
         Args:
             proceed: go on from the last checkpoint.
             every: steps between checkpoints within an epoch; 0: at the end of epochs alone.
+            fresh: refuse a folder that holds a run.
+
+        Raises:
+            BadInput: another run is at work in the folder, it cannot be written to, its checkpoint is of another run,
+                or the loss is not finite.
         """
-        settings = self.settings
-        if self.group.first and not proceed:  # first of all: a folder that cannot be written to is found out at once
-            checkpoint.write_json(self.folder / checkpoint.ITEMS, self.log.items)
+        with ExitStack() as held:
+            with self.group.as_one():
+                if self.group.first:
+                    held.enter_context(alone_in(self.folder))
+                    if fresh and not proceed:
+                        checkpoint.refuse_a_run(self.folder)
+                    if not proceed:
+                        checkpoint.write_json(self.folder / checkpoint.ITEMS, self.log.items)
+            return self._train(proceed, every)
+
+    def _train(self, proceed: bool, every: int) -> dict:
+        settings, self.optimizer = self.settings, None
         objective = Objective(self.model, settings.loss)
-        trains = any(p.requires_grad for p in objective.parameters())
-        self.objective = distributed.spread(objective, self.group, settings.sharding) if trains else objective
-        if not trains:
-            self._save_best()
-            return self._finish()
-        trained = [p for p in self.objective.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-        torch.manual_seed(settings.seed + 1 + self.group.rank)
+        trained = [p for p in objective.parameters() if p.requires_grad]
+        self.objective = distributed.spread(objective, self.group, settings.sharding) if trained else objective
+        if trained:
+            trained = [p for p in self.objective.parameters() if p.requires_grad]
+            self.optimizer = torch.optim.Adam(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+        torch.manual_seed((settings.seed + 1 + self.group.rank) % 2**64)
         if proceed:
-            path = self.folder / checkpoint.STATE
-            self.state = resume.load(path, self.objective, self.optimizer, settings, self.log, self.group)
-        elif settings.epochs == 0:
+            self.state = resume.load(*self._place(), settings, self.log, self.group)
+            self._check_best()
+        else:
+            # Before the first step: from here on a run that is killed can go on.
+            resume.save(*self._place(), self.state, settings, self.log, self.group)
+        if not trained or (settings.epochs == 0 and not self.state["history"]):
             self._save_best()
-        while self.state["epoch"] < settings.epochs and not self._stopped():
+        while trained and self.state["epoch"] < settings.epochs and not self._stopped():
             self._epoch(trained, every)
         return self._finish()
+
+    def _check_best(self) -> None:
+        """The best weights are those of the checkpoint, or of the epoch after it, which is then computed anew."""
+        if self.state["best_epoch"]:
+            path, done = self.folder / checkpoint.WEIGHTS, self.state["epoch"]
+            epoch = checkpoint.read_tensors(path)[1].get("epoch")
+            if epoch != self.state["best_epoch"] and not epoch == done + 1 <= self.settings.epochs:
+                best = f"the best is {self.state['best_epoch']} of the checkpoint's {done}"
+                raise BadInput(f"{path} is of epoch {epoch!r:.20}, and {best}; give it more epochs, or another run.")
 
     def _stopped(self) -> bool:
         waited = self.state["epoch"] - self.state["best_epoch"]
@@ -151,9 +178,11 @@ class Run:
         self.optimizer.step()
         return value / group.size
 
+    def _place(self) -> tuple:
+        return self.folder / checkpoint.STATE, self.objective, self.optimizer
+
     def _save(self) -> None:
-        path = self.folder / checkpoint.STATE
-        resume.save(path, self.objective, self.optimizer, self.state, self.settings, self.log, self.group)
+        resume.save(*self._place(), self.state, self.settings, self.log, self.group)
 
     def _save_best(self) -> None:
         weights = distributed.whole_model(self.objective)

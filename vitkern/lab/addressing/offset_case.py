@@ -16,8 +16,8 @@ HALF = torch.float16
 
 @dataclass(frozen=True)
 class Case:
-    """``run(tensors, size)`` reaches a launch of ``kernel``, before which nothing else runs. ``blocks``: functions of
-    `kernels.configs` to replace.
+    """``run(tensors, size)`` reaches a launch of ``kernel``, before which nothing else runs. ``blocks``: other
+    answers than those of kernels' choices.
     """
 
     kernel: str

@@ -8,12 +8,14 @@ fail, or the case would not notice a missing cast.
 import math
 import resource
 import time
+from collections import Counter
 from contextlib import contextmanager, nullcontext
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
-from vitkern.lab import records
+from vitkern.lab import proofs, records
 from vitkern.lab.addressing.offset_coverage import LIMIT, Coverage, launched_kernels, leaves, reason
 from vitkern.lab.specimens import specimens
 from vitkern.report import BadInput, counted, near_matches, table
@@ -55,31 +57,30 @@ def _without_int64_casts():
 
 def _reach(case, size: int, receive) -> None:
     """Run ``case`` up to its launch, which goes to ``receive(kernel, grid, args, constants, options)``."""
-    from vitkern.kernels.machine import configs, launch
+    from vitkern.kernels.machine import choices, launch
     from vitkern.lab.addressing.offset_case import Tensors
-    from vitkern.lab.interpreting.patches import Patches
 
     def when_reached(kernel, *rest):
         if kernel.fn.__name__ == case.kernel:
             receive(kernel, *rest)
             raise _Done
 
-    patches = Patches()
-    for name, replacement in case.blocks.items():
-        patches.set(configs, name, replacement)
     try:
-        with launch.redirected(when_reached), _nothing_filled():
+        with choices.replaced(case.blocks), launch.redirected(when_reached), _nothing_filled():
             case.run(Tensors(size, case.small), size)
     except _Done:
         return
-    finally:
-        patches.undo()
     raise RuntimeError(f"offsets: {case} launches no {case.kernel}")
 
 
 def all_cases() -> list:
     """What every specimen has for its kernels."""
-    return [case for specimen in specimens().values() for case in specimen.offsets()]
+    return [case for _, case in _owned()]
+
+
+def _owned() -> list[tuple[str, object]]:
+    """Each case with its operator."""
+    return [(name, case) for name, specimen in specimens().items() for case in specimen.offsets()]
 
 
 def note_extents(case, coverage: Coverage) -> None:
@@ -153,6 +154,8 @@ def _bits(tensor: Tensor) -> Tensor:
 
 def add_arguments(parser) -> None:
     parser.add_argument("kernel", nargs="*", help="names of kernels, such as _stream_fwd; all unless given")
+    parser.add_argument("--seed", type=int, help="of the choice among what is recorded (default: another each time)")
+    proofs.add_arguments(parser)
 
 
 def run(arguments) -> int:
@@ -162,15 +165,22 @@ def run(arguments) -> int:
             raise BadInput(
                 f"no kernel is called {name!r}.{near_matches(name, kernels)} There are {', '.join(kernels)}."
             )
+    pairs = every = [(operator, case) for operator, case in _owned() if case.kernel in (arguments.kernel or kernels)]
+    if not arguments.kernel:
+        seed = proofs.new_seed() if arguments.seed is None else arguments.seed
+        pairs = proofs.chosen("offsets", every, itemgetter(0), arguments.all, seed)
+        print(proofs.explain("offsets", Counter(operator for operator, _ in pairs), seed), flush=True)
     chosen = {name: one for name, one in kernels.items() if name in (arguments.kernel or kernels)}
-    cases = [case for case in all_cases() if case.kernel in chosen]
-    coverage, failures = Coverage(), []
-    failed = set()
+    cases = [case for _, case in pairs]
+    ran = set(map(id, cases))
+    missed = {case.kernel for _, case in every if id(case) not in ran}  # of these some pointer may lack a case here
+    coverage, failures, failed = Coverage(), [], set()
     for case in counted(cases, "offsets"):
         if found := check(case, coverage):
-            failed.add(case.kernel)
+            failed.add(str(case))
+            missed.add(case.kernel)
             failures += found
-    failures += coverage.gaps({name: one for name, one in chosen.items() if name not in failed})
+    failures += coverage.gaps({name: one for name, one in chosen.items() if name not in missed})
     rows = []
     for key, far in sorted(coverage.farthest.items()):
         why = reason(key)
@@ -187,6 +197,8 @@ def run(arguments) -> int:
         f"{sum(reason(key) is not None for key in coverage.farthest)} bounded, {resident / 2**30:.1f} GiB resident"
     )
     print(f"verdict: {len(failures)} failures; {summary}" if failures else f"verdict: passed; {summary}")
+    if arguments.update and not arguments.kernel:
+        proofs.write("offsets", proofs.counted(pairs, itemgetter(0), lambda pair: str(pair[1]) not in failed))
     if not arguments.kernel:
         records.write("offsets", passed=not failures, summary=summary, seconds=seconds, failures=failures)
     return 1 if failures else 0

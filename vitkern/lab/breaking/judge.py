@@ -67,10 +67,11 @@ def _try(trial: Trial, one: Quick) -> tuple[str, list[Result]]:
 @contextlib.contextmanager
 def _configured(one: Quick):
     """Imports the kernels, so that an error in one is found as any other."""
-    from vitkern.kernels.machine import architecture, configs
+    from vitkern.kernels.loop.stream_hopper import descriptors
+    from vitkern.kernels.machine import architecture
 
     forced = architecture.forced_arch(one.arch) if one.arch else contextlib.nullcontext()
-    with forced, configs.descriptors(True) if one.descriptors else contextlib.nullcontext():
+    with forced, descriptors(True) if one.descriptors else contextlib.nullcontext():
         yield
 
 

@@ -12,7 +12,7 @@ import torch
 
 from vitkern import dispatch
 from vitkern.lab.compiling import amdgcn, budget, limits, sass
-from vitkern.lab.compiling.work import Work, tensors, work_of
+from vitkern.lab.compiling.work import Work, named, tensors, work_of
 
 
 def hooks_of(constants: Mapping[str, object]) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ def _describe(kernel, arch: int, grid, args, constants, options) -> Compiled:
         asks_specialised="tt.warp_specialize" in ttir,
         # a product in full fp32 is the one kind that names no input precision
         ieee=bool(dots) and all("xf32>" in line.split("*")[0] and "inputPrecision" not in line for line in dots),
-        constants=tuple(f"{name}={value}" for name, value in constants.items()),
+        constants=tuple(f"{name}={value}" for name, value in named(constants).items()),
         key=built.hash,
         work=work_of(kernel, grid, args, constants, ttir),
     )

@@ -47,14 +47,14 @@ class Recorded:
 def launched(cells: Iterable[Cell]) -> tuple[dict[Cell, list[digest.Launch]], dict[Cell, str]]:
     """What cells would compile; and in one line why it is not known of the others, whose op fails, or launches nothing,
     or a kernel of which has no digest."""
-    from vitkern.lab.compiling.launches import CASES
+    from vitkern.lab.compiling.matrix import launches
 
-    runs, sources = {case.name: case.run for case in CASES}, digest.Sources()
+    every, sources = launches(), digest.Sources()
     found, unknown = {}, {}
     for name, arch in cells:
         try:
-            if launches := digest.launches_of(runs[name], arch, sources):
-                found[name, arch] = launches
+            if caught := digest.launches_of(every[name].run, arch, sources):
+                found[name, arch] = caught
             else:
                 unknown[name, arch] = "nothing is launched"
         except Exception as error:

@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,15 @@ def tensors(values) -> Iterator[torch.Tensor]:
             yield value
         elif isinstance(value, tuple | list):
             yield from tensors(value)
+
+
+def named(constants: Mapping) -> dict[str, object]:
+    """Constants of a launch by name, those of a tuple that travels as one by their own names."""
+    found = {}
+    for name, value in constants.items():
+        fields = value._asdict() if hasattr(value, "_asdict") else {name: value}
+        found |= {field: getattr(part, "value", part) for field, part in fields.items()}
+    return found
 
 
 def _bytes(tensor: torch.Tensor) -> int:
@@ -58,7 +67,7 @@ def dot_flop(ttir: str) -> int:
 def work_of(kernel, grid, args, constants, ttir: str) -> Work:
     """`Work` of one launch of a @triton.jit function; a kernel whose turns no specimen gives is said to make one."""
     names = [name for name in inspect.signature(kernel.fn).parameters if name not in constants]
-    named = dict(zip(names, args, strict=False)) | constants
+    arguments = dict(zip(names, args, strict=False)) | named(constants)
     programs = math.prod(grid)
-    turns = merged("turns").get(kernel.fn.__name__, lambda a, programs: 1)(named, programs)
+    turns = merged("turns").get(kernel.fn.__name__, lambda a, programs: 1)(arguments, programs)
     return Work(programs, turns, dot_flop(ttir), sum(map(_bytes, tensors(args))))

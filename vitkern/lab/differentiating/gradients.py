@@ -2,12 +2,13 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
-from vitkern.lab import records
+from vitkern.lab import proofs, records
 from vitkern.lab.differentiating.gradient_case import GradientCase
 from vitkern.lab.differentiating.gradient_check import (
     ATOL,
@@ -20,17 +21,21 @@ from vitkern.lab.differentiating.gradient_check import (
     operators,
     uncovered,
 )
-from vitkern.lab.specimens import gathered
+from vitkern.lab.specimens import owned
 from vitkern.report import BadInput, near_matches
 
-CASES = gathered("gradients")
+_OWNED = owned("gradients")
+CASES = tuple(case for _, case in _OWNED)
 OPERATORS = tuple(dict.fromkeys(case.operator for case in CASES))
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("ops", nargs="*", metavar="op", help=f"only these operators: {', '.join(OPERATORS)}")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, help="of the inputs, and of the choice among what is recorded (default: another each time)"
+    )
     parser.add_argument("--jobs", type=int, default=0, help="worker processes (default: one per core)")
+    proofs.add_arguments(parser)
 
 
 def run(arguments) -> int:
@@ -40,10 +45,15 @@ def run(arguments) -> int:
                 f"lab gradients: unknown operator: got {name!r}; expected one of {', '.join(OPERATORS)}."
                 f"{near_matches(name, OPERATORS)}"
             )
-    if arguments.jobs < 0 or arguments.seed < 0:
-        raise BadInput(f"lab gradients: got --jobs {arguments.jobs} --seed {arguments.seed}; expected at least 0.")
+    seed = proofs.new_seed() if arguments.seed is None else arguments.seed
+    if arguments.jobs < 0 or seed < 0:
+        raise BadInput(f"lab gradients: got --jobs {arguments.jobs} --seed {seed}; expected at least 0.")
     started = time.perf_counter()
-    chosen = [i for i, case in enumerate(CASES) if not arguments.ops or case.operator in arguments.ops]
+    if arguments.ops:
+        chosen = [i for i, case in enumerate(CASES) if case.operator in arguments.ops]
+    else:
+        chosen = proofs.chosen("gradients", range(len(CASES)), _operator, arguments.all, seed)
+        print(proofs.explain("gradients", Counter(map(_operator, chosen)), seed))
     jobs = min(arguments.jobs or os.cpu_count() or 1, len(chosen))
     print(
         f"{len(chosen)} cases in float64, in {jobs} processes. Values and gradients: within {TOLERANCE:.0e} of the "
@@ -53,13 +63,21 @@ def run(arguments) -> int:
     )
     outcomes = []
     try:
-        for number, outcome in zip(chosen, outcomes_of(chosen, arguments.seed, jobs), strict=True):
+        for number, outcome in zip(chosen, outcomes_of(chosen, seed, jobs), strict=True):
             outcomes.append(outcome)
             print(line(CASES[number], outcome), flush=True)
     except BrokenProcessPool:
         print(f"verdict: a worker process died at or after {CASES[chosen[len(outcomes)]]}; --jobs 1 shows where")
         return 1
-    return _conclude(outcomes, arguments, time.perf_counter() - started)
+    if arguments.update and not arguments.ops:
+        passed = dict(zip(chosen, (not outcome.findings for outcome in outcomes), strict=True))
+        proofs.write("gradients", proofs.counted(chosen, _operator, passed.__getitem__))
+    whole = proofs.whole(range(len(CASES)), chosen, _operator)
+    return _conclude(outcomes, arguments, seed, whole, time.perf_counter() - started)
+
+
+def _operator(number: int) -> str:
+    return _OWNED[number][0]
 
 
 def outcomes_of(chosen: list[int], seed: int, jobs: int) -> Iterator[Outcome]:
@@ -96,8 +114,10 @@ def line(case: GradientCase, outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _conclude(outcomes: list[Outcome], arguments, seconds: float) -> int:
-    ops = [op for op in operators() if not arguments.ops or op.name in arguments.ops]
+def _conclude(outcomes: list[Outcome], arguments, seed: int, whole: set[str], seconds: float) -> int:
+    """``whole``: specimens all of whose cases ran; of the others an input may lack a case here."""
+    complete = {case.operator for operator, case in _OWNED if operator in whole}
+    ops = [op for op in operators() if op.name in (arguments.ops or complete)]
     missing = uncovered(outcomes, ops)
     for entry in missing:
         print(f"FAILED  {entry}")
@@ -111,7 +131,7 @@ def _conclude(outcomes: list[Outcome], arguments, seconds: float) -> int:
         passed=not failed and not missing,
         summary=summary + (f" (only {' '.join(arguments.ops)})" if arguments.ops else ""),
         seconds=seconds,
-        seed=arguments.seed,
+        seed=seed,
         failed=failed,
         uncovered=missing,
         largest_error=largest,

@@ -1,14 +1,15 @@
 """edges: named edge cases, forward and gradients, under the memory sanitizer."""
 
 import time
+from collections import Counter
 
 import torch
 from torch import Tensor
 
-from vitkern.lab import records
+from vitkern.lab import proofs, records
 from vitkern.lab.fuzzing.case import place
 from vitkern.lab.fuzzing.edge import Edge, Exactly
-from vitkern.lab.specimens import gathered
+from vitkern.lab.specimens import owned
 from vitkern.report import BadInput, near_matches, progress
 
 SEED = 1
@@ -17,6 +18,8 @@ SEED = 1
 def add_arguments(parser) -> None:
     parser.add_argument("name", nargs="*", help="only the cases whose name has one of these in it")
     parser.add_argument("--list", action="store_true", help="print the names and run nothing")
+    parser.add_argument("--seed", type=int, help="of the choice among what is recorded (default: another each time)")
+    proofs.add_arguments(parser)
 
 
 def run(arguments) -> int:
@@ -24,6 +27,10 @@ def run(arguments) -> int:
     if arguments.list:
         print("\n".join(edge.name for edge in chosen))
         return 0
+    if not arguments.name:
+        seed = proofs.new_seed() if arguments.seed is None else arguments.seed
+        chosen = proofs.chosen("edges", chosen, _operator, arguments.all, seed)
+        print(proofs.explain("edges", Counter(map(_operator, chosen)), seed), flush=True)
     torch.set_num_threads(1)
     started = beat = time.perf_counter()
     failed = []
@@ -34,11 +41,17 @@ def run(arguments) -> int:
         if time.perf_counter() - beat > 10 or done == len(chosen):
             beat = time.perf_counter()
             progress(f"[{done}/{len(chosen)}] {len(failed)} failed ({beat - started:.0f} s)")
-    summary = f"{len(chosen)} of {len(gathered('edges'))} named cases, {len(failed)} failed"
+    summary = f"{len(chosen)} of {len(choose([]))} named cases, {len(failed)} failed"
     seconds = time.perf_counter() - started
     records.write("edges", passed=not failed, summary=summary, seconds=seconds, cases=len(chosen), failed=failed)
+    if arguments.update and not arguments.name:
+        proofs.write("edges", proofs.counted(chosen, _operator, lambda edge: edge.name not in failed))
     print(f"verdict: {summary}" if failed else f"verdict: all {len(chosen)} cases passed")
     return 1 if failed else 0
+
+
+def _operator(edge: Edge) -> str:
+    return next(operator for operator, other in owned("edges") if other is edge)
 
 
 def choose(parts: list[str]) -> list[Edge]:
@@ -47,7 +60,7 @@ def choose(parts: list[str]) -> list[Edge]:
     Raises:
         BadInput: a part that is in no name.
     """
-    edges = gathered("edges")
+    edges = [edge for _, edge in owned("edges")]
     for part in parts:
         if not any(part in edge.name for edge in edges):
             near = near_matches(part, [edge.name for edge in edges])

@@ -14,14 +14,16 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
+from operator import itemgetter
 
-from vitkern.lab import records
+from vitkern.lab import proofs, records
 from vitkern.lab.fuzzing.case import Case, read_case
 from vitkern.lab.fuzzing.drawing import draw
 from vitkern.lab.proving.verify import POOLED_CASES, Result, pool_of, says_something
 from vitkern.lab.specimens import specimens
 from vitkern.report import BadInput, progress, table
 
+CASES = 2000
 TOGETHER = 8  # cases that a worker takes at a time
 SHRUNK = 3  # failures that a process shrinks; each may take a minute
 SEEDS = 10**9
@@ -45,27 +47,37 @@ class Verdict:
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--cases", type=int, default=2000, help="how many (default: 2000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the run: which cases are drawn (default: 0)")
+    parser.add_argument(
+        "--cases", type=int, help=f"how many (default: {CASES}, of which a tenth for what is recorded as it is)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="of the run: which cases are drawn (default: 0; another each time for what is recorded)",
+    )
     parser.add_argument("--op", help="only this operator: " + ", ".join(specimens()))
     parser.add_argument("--jobs", type=int, default=0, help="worker processes (default: one per core)")
     parser.add_argument("--replay", metavar="OP:SEED", help="run one case again, or OP:SEED:{case} with other fields")
+    proofs.add_arguments(parser)
 
 
 def run(arguments) -> int:
     if arguments.replay is not None:
         return _replay(arguments.replay)
-    if arguments.cases < 1 or arguments.jobs < 0:
+    count = CASES if arguments.cases is None else arguments.cases
+    if count < 1 or arguments.jobs < 0:
         raise BadInput(
-            f"lab fuzz: cannot run: got --cases {arguments.cases}, --jobs {arguments.jobs}; expected at least 1 case, "
+            f"lab fuzz: cannot run: got --cases {count}, --jobs {arguments.jobs}; expected at least 1 case, "
             "and 0 jobs for one per core."
         )
     if arguments.op is not None:
         _known(arguments.op)
     started = time.perf_counter()
-    chosen = choose(arguments.cases, arguments.seed, arguments.op)
+    chosen = choose(count, arguments.seed or 0, arguments.op)
     jobs = min(arguments.jobs or os.cpu_count() or 1, -(-len(chosen) // TOGETHER))
-    print(f"{len(chosen)} cases from seed {arguments.seed}, in {jobs} processes")
+    if arguments.cases is None:
+        chosen = _unproved(chosen, arguments)
+    print(f"{len(chosen)} cases, in {jobs} processes", flush=True)
     try:
         verdicts = list(_watched(verdicts_of(chosen, jobs), len(chosen)))
     except BrokenProcessPool:
@@ -80,6 +92,20 @@ def choose(count: int, seed: int, op: str | None = None) -> list[tuple[str, int]
     weights = {name: one.weight for name, one in specimens().items()}
     ops = [op] * count if op else rng.choices(list(weights), list(weights.values()), k=count)
     return [(name, rng.randrange(SEEDS)) for name in ops]
+
+
+def _unproved(full: list[tuple[str, int]], arguments) -> list[tuple[str, int]]:
+    """Of a ``full`` run all cases of what has changed, and for what has not a tenth as many others."""
+    seed = proofs.new_seed() if arguments.seed is None else arguments.seed
+    counts = {
+        op: proofs.portion(op, "fuzz", count, arguments.all) for op, count in Counter(op for op, _ in full).items()
+    }
+    print(proofs.explain("fuzz", counts, seed), flush=True)
+    others, chosen = choose(len(full), seed, arguments.op), []
+    for op, count in counts.items():
+        own = [case for case in full if case[0] == op]
+        chosen += own if count == len(own) else [(op, number) for _, number in others[:count]]
+    return sorted(chosen, key=itemgetter(1))
 
 
 def verdicts_of(chosen: list[tuple[str, int]], jobs: int) -> Iterator[Verdict]:
@@ -202,7 +228,7 @@ def _report(verdicts: list[Verdict], arguments, seconds: float) -> int:
         print(f"FAILED  {line}")
     count = len(failed) + len(failures)
     spent = sum(verdict.seconds for verdict in verdicts)
-    summary = f"{len(verdicts)} cases from seed {arguments.seed}, {len(failed)} failed; {len(failures)} pooled failures"
+    summary = f"{len(verdicts)} cases, {len(failed)} failed; {len(failures)} pooled failures"
     records.write(
         "fuzz",
         passed=not count,
@@ -213,6 +239,9 @@ def _report(verdicts: list[Verdict], arguments, seconds: float) -> int:
         pooled=failures,
         seconds_per_case=round(spent / len(verdicts), 3),
     )
+    if arguments.update and arguments.cases is None:
+        bad = {verdict.op for verdict in failed} | {line.split(":")[0] for line in failures}
+        proofs.write("fuzz", {op: (number, op not in bad) for op, number in counts.items()})
     print(
         f"verdict: {count} failures in {len(verdicts)} cases" if count else f"verdict: all {len(verdicts)} cases passed"
     )

@@ -7,9 +7,7 @@ tensors to their kernels. The kernels are the ones that ship, unchanged, with th
 """
 
 import functools
-import importlib
 import inspect
-import pkgutil
 import types
 
 import numpy as np
@@ -24,33 +22,22 @@ _SINGLE = torch.float32.itemsize
 
 
 def _widen_launchers(patches: Patches) -> None:
-    """In every module of kernels, torch.float32 is float64, and configurations are those of float32."""
-    from vitkern.kernels.machine import configs
-
+    """In every module of kernels, torch.float32 is float64."""
     wide_torch = types.ModuleType("torch", "torch, with float64 for float32")
     wide_torch.__getattr__ = functools.partial(getattr, torch)
     wide_torch.float32 = torch.float64
-    replaced = {id(torch): wide_torch}
-    for function in vars(configs).values():
-        if inspect.isfunction(function) and "itemsize" in inspect.signature(function).parameters:
-            replaced[id(function)] = _configured_as_single(function)
-    for found in pkgutil.walk_packages(vitkern.kernels.__path__, "vitkern.kernels."):
-        module = importlib.import_module(found.name)
+    for module in vitkern.kernels.modules():
         for name, value in list(vars(module).items()):
-            if id(value) in replaced:
-                patches.set(module, name, replaced[id(value)])
+            if value is torch:
+                patches.set(module, name, wide_torch)
 
 
-def _configured_as_single(function):
-    signature = inspect.signature(function)
-
-    @functools.wraps(function)
-    def configured(*args, **kwargs):
-        bound = signature.bind(*args, **kwargs)
+def _as_of_single(choice, *args, **kwargs):
+    """What the kernels' ``choice`` is for float32."""
+    bound = inspect.signature(choice).bind(*args, **kwargs)
+    if "itemsize" in bound.arguments:
         bound.arguments["itemsize"] = min(bound.arguments["itemsize"], _SINGLE)
-        return function(*bound.args, **bound.kwargs)
-
-    return configured
+    return choice(*bound.args, **bound.kwargs)
 
 
 def _widen_language(interp, patches: Patches) -> None:
@@ -105,6 +92,8 @@ def wide():
         RuntimeError: TRITON_INTERPRET is not set.
         InterpreterChanged: this Triton's interpreter is built otherwise.
     """
+    from vitkern.kernels.machine.choices import answered
+
     patches = Patches()
     with repaired():
         from triton.runtime import interpreter as interp
@@ -115,6 +104,7 @@ def wide():
             _widen_launchers(patches)
             patches.set(torch.Tensor, "float", torch.Tensor.double)
             patches.set(dispatch, "KERNEL_DTYPES", (torch.float64,))
-            yield
+            with answered(_as_of_single):
+                yield
         finally:
             patches.undo()

@@ -1,1 +1,3 @@
-"""How the results of a `problem` are judged: `verify` (`sizes`), and `dropout`, which has no formula; `integration`."""
+"""How the results of a `problem` are judged: `verify` (`sizes`) by a formula, which `grouping` helps with, `dropout`
+without one; and `integration`, a call that PyTorch's own tools are tried on.
+"""

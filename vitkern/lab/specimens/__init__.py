@@ -29,7 +29,13 @@ def views() -> dict[str, View]:
 
 def gathered(field: str) -> tuple:
     """What stands in the tuple ``field`` of every specimen, and of every view that has one."""
-    return tuple(entry for one in _every() for entry in getattr(one, field, ()))
+    return tuple(entry for _, entry in owned(field))
+
+
+def owned(field: str) -> tuple[tuple[str, object], ...]:
+    """As `gathered`, each with the operator whose kernels it is about."""
+    every = ((one.of if isinstance(one, View) else one.name, getattr(one, field, ())) for one in _every())
+    return tuple((operator, entry) for operator, entries in every for entry in entries)
 
 
 def merged(field: str) -> dict:

@@ -35,16 +35,18 @@ def key_padding(batch: int, keys: int) -> Callable:
 
 def attention_tiles(case, groups: int, n: int, m: int, causal: bool, terms: bool) -> int:
     """The price of ``groups`` of n queries and m keys. ``terms``: masks, or a table, are added to the scores."""
-    from vitkern.kernels.machine import configs
+    from vitkern.kernels.loop.blocks import stream_forward_config
+    from vitkern.kernels.tile.blocks import short_forward_config, short_tile
+    from vitkern.kernels.tile.short_attention import short_takes
 
     itemsize = 4 if case.dtype == "fp32" else 2
     walks = terms or bool(getattr(case, "bias", ""))
-    if not causal and configs.short_takes(n, m, case.dim, itemsize, walks):
-        rows, columns = configs.short_tile(n, m)
-        config = configs.short_forward_config(rows, columns, itemsize, case.arch)
+    if not causal and short_takes(n, m, case.dim, itemsize, walks):
+        rows, columns = short_tile(n, m)
+        config = short_forward_config(rows, columns, itemsize, case.arch)
         turns = -(-n // config.block_m)
     else:
-        config = configs.stream_forward_config(case.dim, itemsize, case.arch, n, walks, causal, False)
+        config = stream_forward_config(case.dim, itemsize, case.arch, n, walks, causal, False)
         turns = -(-n // config.block_m) * -(-m // config.block_n)
     passes = 3.5 if case.backward else 1
     return round(turns * groups * case.heads * passes)

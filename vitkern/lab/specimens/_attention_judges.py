@@ -84,7 +84,7 @@ _LOOP = Checks(STREAMED, ("dropout",), ("test_attention.py",))
 _TILE = Checks(SHORT, (), ("test_short_attention.py",))
 JUDGES = {
     "attention": Checks(SHORT + STREAMED[:7], ("dropout",), ("test_attention.py",)),
-    "loop/heads": _LOOP,
+    **dict.fromkeys(("loop/blocks", "loop/constants", "loop/heads"), _LOOP),
     "loop/scores": Checks(STREAMED + SHORT[:1], (), ("test_attention.py",)),
     "loop/stream": _LOOP,
     "loop/stream_backward": _LOOP,
@@ -93,8 +93,7 @@ JUDGES = {
     "loop/tokens": Checks(SHORT[:1] + STREAMED[:2]),
     "machine/launch": Checks(HOPPER[:1], (), ("test_stream_hopper.py",)),
     "machine/tiles": Checks(STREAMED + SHORT, ("dropout",), ("test_attention.py", "test_short_attention.py")),
-    "tile/short_attention": _TILE,
-    "tile/short_attention_backward": _TILE,
+    **dict.fromkeys(("tile/blocks", "tile/short_attention", "tile/short_attention_backward"), _TILE),
     "window_attention": Checks(SHORT[:2] + STREAMED[:2]),
 }
 

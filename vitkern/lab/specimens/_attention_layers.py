@@ -51,7 +51,7 @@ class Attention(Layer):
         key_heads: that the H share. boolean: a mask of every sample too. biases: that the batch has, 1 or ``batch``.
         descriptors: through Hopper's kernel. options: of the operator.
         """
-        from vitkern.kernels.machine import configs
+        from vitkern.kernels.loop import stream_hopper
 
         n, m, h, dim = self.tokens, self.keys or self.tokens, self.heads, self.head_dim
         if self.bias:
@@ -60,7 +60,10 @@ class Attention(Layer):
             options["key_padding_mask"] = torch.ones(batch, m, dtype=torch.bool)
         if boolean:
             options["mask"] = torch.ones(batch, 1, n, m, dtype=torch.bool)
-        with configs.descriptors(True) if descriptors else contextlib.nullcontext(), torch.set_grad_enabled(trained):
+        with (
+            stream_hopper.descriptors(True) if descriptors else contextlib.nullcontext(),
+            torch.set_grad_enabled(trained),
+        ):
             if self.keys:
                 sizes = (n, h), (m, key_heads or h), (m, key_heads or h)
                 q, k, v = (leaf(batch, tokens, heads, dim, dtype=dtype).transpose(1, 2) for tokens, heads in sizes)

@@ -70,12 +70,12 @@ def draw(rng: Random) -> LocalCase:
 
 
 def tiles(case: LocalCase) -> int:
-    from vitkern.kernels.machine import configs
+    from vitkern.kernels.loop.blocks import local_tile
 
     groups, queries, keys = case.batch, 1, 1
     for size, block, halo, dilation in zip(case.image, case.block, case.halo, case.dilation, strict=True):
         ranks = -(-size // dilation)
-        tile = configs.local_tile(block, halo, ranks, case.border == "wrap", False, case.arch)
+        tile = local_tile(block, halo, ranks, case.border == "wrap", False, case.arch)
         groups, queries, keys = groups * dilation * -(-ranks // tile), queries * tile, keys * (tile + 2 * halo)
     return 2 * attention_tiles(case, groups, queries, keys, True, True)
 

@@ -70,7 +70,7 @@ def _product(tensors, size, *, epilogue: str, rows: Callable, cols: Callable, in
 
 
 def offsets() -> list[Case]:
-    from vitkern.kernels.machine.configs import Config
+    from vitkern.kernels.machine.blocks import Config
 
     row = Config(1, 64, 4, 1)
     one_row = {"matmul_config": lambda *_, **__: (row, 64), "pointwise_config": lambda *_: row}

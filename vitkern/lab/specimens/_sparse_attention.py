@@ -62,7 +62,7 @@ class SparseCase(Case):
 
 
 def draw(rng: Random) -> SparseCase:
-    from vitkern.kernels.machine import configs
+    from vitkern.kernels.sparse_attention import sparse_takes
 
     gated = chance(rng, 0.6)
     names = ("q", "k", "v") + ("query_gate", "key_gate") * gated
@@ -71,7 +71,7 @@ def draw(rng: Random) -> SparseCase:
     if gated and drawn["dtype"] != "fp32" and chance(rng, 0.7):
         drawn["wide"] = ("query_gate", "key_gate")
     itemsize = 4 if drawn["dtype"] == "fp32" else 2
-    fitting = [(m, dim) for m in LENGTHS for dim in HEAD_DIMS if configs.sparse_takes(m, dim, itemsize, drawn["arch"])]
+    fitting = [(m, dim) for m in LENGTHS for dim in HEAD_DIMS if sparse_takes(m, dim, itemsize, drawn["arch"])]
     n, m = length(rng), rng.choice(sorted({m for m, _ in fitting}))
     dim = rng.choice([dim for keys, dim in fitting if keys == m])
     batch, heads, padded = rng.choice((1, 2, 3)), rng.choice((1, 1, 2, 3)), chance(rng, 0.4)

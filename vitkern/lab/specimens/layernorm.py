@@ -128,7 +128,7 @@ def _gradients() -> Iterator[GradientCase]:
 
 
 def _forward_beyond(tensors, size, *, channels):
-    from vitkern.kernels import layernorm
+    from vitkern.kernels.rows import layernorm
 
     x, residual, base, y, total = (tensors(lambda s: (s, channels)) for _ in range(5))
     vectors = [tensors(lambda s: (channels,)) for _ in range(3)]
@@ -140,7 +140,7 @@ def _forward_beyond(tensors, size, *, channels):
 
 
 def _backward_beyond(tensors, size, *, channels):
-    from vitkern.kernels import layernorm
+    from vitkern.kernels.rows import layernorm
 
     dy, s, dtotal, dx, normed = (tensors(lambda s: (s, channels)) for _ in range(5))
     weight, bias = (tensors(lambda s: (channels,)) for _ in range(2))
@@ -247,7 +247,10 @@ SPECIMEN = Specimen(
     offsets=_offsets,
     layers=LAYERS,
     launches=LAUNCHES,
-    judges={"layernorm": Checks(TRIALS, (), ("test_layernorm.py",)), "machine/configs": Checks(TRIALS[:3])},
+    judges={
+        **dict.fromkeys(("layernorm", "rows/layernorm", "rows/tiles"), Checks(TRIALS, (), ("test_layernorm.py",))),
+        "rows/blocks": Checks(TRIALS[:3]),
+    },
     integration={
         "layernorm": Integration(
             lambda x, weight, bias, residual: vitkern.layernorm(x, weight, bias, 1e-6, residual),
@@ -273,11 +276,11 @@ SPECIMEN = Specimen(
             "sample_rows, mask=row_mask)",
             "masked lanes are rows past the last, which the store at the end leaves out",
         ),
-        "layernorm.load_channels:narrow-accumulator:1": Survivor(
+        "tiles.load_channels:narrow-accumulator:1": Survivor(
             "tl.float32 -> tl.float16",
             "the default is 0 or 1, exact in float16, and is only combined with float32 tiles, which keeps them so",
         ),
-        "layernorm.load_tile:wrong-constant:1": Survivor(
+        "tiles.load_tile:wrong-constant:1": Survivor(
             "0.0 -> 1.0",
             "this branch loads the residual of the MLP kernel; what it gives outside the rows and channels is "
             "added and not stored",

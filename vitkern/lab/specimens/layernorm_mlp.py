@@ -217,9 +217,9 @@ SPECIMEN = Specimen(
     launches=tuple(_launches()),
     judges={
         "layernorm_mlp": CHECKS,
-        "layernorm": replace(CHECKS, trials=TRIALS[:5]),
-        "machine/configs": replace(CHECKS, trials=TRIALS[:15]),
-        **dict.fromkeys(("rows/activations", "rows/epilogues", "rows/matmul"), CHECKS),
+        **dict.fromkeys(("layernorm", "rows/layernorm", "rows/tiles"), replace(CHECKS, trials=TRIALS[:5])),
+        "rows/blocks": replace(CHECKS, trials=TRIALS[:15]),
+        **dict.fromkeys(("rows/activations", "rows/epilogues", "rows/matmul", "rows/mlp"), CHECKS),
     },
     integration={
         "layernorm_mlp": Integration(
@@ -256,7 +256,7 @@ SPECIMEN = Specimen(
     | dict.fromkeys(("_norm_linear_fwd", "_mlp_fwd"), lambda a, programs: -(-a["hidden"] // a["BLOCK_N"])),
     survivors=_rows.SURVIVORS
     | {
-        "layernorm_mlp._load_weight:drop-int64:1": Survivor(
+        "mlp._load_weight:drop-int64:1": Survivor(
             "outer.to(tl.int64) -> outer",
             "whole-row kernels have at most 256 channels: the product passes 2^31 with 8 million hidden "
             "channels, 2^31 elements of one weight",

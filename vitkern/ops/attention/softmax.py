@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkern.ops.sizes import fixed
 from vitkern.reference import attention as reference
 from vitkern.reference.dropout import keep_mask
 
@@ -45,8 +46,12 @@ def attention_in_pytorch(
     if bias is not None:
         bias = bias.to(_term_dtype(q))
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else bias + mask
+    grouped = bool(q.shape[1] != k.shape[1])  # torch.jit.trace compares sizes to a tensor
+    if grouped and torch.jit.is_tracing():  # ONNX has no grouped heads
+        groups, grouped = fixed(q.shape[1]) // fixed(k.shape[1]), False
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal, scale=scale, enable_gqa=grouped
     )
     return out.transpose(1, 2).contiguous().transpose(1, 2), None
 

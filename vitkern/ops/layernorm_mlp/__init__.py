@@ -20,7 +20,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
 
 if HAS_TRITON:
     from vitkern.kernels import layernorm_mlp as kernels
-    from vitkern.kernels.machine import architecture, configs
+    from vitkern.kernels.machine.architecture import arch_of
 
     _PARAMETERS = ("norm_weight", "norm_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "layer_scale")
 
@@ -215,5 +215,5 @@ def _run_kernel(
     )
     tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    plan = configs.mlp_plan(x.shape[-1], fc1_weight.shape[0], fc1_weight.dtype, architecture.arch_of(x), keep)
+    plan = kernels.mlp_plan(x.shape[-1], fc1_weight.shape[0], fc1_weight.dtype, arch_of(x), keep)
     return layernorm_mlp_forward(*tensors, eps, act, post_norm, plan, keep)[0]

@@ -142,26 +142,27 @@ def _rel_bias(rel: list[Tensor], block: Sequence[int], tiles: Tiles) -> Tensor:
 
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """SDPA over (B, G, H, N, D); with B and G as one dimension where the mask is the same for all tiles, or as full as
-    the scores, since PyTorch's kernels take four dimensions."""
+    """SDPA over (B, G, H, N, D), with two of them as one dimension, since PyTorch's kernels and ONNX's take four: G and
+    H where a mask is the same for all images, B and G elsewhere."""
     if mask is not None and mask.requires_grad and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64):
         # SDPA does this too, and more that is for half precision
-        scores, empty = _without_empty_rows((q * scale) @ k.mT + mask)
+        scores, empty = _without_empty_rows((q * scale) @ k.transpose(-1, -2) + mask)
         weights = scores.softmax(-1)
         return (weights if empty is None else weights.masked_fill(empty, 0.0)) @ v
-    if mask is None or mask.dim() == 5 or mask.shape[0] == 1:
-        merged = None if mask is None else mask.flatten(0, 1) if mask.dim() == 5 else mask
-        out = F.scaled_dot_product_attention(
-            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=merged, scale=scale
-        )
-        return out.unflatten(0, q.shape[:2])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    first = 0
+    if mask is not None and mask.dim() == 5:
+        mask = mask.flatten(0, 1)
+    elif mask is not None and mask.shape[0] > 1:
+        first, mask = 1, mask.expand(-1, q.shape[2], -1, -1).flatten(0, 1)
+    second = q.shape[first + 1]
+    q, k, v = (t.flatten(first, first + 1) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).unflatten(first, (-1, second))
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Softmax attention and the logarithm of its denominators, in float32 at least."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    scores = (q.to(wide) @ k.to(wide).mT) * scale
+    scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) * scale
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask.to(wide)
     scores, empty = _without_empty_rows(scores)

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
 from vitkern.ops.checks import check_probability, check_same, check_shape, check_tensor
 from vitkern.ops.projection import projected
+from vitkern.ops.sizes import fixed
 from vitkern.ops.window_attention.checks import check_windows
 from vitkern.ops.window_attention.softmax import image_softmax, windows_in_pytorch
 from vitkern.ops.window_attention.steps import Scores
@@ -123,8 +124,8 @@ def _run_kernel(
     scale: float | None,
     mask_value: float | None,
 ) -> Tensor:
-    size = qkv.shape[1:3]
-    modulus = list(size) if wrap == "image" else [padded_size(*axis) for axis in zip(size, window, strict=True)]
+    size = [fixed(n) for n in qkv.shape[1:3]]
+    modulus = size if wrap == "image" else [padded_size(*axis) for axis in zip(size, window, strict=True)]
     return window_attention_forward(
         qkv,
         None if table is None else table.float(),

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from vitkern.ops.checks import check_number, check_scale, check_shape, check_tensor
+from vitkern.ops.sizes import fixed
 
 
 def int_pair(op: str, name: str, value: Iterable[int]) -> tuple[int, int]:
     try:
-        pair = tuple(value)
+        pair = tuple(fixed(size) if torch.jit.is_tracing() else size for size in value)
     except TypeError:
         pair = ()
     if len(pair) != 2 or not all(isinstance(size, int | torch.SymInt) and not isinstance(size, bool) for size in pair):

@@ -33,8 +33,8 @@ class Windows(NamedTuple):
 
 
 def padded_size(size: int, extent: int) -> int:
-    """``size`` rounded up to whole windows."""
-    return -(-size // extent) * extent
+    """``size`` rounded up to whole windows. Of positive numbers alone: ONNX rounds quotients towards zero."""
+    return (size + extent - 1) // extent * extent
 
 
 def _axis(size: int, extent: int, shift: int, wrap: str, device: torch.device) -> Tensor:
@@ -72,15 +72,16 @@ def _build(
     flat = torch.where((y[:, None] < 0) | (x < 0), -1, flat)
     flat = flat.reshape(batch, rows, window_h, cols, window_w).transpose(2, 3)  # (B, rows, cols, window_h, window_w)
 
-    late_y = torch.arange(window_h, device=device) >= window_h - shift_h
-    late_x = torch.arange(window_w, device=device) >= window_w - shift_w
+    y_in_window, x_in_window = torch.arange(window_h, device=device), torch.arange(window_w, device=device)
     pieces, counts, crossing = [], [], []
     for row_slice, row_meets in _parts(rows, shift_h):
         for col_slice, col_meets in _parts(cols, shift_w):
             piece = flat[:, row_slice, col_slice]
             pieces.append(piece.reshape(-1))
             counts.append(batch * piece.shape[1] * piece.shape[2])
-            region = (row_meets * late_y[:, None] * 2 + col_meets * late_x).reshape(-1)
+            late_y = y_in_window[:, None] >= window_h - shift_h * row_meets
+            late_x = x_in_window >= window_w - shift_w * col_meets
+            region = (late_y * 2 + late_x).reshape(-1)
             crossing.append(region[:, None] != region[None, :])
     gather = torch.cat(pieces)
 
@@ -184,9 +185,9 @@ class _Scatter(torch.autograd.Function):
 
 
 def _function(kind: type[torch.autograd.Function]) -> Callable[..., Tensor]:
-    """With its own gradient, or with autograd's where derivatives are transformed: a ``jvp`` of its own is something
-    that torch.compile does not take."""
-    plain = not torch.compiler.is_compiling() and is_transformed()
+    """With its own gradient, or with autograd's where derivatives are transformed, as a ``jvp`` of its own is something
+    that torch.compile does not take, and where torch.jit.trace would record a call of Python."""
+    plain = not torch.compiler.is_compiling() and (is_transformed() or torch.jit.is_tracing())
     return kind.forward if plain else kind.apply
 
 
