@@ -23,10 +23,12 @@ from benchmarks import ceilings, command, plan, results, scale, session, static,
 from benchmarks.rows import OURS, Row
 from vitkern import cli
 from vitkern.commands import accelerate, check, lab, models, outcome
+from vitkern.lab import proofs
 from vitkern.lab.addressing import offsets
 from vitkern.lab.breaking import mutants
 from vitkern.lab.compiling import compile as compiling
 from vitkern.lab.differentiating import gradients
+from vitkern.lab.differentiating.gradient_check import Outcome
 from vitkern.lab.fuzzing import edges, fuzz
 from vitkern.models import registry
 
@@ -84,12 +86,14 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VITKERN_LAB_RECORDS", str(tmp_path / "records"))
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(proofs, "FILE", tmp_path / "proofs.jsonl")
     return tmp_path
 
 
 @pytest.fixture
 def idle(monkeypatch):
     """What takes long does nothing."""
+    nothing_found = Outcome("", 0.0, 0.0, (), frozenset(), frozenset(), 0.0)
     described = registry.Description("a", "A", 1, (3, 8, 8), 1, "", {})
     monkeypatch.setattr("vitkern.models.describe", lambda name: described)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
@@ -101,7 +105,7 @@ def idle(monkeypatch):
         (fuzz, "judge", lambda op, seed, case=None: fuzz.Verdict(op, seed, case, (), (), 0.0)),
         (fuzz, "_report", lambda *a: 0),
         (edges, "check", lambda edge: []),
-        (gradients, "outcomes_of", lambda chosen, seed, jobs: [None] * len(chosen)),
+        (gradients, "outcomes_of", lambda chosen, seed, jobs: [nothing_found] * len(chosen)),
         (gradients, "line", lambda case, outcome: ""),
         (gradients, "_conclude", lambda *a: 0),
         (offsets, "launched_kernels", lambda: {}),
@@ -206,7 +210,7 @@ def test_the_benchmarks(place, idle, data):
     if name:
         parser = outcome.Parser()
         command.COMMANDS[name].add_arguments(parser)
-    argv = data.draw(command_lines((name,) if name else (), parser, LIKELY))
+    argv = data.draw(command_lines((name,) if name else (), parser, LIKELY | st.just("run.json")))
     ends_well(benchmarks.__main__.main, argv, place)
 
 
