@@ -18,7 +18,7 @@ from benchmarks.models import BLOCKS, CPU_MODELS, GPU_MODELS, QUICK_BLOCKS, QUIC
 from benchmarks.models import chosen as chosen_models
 from benchmarks.rows import MODES
 from benchmarks.runs import DTYPES
-from benchmarks.session import MODELS, measured
+from benchmarks.session import MODELS, blanks, measured
 from vitkern.commands.numbers import real, whole
 from vitkern.commands.outcome import Parser
 from vitkern.report import BadInput, near_matches
@@ -90,6 +90,9 @@ def cases(arguments) -> int:
     if recorded:
         results.same_device(results.device_name(device), {str(arguments.against): recorded["environment"]})
     dtype_name = arguments.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    if recorded:  # before an hour of measuring
+        asked = {row.key for job in jobs for row in blanks(job, arguments, device, DTYPES[dtype_name])}
+        compare.check_common(recorded["results"], asked)
     with memory.bounded(device):
         rows = measured(arguments, jobs, device, dtype_name, path_of(arguments, device, dtype_name))
     wrong = sum(row.is_bad for row in rows)

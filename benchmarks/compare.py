@@ -9,6 +9,7 @@ from vitkern.report import BadInput, seconds, table
 LEAST = 1.05  # a change below this is never called one
 SLOWER = "SLOWER"
 GONE = "GONE"
+NOTHING_COMMON = "the two runs hold no case in common: they differ in operators, cases, modes, dtypes or batches"
 
 
 def add_arguments(parser) -> None:
@@ -35,7 +36,7 @@ def show(before: list[Row], after: list[Row], *, every: bool = False) -> tuple[i
     """
     pairs = matched(before, after, every=every)
     if not pairs:
-        raise BadInput("the two runs hold no case in common: they differ in operators, cases, modes, dtypes or batches")
+        raise BadInput(NOTHING_COMMON)
     lines, slower = [], 0
     for old, new in pairs:
         said, name = verdict(old, new), (new.op, new.case, new.mode, new.dtype, new.contender)
@@ -48,6 +49,15 @@ def show(before: list[Row], after: list[Row], *, every: bool = False) -> tuple[i
     header = ("operator", "case", "mode", "dtype", "", "before", "after", "ratio", "noise", "")
     print(table(header, lines))
     return slower, len(pairs)
+
+
+def check_common(before: list[Row], keys: set[tuple]) -> None:
+    """
+    Raises:
+        BadInput: ``before`` holds no row of vitkern's that can be compared with one of ``keys``.
+    """
+    if not any(row.counts and row.contender == OURS and row.key in keys for row in before):
+        raise BadInput(NOTHING_COMMON)
 
 
 def changed_versions(before: dict, after: dict) -> list[str]:

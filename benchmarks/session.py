@@ -44,7 +44,7 @@ def measured(arguments, jobs: list, device: torch.device, dtype_name: str, path:
             progress(f"out of time: {len(jobs) - i + 1} of {len(jobs)} cases not run")
             break
         progress(f"[{i}/{len(jobs)}] {_name(job)} {dtype_name} ({time.monotonic() - start:.0f} s)")
-        blank = _blanks(job, arguments, device, dtype)
+        blank = blanks(job, arguments, device, dtype)
         keep(rows + [_noted(row, UNFINISHED) for row in blank])
         try:
             rows += _rows_of(job, arguments, device, dtype, best)
@@ -90,7 +90,7 @@ def _batch(job: Layer | str, arguments, device: torch.device) -> int:
     return arguments.batch or own
 
 
-def _blanks(job: Layer | str, arguments, device: torch.device, dtype: torch.dtype) -> list[Row]:
+def blanks(job: Layer | str, arguments, device: torch.device, dtype: torch.dtype) -> list[Row]:
     """Our rows of a job, one for each mode, without figures."""
     op, case, batch = MODELS if isinstance(job, str) else job.op, str(job), _batch(job, arguments, device)
     name, modes = str(dtype).removeprefix("torch."), dict.fromkeys(arguments.mode)
@@ -108,7 +108,7 @@ def _left(jobs: list, before: list[Row], arguments, device, dtype) -> tuple[list
     ours = {row.key: row.note for row in before if row.contender == OURS}
     fresh, again, dropped = [], [], set()
     for job in jobs:
-        notes = {row.key: ours.get(row.key) for row in _blanks(job, arguments, device, dtype)}
+        notes = {row.key: ours.get(row.key) for row in blanks(job, arguments, device, dtype)}
         if None in notes.values():
             fresh.append(job)
         elif UNFINISHED in notes.values():

@@ -70,7 +70,7 @@ def test_what_has_no_time_left_is_named(started, tmp_path, capsys):
 def test_a_part_that_is_not_there_is_bad_input(started, tmp_path, capsys):
     asked = started()
     assert run("--folder", tmp_path, "--parts", 99) == 2 and not asked
-    assert "plan: there is no part 99" in capsys.readouterr().err
+    assert "--parts: got '99'; expected a whole number from 1 to 9" in capsys.readouterr().err
 
 
 def test_a_part_whose_process_dies_goes_on_in_another(started, tmp_path):
