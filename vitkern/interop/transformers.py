@@ -31,6 +31,7 @@ HARMLESS = frozenset(
         "use_cache",
     )
 )
+KNOWN = frozenset(("dropout", "is_causal", "position_bias", "scaling", "softcap"))  # to `attention_forward`
 
 
 def register() -> None:
@@ -98,8 +99,9 @@ def attention_forward(
 
 
 def unknown(arguments: dict[str, object]) -> list[str]:
-    """Names of the arguments that are given and may change the result."""
-    return [name for name, given in arguments.items() if given is not None and name not in HARMLESS]
+    """Names of the arguments that are given and may change the result in a way that is not known here."""
+    known = HARMLESS | KNOWN
+    return [name for name, given in arguments.items() if given is not None and name not in known]
 
 
 def _of_one_size(*parts: Tensor) -> list[Tensor]:
