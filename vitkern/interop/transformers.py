@@ -1,7 +1,7 @@
 """``attn_implementation="vitkern"`` for transformers: an attention and a mask function under one name.
 
-Importing this module registers both, which a process needs that loads a pickled model built by this name. Without the
-mask function transformers would drop padding masks for a name that it does not know.
+Importing this module registers both, as a process must that loads a model which was built by this name and stored
+whole. Without the mask function transformers would drop padding masks for a name that it does not know.
 """
 
 import torch
