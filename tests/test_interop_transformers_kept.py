@@ -16,6 +16,7 @@ from torch import nn
 from transformers.models.videoprism import configuration_videoprism, modeling_videoprism
 
 import vitkern
+from vitkern.interop import transformers as by_name
 from vitkern.interop.transformers import attention_forward
 from vitkern.interop.transformers_exchange import SeenConfig
 
@@ -193,7 +194,7 @@ MODELS = {
 
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_gives_what_it_gave(name, eager):
+def test_every_model_gives_what_it_gave(name, eager, monkeypatch):
     build, swapped, all_of_them = MODELS[name]
     model, arguments = build()
     randomise(model.eval())
@@ -203,8 +204,16 @@ def test_every_model_gives_what_it_gave(name, eager):
     report = vitkern.accelerate(other)
     assert len(report.attention) == all_of_them
     assert len([each for each in report.attention if each.by is not None]) == swapped
+    calls = []
+    counted = by_name.attention
+    monkeypatch.setattr(by_name, "attention", lambda *args, **kwargs: (calls.append(1), counted(*args, **kwargs))[1])
     with torch.no_grad():
         expected, actual = tensors(model(**arguments)), tensors(other(**arguments))
+    if name == "sam":  # whose layers are swapped whole
+        swapped = 0
+    elif build is llava and eager:  # transformers hooks the tower's attention, once it recorded hidden states
+        swapped = 2
+    assert len(calls) == swapped
     assert actual.keys() == expected.keys() and expected
     for key, value in expected.items():
         assert_near(actual[key], value, 5e-5, key)
@@ -299,6 +308,7 @@ def test_a_hook_on_eager_attention_sees_the_weights():
             for module in model.modules()
             if type(module).__name__ == "ViTAttention"
         ]
+        assert len(handles) == 2
         model(**arguments)
         for handle in handles:
             handle.remove()
@@ -345,6 +355,30 @@ assert torch.allclose(model(**arguments)[0], expected, atol=1e-4)
 
 
 # The function by name
+
+
+@pytest.mark.parametrize("build", [mistral, modernbert])
+def test_sliding_windows_by_name(build):
+    model, arguments = build()
+    randomise(model.eval())
+    with torch.no_grad():
+        expected = model(**arguments).last_hidden_state
+        model.set_attn_implementation("vitkern")
+        actual = model(**arguments).last_hidden_state
+    seen = arguments["attention_mask"].bool()
+    assert_near(actual[seen], expected[seen], 2e-5, "words that are no padding")
+
+
+def test_eager_attention_is_causal_by_its_mask_alone():
+    """As transformers computes it: a causal module called without a mask sees everything."""
+    model, _ = mistral()
+    layer = randomise(model.eval()).layers[0].self_attn
+    model.set_attn_implementation("eager")
+    x = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(3))
+    positions = model.rotary_emb(x, torch.arange(6)[None])
+    expected = layer(x, positions, None)[0]
+    assert len(vitkern.accelerate(model)) == 2
+    assert_near(layer(x, positions, None)[0], expected, 2e-5, "without a mask")
 
 
 def heads(value=8):

@@ -1,7 +1,7 @@
 """``attn_implementation="vitkern"`` for transformers: an attention and a mask function under one name.
 
-Importing this module registers both, which a process needs that loads a pickled model built by this name. Without the
-mask function transformers would drop padding masks for a name that it does not know.
+Importing this module registers both, as a process must that loads a model which was built by this name and stored
+whole. Without the mask function transformers would drop padding masks for a name that it does not know.
 """
 
 import torch
@@ -33,6 +33,7 @@ HARMLESS = frozenset(
         "use_cache",
     )
 )
+KNOWN = frozenset(("dropout", "is_causal", "position_bias", "scaling", "softcap"))  # to `attention_forward`
 
 
 def register() -> None:
@@ -107,8 +108,9 @@ def attention_forward(
 
 
 def unknown(arguments: dict[str, object]) -> list[str]:
-    """Names of the arguments that are given and may change the result."""
-    return [name for name, given in arguments.items() if given is not None and name not in HARMLESS]
+    """Names of the arguments that are given and may change the result in a way that is not known here."""
+    known = HARMLESS | KNOWN
+    return [name for name, given in arguments.items() if given is not None and name not in known]
 
 
 def _of_one_size(*parts: Tensor) -> list[Tensor]:

@@ -32,7 +32,7 @@ class SeenConfig:
         return EXCHANGED if now == vars(self)["before"] else now
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "source" not in vars(self):  # as a copy asks
+        if name.startswith("__") or "source" not in vars(self):  # as copies ask
             raise AttributeError(name)
         return getattr(vars(self)["source"], name)
 

@@ -3,8 +3,8 @@ of modules that are exactly what their library made of them, and that nobody wat
 
 import inspect
 from collections.abc import Iterator
-from types import CodeType, FunctionType
-from typing import Any, TypeGuard, TypeVar
+from types import CodeType, FunctionType, MappingProxyType
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,17 @@ _TENSORS = (Tensor, nn.Parameter)
 _FUNCTIONS = (FunctionType, staticmethod, classmethod)
 _MODULE = vars(torch.nn.modules.module)
 
-# What each class had of the functions that a call of it runs: (class or base, name, function or None), ...
-_functions: dict[type, tuple[tuple[type, str, object], ...]] = {}
+
+class _Functions(NamedTuple):
+    """What a class had of the functions that a call of it runs: in ``places``, live views of what it and its bases
+    define, under ``names``."""
+
+    places: tuple[MappingProxyType[str, Any], ...]
+    names: tuple[str, ...]
+    found: tuple[object, ...]
+
+
+_functions: dict[type, _Functions] = {}
 
 
 def may_bypass(module: Any, *kinds: type[Kind]) -> TypeGuard[Kind]:
@@ -34,7 +43,7 @@ def plain(module: Any, *kinds: type[Kind]) -> TypeGuard[Kind]:
     kind = type(module)
     if kind not in kinds or not pristine(kind) or not untouched(module):
         return False
-    return all(ordinary(parameter) for parameter in module._parameters.values())
+    return all(map(ordinary, module._parameters.values()))
 
 
 def untouched(module: nn.Module) -> bool:
@@ -83,11 +92,11 @@ def pristine(kind: type) -> bool:
     """Whether a call of ``kind`` runs the functions that its library gave it, its bases' included."""
     known = _functions.get(kind)
     if known is None:
-        known = tuple(_run_by(kind))
-        if not all(_is_genuine(*entry) for entry in known):
+        bases, names, found = zip(*_run_by(kind), strict=True)
+        if not all(map(_is_genuine, bases, names, found)):
             return False
-        _functions[kind] = known
-    return all(base.__dict__.get(name) is function for base, name, function in known)
+        known = _functions[kind] = _Functions(tuple(map(vars, bases)), names, found)
+    return tuple(map(MappingProxyType.get, known.places, known.names)) == known.found
 
 
 # Answered while compiling, not traced: what torch.compiler.assume_constant_result does, which imports the compiler.
