@@ -15,6 +15,17 @@ from vitkern.dispatch import use_backend
 from vitkern.report import LONGEST, BadInput
 
 
+def test_what_fails_after_an_interruption_is_interrupted(capsys):
+    def run(argv):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    assert outcome.ended("tool", [], run) == 130
+    assert capsys.readouterr().err == "tool: interrupted\n"
+
+
 def ended(problem, *arguments):
     def run(argv):
         raise problem
@@ -161,10 +172,10 @@ def test_names_that_no_encoding_has_are_printed(capfd, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "raised"),
-    ((0, None), (1, None), (130, None), (-2, KeyboardInterrupt), (-9, BadInput), (-11, RuntimeError)),
+    ("code", "end"),
+    ((0, 0), (1, 1), (130, 130), (-2, 130), (-9, BadInput), (-11, RuntimeError)),
 )
-def test_the_process_that_goes_on_decides_how_this_one_ends(monkeypatch, code, raised):
+def test_the_process_that_goes_on_decides_how_this_one_ends(monkeypatch, code, end):
     class Process:
         def __init__(self, command, env):
             assert command[3:] == ["check", "layernorm"] and env["TRITON_INTERPRET"] == "1"
@@ -176,10 +187,10 @@ def test_the_process_that_goes_on_decides_how_this_one_ends(monkeypatch, code, r
         __exit__ = lambda self, *problem: None  # noqa: E731
 
     monkeypatch.setattr(again.subprocess, "Popen", Process)
-    if raised is None:
-        assert again.again(["check", "layernorm"], interpreted=True) == code
+    if isinstance(end, int):
+        assert again.again(["check", "layernorm"], interpreted=True) == end
     else:
-        with pytest.raises(raised):
+        with pytest.raises(end):
             again.again(["check", "layernorm"], interpreted=True)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from vitkern.commands.outcome import INTERRUPTED
 from vitkern.report import BadInput
 
 GRACE = 3.0  # seconds that a process has to see for itself that it was interrupted
@@ -20,8 +21,8 @@ def again(argv: Sequence[str], *, interpreted: bool) -> int:
         code = _code_of(process)
     if code >= 0:
         return code
-    if code == -signal.SIGINT:
-        raise KeyboardInterrupt
+    if code == -signal.SIGINT:  # it has said so
+        return INTERRUPTED
     name = signal.Signals(-code).name
     if -code in OUTSIDE:
         raise BadInput(f"{name} ended its process, as systems do where memory runs short.")

@@ -115,7 +115,7 @@ def _completed(run: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 def _judged(problem: BaseException) -> tuple[int, str]:
     """The exit code, and what to say."""
-    if isinstance(problem, KeyboardInterrupt):
+    if _is_interruption(problem):
         return INTERRUPTED, "interrupted"
     if isinstance(problem, BadInput):
         return REFUSED, str(problem)
@@ -129,6 +129,13 @@ def _judged(problem: BaseException) -> tuple[int, str]:
         return REFUSED, str(problem)
     text = f"something in vitkern is wrong: {described(problem)}. Please report it, with what --debug shows."
     return BAD, text
+
+
+def _is_interruption(problem: BaseException | None) -> bool:
+    """Whether it is one, or went wrong where things were put away after one."""
+    while problem is not None and not isinstance(problem, KeyboardInterrupt):
+        problem = problem.__context__
+    return problem is not None
 
 
 def _is_forced() -> bool:

@@ -100,18 +100,22 @@ def _serve(parallel: int) -> None:
     if imported_kernels():
         raise RuntimeError(f"nursery: a kernel is imported already: got {imported_kernels()}; expected none.")
     waiting, running = list(reversed(jobs)), {}
-    while waiting or running:
-        while waiting and len(running) < parallel:
-            job = waiting.pop()
-            child = _Child(job, [trials[id(one)] for one in job.checks().trials])
-            running[child.pipe] = child
-        ready, _, _ = select.select(list(running), [], [], 0.2)
-        for child in list(running.values()):
-            if child.pipe in ready or time.monotonic() > child.deadline:
-                verdict = child.finish()
-                if verdict is not None:
-                    del running[child.pipe]
-                    print(json.dumps(asdict(verdict)), flush=True)
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                job = waiting.pop()
+                child = _Child(job, [trials[id(one)] for one in job.checks().trials])
+                running[child.pipe] = child
+            ready, _, _ = select.select(list(running), [], [], 0.2)
+            for child in list(running.values()):
+                if child.pipe in ready or time.monotonic() > child.deadline:
+                    verdict = child.finish()
+                    if verdict is not None:
+                        del running[child.pipe]
+                        print(json.dumps(asdict(verdict)), flush=True)
+    finally:
+        for child in running.values():  # of one that was interrupted
+            child.kill()
 
 
 class _Child:
@@ -141,12 +145,15 @@ class _Child:
         finally:
             os._exit(0)
 
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
     def finish(self) -> Verdict | None:
         """The verdict, or None where the child is still writing."""
         hung = time.monotonic() > self.deadline
         if hung:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+            self.kill()
         if block := os.read(self.pipe, 65536):
             self.text += block
             if not hung:
@@ -172,4 +179,7 @@ def _by(job: Job, trials: list) -> str:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    try:
+        _serve(int(sys.argv[1]))
+    except KeyboardInterrupt:  # of a terminal; whoever started this one says so
+        sys.exit(130)

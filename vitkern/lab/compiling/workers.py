@@ -7,12 +7,14 @@ folder, unless TRITON_CACHE_DIR names one.
 import multiprocessing
 import os
 import queue
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from vitkern.lab.compiling.compiled import Compiled
+from vitkern.lab.processes import uninterrupted
 
 TIMEOUT = 900.0  # seconds that one cell may take
 Cell = tuple[str, int]  # name of a launch, architecture
@@ -37,6 +39,7 @@ def compile_cell(name: str, arch: int) -> list[Compiled]:
 
 
 def _serve(connection, compiler, cache: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one that a thread started again was interrupted so far
     os.environ["TRITON_CACHE_DIR"] = cache
     import torch
 
@@ -96,8 +99,10 @@ def compile_cells(cells: Sequence[Cell], jobs: int, compiler=compile_cell) -> It
         cache = os.environ.get("TRITON_CACHE_DIR") or folder
         workers = [_Worker(compiler, cache) for _ in range(max(1, min(jobs, len(cells))))]
         idle = queue.SimpleQueue()
-        for worker in workers:
-            idle.put(worker)
+        with uninterrupted():
+            for worker in workers:
+                worker.start()
+                idle.put(worker)
 
         def one(cell):
             worker = idle.get()

@@ -4,9 +4,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 
 from vitkern.lab import proofs, records
 from vitkern.lab.differentiating.gradient_case import GradientCase
@@ -21,6 +19,7 @@ from vitkern.lab.differentiating.gradient_check import (
     operators,
     uncovered,
 )
+from vitkern.lab.processes import submitted
 from vitkern.lab.specimens import owned
 from vitkern.report import BadInput, near_matches
 
@@ -86,8 +85,9 @@ def outcomes_of(chosen: list[int], seed: int, jobs: int) -> Iterator[Outcome]:
         for number in chosen:
             yield _check_number(number, seed)
         return
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_prepare) as pool:
-        yield from pool.map(_check_number, chosen, [seed] * len(chosen))
+    with submitted(_check_number, [(number, seed) for number in chosen], jobs, _prepare) as calls:
+        for call in calls:
+            yield call.result()
 
 
 def _prepare() -> None:

@@ -10,15 +10,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from operator import itemgetter
 
 from vitkern.lab import proofs, records
 from vitkern.lab.fuzzing.case import Case, read_case
 from vitkern.lab.fuzzing.drawing import draw
+from vitkern.lab.processes import submitted
 from vitkern.lab.proving.verify import POOLED_CASES, Result, pool_of, says_something
 from vitkern.lab.specimens import specimens
 from vitkern.report import BadInput, progress, table
@@ -118,8 +118,8 @@ def verdicts_of(chosen: list[tuple[str, int]], jobs: int) -> Iterator[Verdict]:
             yield verdict
         return
     portions = [chosen[i : i + TOGETHER] for i in range(0, len(chosen), TOGETHER)]
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_prepare) as pool:
-        for done in as_completed([pool.submit(_judge_all, portion) for portion in portions]):
+    with submitted(_judge_all, [(portion,) for portion in portions], jobs, _prepare) as calls:
+        for done in as_completed(calls):
             yield from done.result()
 
 
