@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import peft
 import torch
@@ -292,19 +293,21 @@ def weight_norm_first(model, images, accelerate):
     return outcome(model, images)
 
 
+def _weaker(kind: type) -> contextlib.AbstractContextManager:
+    """Its ``forward`` patched; what it inherits it inherits again afterwards."""
+    original = kind.forward
+    return mock.patch.object(kind, "forward", lambda self, x: original(self, x) * 0.9)
+
+
 def _patched(kind: type, when: str) -> None:
     @tool(f"{kind.__name__}.forward patched {when}")
     def run(model, images, accelerate):
-        original = kind.forward
         if when == "after":
             accelerate(model)
-        kind.forward = lambda self, x: original(self, x) * 0.9
-        try:
+        with _weaker(kind):
             if when == "before":
                 accelerate(model)
             return outcome(model, images)
-        finally:
-            kind.forward = original
 
 
 for _kind in (nn.Linear, nn.GELU, nn.LayerNorm):
@@ -314,16 +317,10 @@ for _kind in (nn.Linear, nn.GELU, nn.LayerNorm):
 @tool("MLP.forward patched after")
 def mlp_patched(model, images, accelerate):
     accelerate(model)
-    kinds = {type(m) for name, m in model.named_modules() if name.endswith(".mlp")}
-    before = {kind: kind.forward for kind in kinds}
-    try:
-        for kind, forward in before.items():
-            kind.forward = lambda self, x, forward=forward: forward(self, x) * 0.9
+    with contextlib.ExitStack() as patches:
+        for kind in {type(m) for name, m in model.named_modules() if name.endswith(".mlp")}:
+            patches.enter_context(_weaker(kind))
         return outcome(model, images)
-    finally:
-        for kind in kinds:
-            if "forward" in vars(kind):
-                kind.forward = before[kind]
 
 
 class Weaker(TorchFunctionMode):

@@ -16,9 +16,7 @@ import vitkern  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SAME, REFUSED_HERE, NEITHER, WAITING, WRONG = "same", "refused", "neither", "waits", "WRONG"
-EVERY = tuple(LIBRARIES)
-
+SAME, REFUSED_HERE, NEITHER, WRONG = "same", "refused", "neither", "WRONG"
 # tool -> what the error of the accelerated model says, where the original works
 REFUSED = {"torch.jit.script": r"report\.restore\(\) first"}
 
@@ -40,20 +38,6 @@ NEITHER_DOES = {
     "empty batch, ViT alone": (("transformers",), "cannot reshape", "a size of -1 is ambiguous without elements"),
 }
 
-# tool -> (libraries, item of the list of faults that is open)
-WAITS = {
-    "global hooks": (EVERY, "item 7: global hooks miss what is bypassed"),
-    "Linear.forward patched before": (EVERY, "item 5: patches of classes are ignored"),
-    "Linear.forward patched after": (EVERY, "item 5: patches of classes are ignored"),
-    "GELU.forward patched before": (("timm", "torchvision"), "item 5: patches of classes are ignored"),
-    "GELU.forward patched after": (("timm", "torchvision"), "item 5: patches of classes are ignored"),
-    "LayerNorm.forward patched before": (EVERY, "item 5: patches of classes are ignored"),
-    "LayerNorm.forward patched after": (EVERY, "item 5: patches of classes are ignored"),
-    "MLP.forward patched after": (EVERY, "item 5: patches of classes are ignored"),
-    "function mode": (("torchvision",), "item 6: a mode sees other calls than the original's"),
-    "pickled whole, fresh process": (("transformers",), "item 15: the attention function is not registered there"),
-}
-
 outcomes: dict[tuple[str, str], str] = {}
 
 
@@ -63,9 +47,7 @@ def listed(table: dict, tool: str, library: str) -> tuple | None:
 
 
 def cell(tool, library):
-    waits = listed(WAITS, tool, library)
-    marks = [pytest.mark.xfail(strict=True, reason=waits[1])] if waits else []
-    return pytest.param(tool, library, marks=marks, id=f"{tool} - {library}")
+    return pytest.param(tool, library, id=f"{tool} - {library}")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,13 +69,12 @@ def table() -> str:
     reasons = {
         f"{NEITHER}: {tool}, {' and '.join(libraries)}: {why}" for tool, (libraries, _, why) in NEITHER_DOES.items()
     }
-    reasons |= {f"{WAITING}: {tool}, {' and '.join(libraries)}: {why}" for tool, (libraries, why) in WAITS.items()}
     return "\n".join(lines + sorted(reason for reason in reasons if any(f" {tool}," in reason for tool in rows)))
 
 
 @pytest.mark.parametrize("tool, library", [cell(tool, library) for tool in TOOLS for library in LIBRARIES])
 def test_cell(tool, library):
-    outcomes[tool, library] = WAITING if listed(WAITS, tool, library) else WRONG
+    outcomes[tool, library] = WRONG
     neither = listed(NEITHER_DOES, tool, library)
     if neither:
         with pytest.raises(Exception, match=neither[1]):

@@ -39,6 +39,7 @@ MODULES = {
     "DropPath": (lambda: vnn.DropPath(0.3), (4, 5, 32)),
     "HaloAttention": (lambda: vnn.HaloAttention(32, num_heads=2, block_size=4, halo_size=1), (2, 32, 8, 4)),
     "LayerNorm": (lambda: vnn.LayerNorm(32), (2, 5, 32)),
+    "RMSNorm": (lambda: vnn.RMSNorm(32), (2, 5, 32)),
     "LayerScale": (lambda: vnn.LayerScale(32, 0.1), (2, 5, 32)),
     "Mlp": (lambda: vnn.Mlp(32, 64), (2, 5, 32)),
     "NeighborhoodAttention": (lambda: vnn.NeighborhoodAttention(32, 2, 3), (2, 5, 6, 32)),
