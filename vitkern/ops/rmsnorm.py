@@ -19,8 +19,16 @@ def _in_pytorch(
     """The normalised rows and the sum, empty without a residual; in the wider dtype of the sum and the weight."""
     total = x if residual is None else x + residual
     wide = total.dtype if weight is None else torch.promote_types(total.dtype, weight.dtype)
-    y = F.rms_norm(total.to(wide), x.shape[-1:], None if weight is None else weight.to(wide), eps)
+    y = _normalised(total.to(wide), None if weight is None else weight.to(wide), eps)
     return y.to(dtype), x.new_empty(0) if residual is None else total
+
+
+def _normalised(rows: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    if not torch.jit.is_tracing():
+        return F.rms_norm(rows, rows.shape[-1:], weight, eps)
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))  # the older ONNX exporter has no rms_norm
+    y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (y if weight is None else y * weight).to(rows.dtype)
 
 
 if HAS_TRITON:
