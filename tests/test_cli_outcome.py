@@ -123,7 +123,13 @@ def test_what_cannot_be_parsed_is_one_line(run, arguments):
 
 def started(*command, **environment):
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen([sys.executable, "-m", *command], env=os.environ | environment, **pipes)
+    arguments = [sys.executable, "-m", *command]
+    return subprocess.Popen(arguments, env=os.environ | environment, preexec_fn=_interruptible, **pipes)
+
+
+def _interruptible():
+    """What a shell starts in the background is not, nor is what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("unbuffered", ("", "1"))
