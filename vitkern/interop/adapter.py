@@ -58,8 +58,8 @@ class Adapter(_Adapted):
     ``forward`` asks at each call whether what it would bypass is still plain, and leaves the work to the class it
     adapts where it is not. It is entered only while that class is as its library made it, nothing watches all modules
     or functions, and calls are not recorded (`vitkern.dispatch.is_recorded`): the graph is then the original's. The
-    name stays that of the original, since wrapping policies find layers by it;
-    ``print(model)`` shows it with Vitkern in front.
+    name stays that of the original, since wrapping policies find layers by it; ``print(model)`` shows it with Vitkern
+    in front.
     """
 
     covers: ClassVar[tuple[str, ...]] = ()  # names of children whose work an adapter takes over

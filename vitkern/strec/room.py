@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 import torch.nn as nn
 
+from vitkern import report
 from vitkern.report import BadInput
 
 
@@ -28,8 +29,5 @@ def check_room(build: Callable[[], nn.Module]) -> None:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether memory was refused, in the words of PyTorch or Python."""
-    if isinstance(error, MemoryError | OverflowError | torch.OutOfMemoryError):
-        return True
-    said = ("can't allocate memory", "not enough memory", "size calculation overflowed", "Overflow when unpacking")
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    """Whether memory was refused, or a size asked for that no memory has."""
+    return isinstance(error, OverflowError) or report.is_shortage(error)
