@@ -18,6 +18,7 @@ import state
 import torch
 
 from vitkern import cli, dispatch
+from vitkern.lab import proofs
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
@@ -55,6 +56,14 @@ def _own_caches(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in CACHES:
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_proved(tmp_path_factory):
+    """No test depends on what is recorded as proved today: each part of the laboratory runs its cases in full."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proofs, "FILE", tmp_path_factory.mktemp("proofs") / "proofs.jsonl")
         yield
 
 

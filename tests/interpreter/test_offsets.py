@@ -103,7 +103,7 @@ def test_a_missing_cast_is_caught(tmp_path):
     assert right in path.read_text()
     path.write_text(path.read_text().replace(right, wrong))
     done = subprocess.run(
-        [sys.executable, "-m", "vitkern", "lab", "offsets", "_layernorm_fwd"],
+        [sys.executable, "-m", "vitkern", "lab", "offsets", "_layernorm_fwd", "--all"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
