@@ -132,6 +132,11 @@ def any_device() -> Iterator[None]:
         _any_device = before
 
 
+def takes_any_device() -> bool:
+    """Whether `any_device` holds."""
+    return _any_device
+
+
 @functools.cache
 def _device_reasons(index: int) -> tuple[str, ...]:
     if not torch.cuda.is_available():

@@ -125,6 +125,12 @@ def _passed(traceback: TracebackType | None, module: str, function: str) -> bool
 _reasons: dict[str, str] = {}  # by operator and device
 _too_large: dict[tuple[str, str], str] = {}  # by operator and device, and what sizes of a call decide
 _warned: dict[tuple[str, str], object] = {}
+_changes = [0]  # of what stands above
+
+
+def changes() -> int:
+    """Another number after each `record` and `forget`."""
+    return _changes[0]
 
 
 def record(op: str, device: Device, fault: Fault, arguments: Iterable = ()) -> None:
@@ -136,6 +142,7 @@ def record(op: str, device: Device, fault: Fault, arguments: Iterable = ()) -> N
         _too_large[f"{op} {device}", sizes] = f"{reason}, for tensors of {sizes}"
     else:
         _reasons[f"{op} {device}"] = reason
+    _changes[0] += 1
     warn(op, fault, device)
 
 
@@ -181,3 +188,4 @@ def forget() -> None:
     _reasons.clear()
     _too_large.clear()
     _warned.clear()
+    _changes[0] += 1

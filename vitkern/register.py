@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitkern import dispatch, faults
+from vitkern import dispatch, faults, plans
+from vitkern.tape import launched
 from vitkern.twice import Gradients
 
 operators: list["KernelOp"] = []  # every registered one
@@ -38,11 +39,16 @@ class KernelOp:
         self.arguments = tuple(inspect.signature(launch).parameters)
         self.slots = [self.arguments.index(name) for name in self.differentiable]
         self.fallback = fallback
-        self.overload = self._define(self.name, launch, outputs, fallback, slice(None))
+        self._run, self.overload = self._define(self.name, launch, outputs, fallback, slice(None))
         operators.append(self)
 
     def __call__(self, *args: Any) -> Any:
-        return self.overload(*args)
+        key = plans.key_of_operator(self.name, args)
+        if key is None:
+            return self.overload(*args)
+        if torch.is_grad_enabled() and any(args[i] is not None and args[i].requires_grad for i in self.slots):
+            return self._function.apply(*args, key)
+        return plans.run(key, self._run, args)
 
     def backward(self, gradients: Callable) -> Callable[[Callable], "KernelOp"]:
         """Decorator for the backward launcher ``f(grad, *outputs, *inputs, needs)``, ``needs`` being one bool per
@@ -56,38 +62,42 @@ class KernelOp:
         def attach(launch: Callable) -> "KernelOp":
             fallback = None if self.fallback is None else partial(self._gradients_in_pytorch, self.fallback)
             inputs = slice(-1 - len(self.arguments), -1)
-            self.backward_overload = self._define(launch.__name__, launch, gradients, fallback, inputs)
-            slots = self.slots
-
-            def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-                outputs = output if isinstance(output, tuple) else (output,)
-                ctx.tensor_slots = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
-                ctx.values = [None if isinstance(value, Tensor) else value for value in inputs]
-                ctx.save_for_backward(*outputs, *(inputs[i] for i in ctx.tensor_slots))
-                ctx.output_count = len(outputs)
-                ctx.mark_non_differentiable(*outputs[self.graded :])
-                ctx.set_materialize_grads(False)
-
-            def run(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-                grads = grads[: self.graded]
-                if all(grad is None for grad in grads):
-                    return (None,) * len(ctx.values)
-                saved = ctx.saved_tensors  # once: a checkpoint unpacks it a single time
-                outputs, tensors = saved[: ctx.output_count], saved[ctx.output_count :]
-                inputs = list(ctx.values)
-                for slot, tensor in zip(ctx.tensor_slots, tensors, strict=True):
-                    inputs[slot] = tensor
-                needs = [inputs[slot] is not None and ctx.needs_input_grad[slot] for slot in slots]
-                computed = self._gradients(grads, outputs, inputs, needs)
-                result: list[Tensor | None] = [None] * len(inputs)
-                for slot, needed, value in zip(slots, needs, computed, strict=True):
-                    result[slot] = value if needed else None
-                return tuple(result)
-
-            torch.library.register_autograd(f"vitkern::{self.name}", run, setup_context=setup_context, lib=_library)
+            self.backward_name = launch.__name__
+            self._run_backward, self.backward_overload = self._define(
+                launch.__name__, launch, gradients, fallback, inputs
+            )
+            torch.library.register_autograd(
+                f"vitkern::{self.name}", self._differentiate, setup_context=self._save, lib=_library
+            )
+            self._function = type(f"vitkern_{self.name}", (_Planned,), {"operator": self})
             return self
 
         return attach
+
+    def _save(self, ctx: Any, inputs: Sequence, output: Any) -> None:
+        outputs = output if isinstance(output, tuple) else (output,)
+        ctx.tensor_slots = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
+        ctx.values = [None if isinstance(value, Tensor) else value for value in inputs]
+        ctx.save_for_backward(*outputs, *(inputs[i] for i in ctx.tensor_slots))
+        ctx.output_count = len(outputs)
+        ctx.mark_non_differentiable(*outputs[self.graded :])
+        ctx.set_materialize_grads(False)
+
+    def _differentiate(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grads = grads[: self.graded]
+        if all(grad is None for grad in grads):
+            return (None,) * len(ctx.values)
+        saved = ctx.saved_tensors  # once: a checkpoint unpacks it a single time
+        outputs, tensors = saved[: ctx.output_count], saved[ctx.output_count :]
+        inputs = list(ctx.values)
+        for slot, tensor in zip(ctx.tensor_slots, tensors, strict=True):
+            inputs[slot] = tensor
+        needs = [inputs[slot] is not None and ctx.needs_input_grad[slot] for slot in self.slots]
+        computed = self._gradients(grads, outputs, inputs, needs)
+        result: list[Tensor | None] = [None] * len(inputs)
+        for slot, needed, value in zip(self.slots, needs, computed, strict=True):
+            result[slot] = value if needed else None
+        return tuple(result)
 
     def _gradients(
         self, grads: Sequence[Tensor | None], outputs: Sequence[Tensor], inputs: Sequence, needs: list[bool]
@@ -100,20 +110,22 @@ class KernelOp:
             counts = len(grads), len(outputs)
             found = Gradients.apply(self.backward_overload, self.fallback, self.slots, needs, counts, *args)
         else:
-            found = self.backward_overload(*args, needs)
+            key = plans.key_of_operator(self.backward_name, args := (*args, needs))
+            found = self.backward_overload(*args) if key is None else plans.run(key, self._run_backward, args)
         return found if isinstance(found, tuple) else (found,)
 
     def _define(
         self, name: str, launch: Callable, allocate: Callable, fallback: Callable | None, inputs: slice
-    ) -> Callable:
-        """``inputs``: which of the arguments of ``launch`` are the operator's."""
+    ) -> tuple[Callable, Callable]:
+        """What runs, and the operator of torch.library that it is registered as. ``inputs``: which of the arguments of
+        ``launch`` are the operator's."""
         run = _on_device(launch, allocate)
         if fallback is not None:
             run = _with_fallback(self.name, run, allocate, fallback, inputs)
         _library.define(name + torch.library.infer_schema(launch, mutates_args=()))
         _library.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"vitkern::{name}", allocate, lib=_library)
-        return getattr(torch.ops.vitkern, name).default
+        return run, getattr(torch.ops.vitkern, name).default
 
     def _gradients_in_pytorch(self, fallback: Callable, *args: Any) -> tuple[Tensor | None, ...]:
         """What the backward launcher returns, by differentiating ``fallback``; None where no gradient is needed."""
@@ -133,6 +145,24 @@ class KernelOp:
         pulled = pull(tuple(torch.zeros_like(out) if grad is None else grad.to(out.dtype) for grad, out in grads))
         found = dict(zip(wanted, pulled, strict=True))
         return tuple(found.get(slot) for slot in self.slots)
+
+
+class _Planned(torch.autograd.Function):
+    """An operator called past the dispatcher; ``operator`` is set by each subclass, and the last argument is the key of
+    `plans.run`."""
+
+    operator: KernelOp
+
+    @classmethod
+    def forward(cls, ctx: Any, *args: Any) -> Any:
+        *inputs, key = args
+        output = plans.run(key, cls.operator._run, inputs)
+        cls.operator._save(ctx, inputs, output)
+        return output
+
+    @classmethod
+    def backward(cls, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *cls.operator._differentiate(ctx, *grads), None
 
 
 def kernel_op(
@@ -197,15 +227,15 @@ def _on_device(launch: Callable, allocate: Callable) -> Callable:
         device = next(value.device for value in args if isinstance(value, Tensor))
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
-                return launch(*args)
+                return launched(launch, args)
         if dispatch.INTERPRETED and device.type == "cpu":
-            return _interpret(launch, allocate, args)
-        return launch(*args)
+            return launched(partial(_interpret, launch, allocate), args)
+        return launched(launch, args)
 
     return run
 
 
-def _interpret(launch: Callable, allocate: Callable, args: tuple) -> Any:
+def _interpret(launch: Callable, allocate: Callable, *args: Any) -> Any:
     """The stock interpreter computes bfloat16 as raw 16-bit integers, silently: give it float32 and round what comes
     back."""
     if dispatch.interpreter_is_repaired or not any(

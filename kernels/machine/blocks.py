@@ -49,10 +49,10 @@ def alignment(itemsize, *strides):
 
 def dot_precision(dtype):
     """How tl.dot multiplies float32: as PyTorch's own matrix products are set to (IEEE unless TF32 is allowed)."""
-    return "tf32" if dtype == torch.float32 and _allows_tf32() else "ieee"
+    return "tf32" if dtype == torch.float32 and allows_tf32() else "ieee"
 
 
-def _allows_tf32():
+def allows_tf32():
     """``fp32_precision``, of torch 2.9, tells of the older switch too, which cannot be read where this one was set."""
     matmul = torch.backends.cuda.matmul
     precision = getattr(matmul, "fp32_precision", None)

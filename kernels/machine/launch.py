@@ -3,6 +3,7 @@
 import contextvars
 import functools
 import math
+from contextlib import contextmanager
 
 import torch
 import triton
@@ -11,6 +12,7 @@ from .switch import Switch
 
 MOST_PROGRAMS = 2**31 - 1  # of a grid; the number of a program is an int32
 _receiver = Switch(None)  # of every launch, instead of the device
+_witness = contextvars.ContextVar("witness", default=None)  # of this thread's launches
 
 
 def launch(kernel, grid, *args, num_warps, num_stages, scratch=False, **constants):
@@ -34,19 +36,40 @@ def launch(kernel, grid, *args, num_warps, num_stages, scratch=False, **constant
         _receiver.value(kernel, grid, args, constants, options)
         return
     start = functools.partial(kernel[grid], *args, **constants, **options)
+    if scratch:
+        start = functools.partial(with_scratch, start)
+    witness = _witness.get()
     try:
-        contextvars.copy_context().run(_with_scratch, start) if scratch else start()
+        if witness is None:
+            start()
+        else:
+            witness(start, kernel, grid, args, constants, scratch)
     except Exception as error:
         error.kernel_of_launch = getattr(kernel, "__name__", str(kernel))  # tells it from errors of the code around
         raise
 
 
-def _with_scratch(start):
+def with_scratch(start):
     """``start()`` with an allocator of ours. It is set in a copy of the context, so that the user's own stays set."""
+    return contextvars.copy_context().run(_with_allocator, start)
+
+
+def _with_allocator(start):
     triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
-    start()
+    return start()
 
 
 def redirected(receiver):
     """Within the block, hand each launch to ``receiver(kernel, grid, args, constants, options)``; nothing runs."""
     return _receiver.set(receiver)
+
+
+@contextmanager
+def witnessed(witness):
+    """Within the block, each launch of this thread is ``witness(start, kernel, grid, args, constants, scratch)``, which
+    calls ``start()``: that starts it and returns what Triton compiled, None in the interpreter."""
+    token = _witness.set(witness)
+    try:
+        yield
+    finally:
+        _witness.reset(token)

@@ -1,0 +1,247 @@
+"""What a launcher did once, as straight-line Python that does it again and decides nothing: tensors are allocated,
+compiled kernels are handed addresses, and the operators of PyTorch in between are called.
+
+A launcher is a function of sizes, strides, dtypes and numbers, never of values: what it does for one call it does for
+every call that agrees in these, which `vitkern.plans` sees to. One that looks at values cannot be recorded.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+_aten = torch.ops.aten
+_ALLOCATIONS = {
+    _aten.empty.memory_format, _aten.empty_strided.default, _aten.empty_like.default, _aten.new_empty.default,
+    _aten.new_empty_strided.default,
+}  # fmt: skip
+_OF_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+_LITERALS = (int, bool, str, type(None))
+_wanted: ContextVar["Recording | None"] = ContextVar("wanted", default=None)
+
+
+class Tape(NamedTuple):
+    """``play(*inputs)`` returns what the launcher would; ``source`` is its text, and ``device`` where it starts
+    kernels (None: nowhere)."""
+
+    play: Callable[..., Any]
+    source: str
+    device: torch.device | None
+
+
+class _View(NamedTuple):
+    """A tensor that lies ``offset`` elements behind the beginning of the variable ``base``."""
+
+    base: str
+    offset: int
+
+
+class _Recorder(TorchDispatchMode):
+    """Lines of Python for what happens within it. ``reason``: why there is no tape."""
+
+    def __init__(self, inputs: Sequence[Any]) -> None:
+        super().__init__()
+        self.reason: str | None = None
+        self.lines: list[str] = []
+        self.names: dict[str, Any] = {"as_strided": torch.as_strided, "empty_strided": torch.empty_strided}
+        self.views: dict[int, _View] = {}  # by id
+        self.kept: dict[str, Tensor] = {}  # what a variable stands for; kept, so that nothing else gets its id
+        self.parts: list[Tensor] = []
+        self.last: dict[str, int] = {}  # the line that reads a variable last, of those made here
+        self.device: torch.device | None = None
+        self.parameters = [self.variable(value) for value in inputs]
+
+    # Names
+
+    def variable(self, value: Any) -> str:
+        name = f"t{len(self.kept)}"
+        self.kept[name] = value
+        if isinstance(value, Tensor):
+            self.views.setdefault(id(value), _View(name, 0))
+        return name
+
+    def constant(self, value: Any) -> str:
+        if isinstance(value, _LITERALS) or (isinstance(value, float) and math.isfinite(value)):
+            return repr(value)
+        name = f"c{len(self.names)}"
+        self.names[name] = value
+        return name
+
+    def view(self, tensor: Tensor) -> _View:
+        """A tensor that nothing recorded made is one that the launcher keeps: a constant."""
+        if id(tensor) not in self.views:
+            self.names[self.variable(tensor)] = tensor
+        view = self.views[id(tensor)]
+        if view.base in self.last:
+            self.last[view.base] = len(self.lines)
+        return view
+
+    def text(self, value: Any) -> str:
+        """An expression for a value, a tensor, or a tree of them."""
+        if isinstance(value, Tensor):
+            base, offset = self.view(value)
+            if self.kept[base] is value:
+                return base
+            where = f"{base}.storage_offset() + {offset}"
+            return f"as_strided({base}, {tuple(value.shape)}, {value.stride()}, {where})"
+        if type(value) in (list, tuple):
+            inner = "".join(f"{self.text(part)}, " for part in value)
+            return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+        return self.constant(value)
+
+    def address(self, value: Any) -> str:
+        """An argument of a compiled kernel: a tensor's address, a tuple of arguments, or a value."""
+        if isinstance(value, Tensor):
+            base, offset = self.view(value)
+            return f"{base}.data_ptr()" + (f" + {offset * value.element_size()}" if offset else "")
+        if isinstance(value, tuple) and any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+            return f"({''.join(f'{self.address(part)}, ' for part in value)})"
+        return self.constant(value)
+
+    # What happens
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.reason is None:
+            self.called(func, args, kwargs or {}, result)
+        return result
+
+    def called(self, func: Any, args: tuple, kwargs: dict, result: Any) -> None:
+        if func is _aten._local_scalar_dense.default or any(tag in func.tags for tag in _OF_VALUES):
+            self.reason = f"{func} looks at values"
+        elif func.is_view:
+            source = next(value for value in args if isinstance(value, Tensor))
+            for part in tree_leaves(result):
+                self.viewed(source, part)
+        elif func in _ALLOCATIONS:
+            made = f"dtype={self.constant(result.dtype)}, device={self.constant(result.device)}"
+            self.made(result, f"empty_strided({tuple(result.shape)}, {result.stride()}, {made})")
+        else:
+            self.computed(func, args, kwargs, result)
+
+    def viewed(self, source: Tensor, part: Tensor) -> None:
+        base, _ = self.view(source)
+        if part.dtype != self.kept[base].dtype:
+            self.reason = "a tensor is read as another dtype"
+        else:
+            self.views[id(part)] = _View(base, part.storage_offset() - self.kept[base].storage_offset())
+            self.parts.append(part)
+
+    def computed(self, func: Any, args: tuple, kwargs: dict, result: Any) -> None:
+        given = "".join(f"{self.text(value)}, " for value in args)
+        given += "".join(f"{name}={self.text(value)}, " for name, value in kwargs.items())
+        call = f"{self.constant(func)}({given})"
+        results = [result] if isinstance(result, Tensor) else list(result or ())
+        if all(id(value) in self.views for value in results):  # in place
+            self.lines.append(call)
+        elif isinstance(result, Tensor):
+            self.made(result, call)
+        else:
+            self.reason = f"{func} returns several tensors"
+
+    def made(self, tensor: Tensor, call: str) -> None:
+        name = self.variable(tensor)
+        self.last[name] = len(self.lines)
+        self.lines.append(f"{name} = {call}")
+
+    def started(self, start: Callable, kernel: Any, grid: tuple, args: tuple, constants: dict, scratch: bool) -> None:
+        """A launch, which ``start`` begins. Played, it hands addresses to what Triton compiled; an interpreted kernel
+        takes tensors."""
+        with _disable_current_modes():  # Triton's own allocations, and all that an interpreted kernel computes
+            compiled = start()
+        if self.reason is not None:
+            return
+        self.device = next(value.device for value in args if isinstance(value, Tensor))
+        if compiled is None:
+            given = "".join(f"{self.text(value)}, " for value in args)
+            given += "".join(f"{name}={self.text(value)}, " for name, value in constants.items())
+            self.lines.append(f"{self.constant(kernel[grid])}({given})")
+            return
+        if "stream" not in self.names:
+            self.names["stream"] = _stream
+            self.lines.append("now = stream()")
+        bound = kernel.signature.bind(*args, **constants)
+        bound.apply_defaults()
+        given = [*map(repr, (*grid, 1, 1)[:3]), "now"]
+        given += [self.constant(compiled.function), self.constant(compiled.packed_metadata)]
+        given += ["None"] * 3  # metadata of the launch, and the hooks that would be told
+        given += [self.address(value) for value in bound.arguments.values()]
+        run = f"{self.constant(compiled.run)}({', '.join(given)})"
+        self.lines.append(f"{self.constant(_scratch())}(lambda: {run})" if scratch else run)
+
+    def tape(self, results: Any) -> Tape:
+        returned = self.text(results)  # read by the last line
+        freed: dict[int, list[str]] = {}
+        for name, line in self.last.items():
+            freed.setdefault(line, []).append(name)
+        body = []
+        for number, line in enumerate(self.lines):
+            body += [line, *(f"del {name}" for name in freed.get(number, ()))]
+        head = f"def play({', '.join(self.parameters)}):\n"
+        source = head + "".join(f"    {line}\n" for line in [*body, f"return {returned}"])
+        names = dict(self.names)
+        exec(compile(source, "<tape>", "exec"), names)
+        return Tape(names["play"], source, self.device)
+
+
+def _stream() -> int:
+    from triton.runtime import driver
+
+    return driver.active.get_current_stream(driver.active.get_current_device())
+
+
+def _scratch() -> Callable:
+    from vitkern.kernels.machine.launch import with_scratch
+
+    return with_scratch
+
+
+class Recording:
+    """Whether, and as what, a launcher within the block was recorded."""
+
+    def __init__(self) -> None:
+        self.tape: Tape | None = None
+        self.reason: str | None = "no launcher ran"
+
+
+@contextmanager
+def recording() -> Iterator[Recording]:
+    """Within the block, `launched` records what it runs."""
+    made = Recording()
+    token = _wanted.set(made)
+    try:
+        yield made
+    finally:
+        _wanted.reset(token)
+
+
+def launched(launch: Callable, args: Sequence[Any]) -> Any:
+    """``launch(*args)``, recorded where `recording` asks for it."""
+    made = _wanted.get()
+    if made is None:
+        return launch(*args)
+    from vitkern.kernels.machine.launch import witnessed
+
+    recorder = _Recorder(args := _apart(args))
+    with recorder, witnessed(recorder.started):
+        results = launch(*args)
+    made.reason = recorder.reason
+    if made.reason is None:
+        made.tape = recorder.tape(results)
+    return results
+
+
+def _apart(args: Sequence[Any]) -> list[Any]:
+    """``args`` with one tensor an argument, so that each has a name of its own."""
+    seen: set[int] = set()
+    found = []
+    for value in args:
+        found.append(value.view_as(value) if isinstance(value, Tensor) and id(value) in seen else value)
+        seen.add(id(value))
+    return found
