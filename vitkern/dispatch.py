@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from vitkern import faults
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     Tensors = TypeVarTuple("Tensors")
 
 BACKENDS = ("auto", "triton", "interpreter", "torch")
+PLAIN = (Tensor, torch.nn.Parameter)  # types of tensors that are nothing more
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -199,9 +199,9 @@ def is_eager(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed():
         return False
-    if _get_current_dispatch_mode() is not None or torch._C._len_torch_function_stack():
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
         return False
-    return all(tensor is None or type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    return not tensors or all([tensor is None or type(tensor) in PLAIN for tensor in tensors])
 
 
 def is_batched(gradient: Tensor) -> bool:
@@ -264,6 +264,8 @@ def _note(message: str) -> None:
 
 def autocast_dtype(like: Tensor) -> torch.dtype | None:
     """The dtype that autocast asks for on the device of ``like``; None where it is off, as it always is on meta."""
+    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
+        return None
     device = like.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return None
@@ -275,6 +277,8 @@ def autocast(*tensors: "Unpack[Tensors]") -> "tuple[Unpack[Tensors]]":
 
     Done here and not by ``register_autocast``, which knows a single fixed dtype.
     """
+    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
+        return tensors
     given: tuple[Any, ...] = tensors
     dtype = autocast_dtype(next(t for t in given if t is not None))
     if dtype is None:

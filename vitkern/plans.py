@@ -1,17 +1,17 @@
 """What does not depend on data, decided once.
 
-Two memories, keyed by all that a decision depends on: sizes, strides, dtypes, devices and alignment of tensors, the
-other arguments, and what is switched for the process: the backend asked for, TF32, what a fault has taught. `passed`
-knows the calls of public functions whose arguments were checked and that run on a kernel; `run` has the tape of an
-operator's launcher (`vitkern.tape`). So a second call checks nothing, chooses nothing, and goes past the dispatcher of
-torch.library.
+A `Plan` is of calls of a public function that agree in all that a decision depends on: sizes, strides, dtypes, devices
+and alignment of tensors, the other arguments, and what is switched for the process: the backend asked for, TF32,
+autocast, what a fault has taught. The first such call checks its arguments, chooses, and records the launchers that it
+runs (`vitkern.tape`); a later one checks nothing, chooses nothing, and goes past the dispatcher of torch.library.
 
-Only plain eager calls are remembered. Within torch.compile, export, tracing, torch.func, a mode or a profile, with
+Only plain eager calls are planned. Within torch.compile, export, tracing, torch.func, a mode or a profile, with
 subclasses of tensors, and where Triton's launch hooks listen, every call goes its usual way.
 """
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+import contextlib
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,109 +22,141 @@ from vitkern.kernels.machine.blocks import allows_tf32
 from vitkern.kernels.machine.switch import Switch
 from vitkern.tape import Tape, recording
 
-MOST = 4096  # entries of a memory; beyond them the oldest goes
-interpreted = Switch(False)  # whether calls on kernels that are interpreted are remembered too
+if TYPE_CHECKING:
+    from vitkern.register import KernelOp
 
-Value = TypeVar("Value")
-_PLAIN = (Tensor, torch.nn.Parameter)
-_passed: dict[Hashable, None] = {}
-_tapes: dict[Hashable, Tape | None] = {}  # None: the launcher cannot be recorded
+MOST = 4096  # plans; beyond them the oldest goes
+MOST_PARTS = 32  # of a plan
+interpreted = Switch(False)  # whether calls on kernels that are interpreted are planned too
+
+_plans: dict[Hashable, "Plan"] = {}
 
 if dispatch.HAS_TRITON:
     from triton import knobs
 
 
-def key(op: str, tensors: Sequence[Tensor | None], options: tuple) -> Hashable | None:
-    """Of a call of a public function, for `passed` and `passes`; None where it is not to be remembered.
+class Plan:
+    """Of calls of the public function ``op``. ``known``: such a call was found right before, and runs on a kernel."""
 
-    ``options``: all arguments that are no tensors. The first tensor is not None.
+    __slots__ = ("_grades", "_key", "_tapes", "known", "layouts", "op")
+
+    def __init__(self, op: str, key: Hashable | None, grades: bool) -> None:
+        self.op, self.known = op, False
+        self._key, self._grades = key, grades
+        self._tapes: dict[Any, Tape | None] = {}  # None: the launcher cannot be recorded
+        self.layouts: dict[KernelOp, Any] = {}  # of the arguments of an operator
+
+    def runs_kernel(
+        self, tensors: Iterable[Tensor | None], reasons: Iterable[str] = (), operator: str | None = None
+    ) -> bool:
+        """`dispatch.runs_kernel`, where it is not known. The caller has checked all arguments."""
+        if self.known:
+            return True
+        runs = dispatch.runs_kernel(self.op, tensors, reasons, operator)
+        if runs and self._key is not None:
+            self.known = True
+            _keep(self._key, self)
+        return runs
+
+    def run(self, operator: "KernelOp", *args: Any) -> Any:
+        """``operator(*args)``; beside tensors that are planned for, ``args`` hold what such a call always makes of
+        them."""
+        if self._key is None:
+            return operator(*args)
+        if self._grades:
+            return operator.planned.apply(*args, self)
+        return self.played(operator, operator.implementation, args)
+
+    def differentiate(self, operator: "KernelOp", args: Sequence[Any]) -> Any:
+        """The launcher of the gradients of ``operator``. Its tensors are described anew: hooks may have saved them in
+        another layout."""
+        tensors = [value if isinstance(value, Tensor) else None for value in args]
+        switches = _eager(next(tensor for tensor in tensors if tensor is not None))
+        described = None if switches is None else _described(tensors)
+        if described is None:
+            return operator.backward_overload(*args)
+        part = operator.backward_overload, switches, tuple(args[-1]), described
+        return self.played(part, operator.backward_implementation, args)
+
+    def played(self, part: Hashable, implementation: Callable, args: Sequence[Any]) -> Any:
+        """``implementation(*args)``, by its tape if there is one of this ``part`` of the plan."""
+        tape = self._tapes.get(part)
+        if tape is not None:
+            device = tape.device
+            if device is None or device.type != "cuda" or device.index == torch.cuda.current_device():
+                return tape.play(*args)
+            with torch.cuda.device(device):
+                return tape.play(*args)
+        if part in self._tapes:
+            return implementation(*args)
+        before = _switches()
+        with recording() as made:
+            results = implementation(*args)
+        if _switches() == before:  # no fault kept the kernel from starting
+            if len(self._tapes) > MOST_PARTS:
+                self._tapes.clear()
+            self._tapes[part] = made.tape
+        return results
+
+
+def plan_of(op: str, tensors: Sequence[Tensor | None], options: tuple) -> Plan:
+    """That of a call of the public function ``op`` with these arguments, of which the first is a tensor.
+
+    ``options``: all that are no tensors.
     """
-    found = _described(tensors)
-    if found is None:
-        return None
+    first = tensors[0]
+    switches = _eager(first)
+    described = None if switches is None else _described(tensors)
+    if first is None or described is None:
+        return Plan(op, None, False)
     types = tuple([tuple(map(type, value)) if type(value) is tuple else type(value) for value in options])
-    needs = [tensor is not None and tensor.requires_grad for tensor in tensors]
-    made = (op, options, types, *needs, torch.is_grad_enabled(), dispatch.autocast_dtype(tensors[0]), *found)
+    needs = tuple([tensor is not None and tensor.requires_grad for tensor in tensors])
+    grades = torch.is_grad_enabled() and True in needs
+    key = (op, options, types, switches, dispatch.autocast_dtype(first), grades, needs, described)
     try:
-        hash(made)
+        found = _plans.get(key)
     except TypeError:  # an option that is a list, say
-        return None
-    return made
-
-
-def passed(key: Hashable | None) -> bool:
-    """Whether such a call was found right, and runs on a kernel."""
-    return key is not None and key in _passed
-
-
-def passes(key: Hashable | None) -> None:
-    """From now on `passed`."""
-    if key is not None:
-        _keep(_passed, key, None)
-
-
-def key_of_operator(op: str, args: Sequence[Any]) -> Hashable | None:
-    """Of a call of a registered operator, for `run`; None where it is to go through the dispatcher."""
-    found = _described([value for value in args if isinstance(value, Tensor)])
-    if found is None:
-        return None
-    values = [
-        Tensor if isinstance(value, Tensor) else tuple(value) if type(value) is list else (type(value), value)
-        for value in args
-    ]
-    return (op, *values, *found)
-
-
-def run(key: Hashable, implementation: Callable, args: Sequence[Any]) -> Any:
-    """``implementation(*args)``, by its tape where one is there for ``key``, that of `key_of_operator`."""
-    tape = _tapes.get(key)
-    if tape is not None:
-        device = tape.device
-        if device is None or device.type != "cuda" or device.index == torch.cuda.current_device():
-            return tape.play(*args)
-        with torch.cuda.device(device):
-            return tape.play(*args)
-    if key in _tapes:
-        return implementation(*args)
-    before = _switches()
-    with recording() as made:
-        results = implementation(*args)
-    if _switches() == before:  # no fault kept the kernel from starting
-        _keep(_tapes, key, made.tape)
-    return results
+        return Plan(op, None, False)
+    return Plan(op, key, grades) if found is None else found
 
 
 def forget() -> None:
     """Decide everything anew."""
-    _passed.clear()
-    _tapes.clear()
+    _plans.clear()
 
 
-def _keep(memory: dict[Hashable, Value], key: Hashable, value: Value) -> None:
-    memory[key] = value
-    if len(memory) > MOST:
-        try:
-            memory.pop(next(iter(memory)), None)
-        except (RuntimeError, StopIteration):  # another thread makes room
-            pass
+def _keep(key: Hashable, made: Plan) -> None:
+    _plans[key] = made
+    if len(_plans) > MOST:
+        with contextlib.suppress(RuntimeError, StopIteration):  # another thread makes room
+            _plans.pop(next(iter(_plans)), None)
 
 
-def _described(tensors: Sequence[Tensor | None]) -> list | None:
-    """What of tensors, and of the process, decides how a call runs; None where calls are not remembered."""
-    first = tensors[0]
-    if not dispatch.HAS_TRITON or type(first) not in _PLAIN or not (first.is_cuda or interpreted.value or dispatch.takes_any_device()):
+def _eager(first: Any) -> tuple | None:
+    """What of the process decides how a call runs; None where calls are not planned."""
+    if torch.compiler.is_compiling() or not dispatch.HAS_TRITON or type(first) not in dispatch.PLAIN:
         return None
-    if not dispatch.is_eager(*tensors) or profiler._is_profiler_enabled or _is_watched():
+    if not (first.is_cuda or interpreted.value or dispatch.takes_any_device()):
         return None
-    found, single = list(_switches()), False
+    if not dispatch.is_eager() or profiler._is_profiler_enabled or _is_watched():
+        return None
+    return _switches()
+
+
+def _described(tensors: Sequence[Tensor | None]) -> tuple | None:
+    """What of tensors decides how a call runs; None where one is more than a tensor."""
+    found: list = []
+    single = False
     for tensor in tensors:
         if tensor is None:
             found.append(None)
+        elif type(tensor) in dispatch.PLAIN:
+            dtype = tensor.dtype
+            single = single or dtype is torch.float32
+            found += tensor.shape, tensor.stride(), dtype, tensor.device, tensor.data_ptr() & 15
         else:
-            single = single or tensor.dtype is torch.float32
-            found += tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() & 15
-    found.append(single and allows_tf32())
-    return found
+            return None
+    return *found, single and allows_tf32()
 
 
 def _switches() -> tuple:

@@ -9,12 +9,13 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vitkern import dispatch, faults, plans
+from vitkern import dispatch, faults
+from vitkern.plans import Plan
 from vitkern.tape import launched
 from vitkern.twice import Gradients
 
@@ -36,19 +37,15 @@ class KernelOp:
         self.name = launch.__name__.removesuffix("_forward")
         self.graded = graded
         self.differentiable = tuple(differentiable)
+        self.planned: type[Planned]
         self.arguments = tuple(inspect.signature(launch).parameters)
         self.slots = [self.arguments.index(name) for name in self.differentiable]
         self.fallback = fallback
-        self._run, self.overload = self._define(self.name, launch, outputs, fallback, slice(None))
+        self.implementation, self.overload = self._define(self.name, launch, outputs, fallback, slice(None))
         operators.append(self)
 
     def __call__(self, *args: Any) -> Any:
-        key = plans.key_of_operator(self.name, args)
-        if key is None:
-            return self.overload(*args)
-        if torch.is_grad_enabled() and any(args[i] is not None and args[i].requires_grad for i in self.slots):
-            return self._function.apply(*args, key)
-        return plans.run(key, self._run, args)
+        return self.overload(*args)
 
     def backward(self, gradients: Callable) -> Callable[[Callable], "KernelOp"]:
         """Decorator for the backward launcher ``f(grad, *outputs, *inputs, needs)``, ``needs`` being one bool per
@@ -62,45 +59,54 @@ class KernelOp:
         def attach(launch: Callable) -> "KernelOp":
             fallback = None if self.fallback is None else partial(self._gradients_in_pytorch, self.fallback)
             inputs = slice(-1 - len(self.arguments), -1)
-            self.backward_name = launch.__name__
-            self._run_backward, self.backward_overload = self._define(
+            self.backward_implementation, self.backward_overload = self._define(
                 launch.__name__, launch, gradients, fallback, inputs
             )
             torch.library.register_autograd(
-                f"vitkern::{self.name}", self._differentiate, setup_context=self._save, lib=_library
+                f"vitkern::{self.name}", self.differentiate, setup_context=self._save, lib=_library
             )
-            self._function = type(f"vitkern_{self.name}", (_Planned,), {"operator": self})
+            self.planned = type(f"vitkern_{self.name}", (Planned,), {"operator": self})
             return self
 
         return attach
 
     def _save(self, ctx: Any, inputs: Sequence, output: Any) -> None:
+        self.save(ctx, inputs, output, _Layout.of(inputs))
+
+    def save(self, ctx: Any, inputs: Sequence, output: Any, layout: "_Layout") -> None:
+        """What `differentiate` needs, in the context of a forward."""
         outputs = output if isinstance(output, tuple) else (output,)
-        ctx.tensor_slots = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
-        ctx.values = [None if isinstance(value, Tensor) else value for value in inputs]
-        ctx.save_for_backward(*outputs, *(inputs[i] for i in ctx.tensor_slots))
-        ctx.output_count = len(outputs)
-        ctx.mark_non_differentiable(*outputs[self.graded :])
+        ctx.layout, ctx.output_count = layout, len(outputs)
+        ctx.save_for_backward(*outputs, *[inputs[i] for i in layout.tensors])
+        if len(outputs) > self.graded:
+            ctx.mark_non_differentiable(*outputs[self.graded :])
         ctx.set_materialize_grads(False)
 
-    def _differentiate(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grads = grads[: self.graded]
-        if all(grad is None for grad in grads):
-            return (None,) * len(ctx.values)
+    def differentiate(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradients of all inputs, from those of all outputs."""
+        grads, layout = grads[: self.graded], ctx.layout
+        if all([grad is None for grad in grads]):
+            return (None,) * len(layout.values)
         saved = ctx.saved_tensors  # once: a checkpoint unpacks it a single time
-        outputs, tensors = saved[: ctx.output_count], saved[ctx.output_count :]
-        inputs = list(ctx.values)
-        for slot, tensor in zip(ctx.tensor_slots, tensors, strict=True):
+        outputs, inputs = saved[: ctx.output_count], list(layout.values)
+        for slot, tensor in zip(layout.tensors, saved[ctx.output_count :], strict=True):
             inputs[slot] = tensor
-        needs = [inputs[slot] is not None and ctx.needs_input_grad[slot] for slot in self.slots]
-        computed = self._gradients(grads, outputs, inputs, needs)
+        asked = ctx.needs_input_grad
+        needs = [inputs[slot] is not None and asked[slot] for slot in self.slots]
+        computed = self._gradients(grads, outputs, inputs, needs, getattr(ctx, "plan", None))
         result: list[Tensor | None] = [None] * len(inputs)
         for slot, needed, value in zip(self.slots, needs, computed, strict=True):
-            result[slot] = value if needed else None
+            if needed:
+                result[slot] = value
         return tuple(result)
 
     def _gradients(
-        self, grads: Sequence[Tensor | None], outputs: Sequence[Tensor], inputs: Sequence, needs: list[bool]
+        self,
+        grads: Sequence[Tensor | None],
+        outputs: Sequence[Tensor],
+        inputs: Sequence,
+        needs: list[bool],
+        plan: Plan | None,
     ) -> tuple[Tensor | None, ...]:
         """By the kernel; where they are to be differentiated in turn, with a graph of the formula."""
         args = (*grads, *outputs, *inputs)
@@ -109,9 +115,10 @@ class KernelOp:
         elif self.fallback is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             counts = len(grads), len(outputs)
             found = Gradients.apply(self.backward_overload, self.fallback, self.slots, needs, counts, *args)
+        elif plan is not None:
+            found = plan.differentiate(self, (*args, needs))
         else:
-            key = plans.key_of_operator(self.backward_name, args := (*args, needs))
-            found = self.backward_overload(*args) if key is None else plans.run(key, self._run_backward, args)
+            found = self.backward_overload(*args, needs)
         return found if isinstance(found, tuple) else (found,)
 
     def _define(
@@ -147,22 +154,37 @@ class KernelOp:
         return tuple(found.get(slot) for slot in self.slots)
 
 
-class _Planned(torch.autograd.Function):
-    """An operator called past the dispatcher; ``operator`` is set by each subclass, and the last argument is the key of
-    `plans.run`."""
+class _Layout(NamedTuple):
+    """Which arguments of an operator are tensors, and the others, None for each tensor."""
+
+    tensors: list[int]
+    values: list
+
+    @classmethod
+    def of(cls, args: Sequence) -> "_Layout":
+        tensors = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
+        return cls(tensors, [None if isinstance(value, Tensor) else value for value in args])
+
+
+class Planned(torch.autograd.Function):
+    """An operator that is called past the dispatcher; ``operator`` is set by each subclass, and the last argument is
+    the plan."""
 
     operator: KernelOp
 
     @classmethod
     def forward(cls, ctx: Any, *args: Any) -> Any:
-        *inputs, key = args
-        output = plans.run(key, cls.operator._run, inputs)
-        cls.operator._save(ctx, inputs, output)
+        operator, plan, inputs = cls.operator, args[-1], args[:-1]
+        output = plan.played(operator, operator.implementation, inputs)
+        if operator not in plan.layouts:
+            plan.layouts[operator] = _Layout.of(inputs)
+        operator.save(ctx, inputs, output, plan.layouts[operator])
+        ctx.plan = plan
         return output
 
     @classmethod
     def backward(cls, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *cls.operator._differentiate(ctx, *grads), None
+        return *cls.operator.differentiate(ctx, *grads), None
 
 
 def kernel_op(

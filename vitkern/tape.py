@@ -53,7 +53,8 @@ class _Recorder(TorchDispatchMode):
         self.views: dict[int, _View] = {}  # by id
         self.kept: dict[str, Tensor] = {}  # what a variable stands for; kept, so that nothing else gets its id
         self.parts: list[Tensor] = []
-        self.last: dict[str, int] = {}  # the line that reads a variable last, of those made here
+        self.first: dict[str, int] = {}  # the line that makes a variable
+        self.last: dict[str, int] = {}  # and that which reads it last
         self.device: torch.device | None = None
         self.parameters = [self.variable(value) for value in inputs]
 
@@ -69,6 +70,9 @@ class _Recorder(TorchDispatchMode):
     def constant(self, value: Any) -> str:
         if isinstance(value, _LITERALS) or (isinstance(value, float) and math.isfinite(value)):
             return repr(value)
+        for name, other in self.names.items():
+            if other is value or (type(value) in (torch.dtype, torch.device) and other == value):
+                return name
         name = f"c{len(self.names)}"
         self.names[name] = value
         return name
@@ -86,7 +90,8 @@ class _Recorder(TorchDispatchMode):
         """An expression for a value, a tensor, or a tree of them."""
         if isinstance(value, Tensor):
             base, offset = self.view(value)
-            if self.kept[base] is value:
+            whole = self.kept[base]
+            if offset == 0 and (value.shape, value.stride()) == (whole.shape, whole.stride()):
                 return base
             where = f"{base}.storage_offset() + {offset}"
             return f"as_strided({base}, {tuple(value.shape)}, {value.stride()}, {where})"
@@ -117,8 +122,8 @@ class _Recorder(TorchDispatchMode):
             self.reason = f"{func} looks at values"
         elif func.is_view:
             source = next(value for value in args if isinstance(value, Tensor))
-            for part in tree_leaves(result):
-                self.viewed(source, part)
+            for tensor in tree_leaves(result):
+                self.viewed(source, tensor)
         elif func in _ALLOCATIONS:
             made = f"dtype={self.constant(result.dtype)}, device={self.constant(result.device)}"
             self.made(result, f"empty_strided({tuple(result.shape)}, {result.stride()}, {made})")
@@ -130,7 +135,7 @@ class _Recorder(TorchDispatchMode):
         if part.dtype != self.kept[base].dtype:
             self.reason = "a tensor is read as another dtype"
         else:
-            self.views[id(part)] = _View(base, part.storage_offset() - self.kept[base].storage_offset())
+            self.views[id(part)] = _View(base, int(part.storage_offset() - self.kept[base].storage_offset()))
             self.parts.append(part)
 
     def computed(self, func: Any, args: tuple, kwargs: dict, result: Any) -> None:
@@ -147,7 +152,7 @@ class _Recorder(TorchDispatchMode):
 
     def made(self, tensor: Tensor, call: str) -> None:
         name = self.variable(tensor)
-        self.last[name] = len(self.lines)
+        self.first[name] = self.last[name] = len(self.lines)
         self.lines.append(f"{name} = {call}")
 
     def started(self, start: Callable, kernel: Any, grid: tuple, args: tuple, constants: dict, scratch: bool) -> None:
@@ -168,21 +173,20 @@ class _Recorder(TorchDispatchMode):
             self.lines.append("now = stream()")
         bound = kernel.signature.bind(*args, **constants)
         bound.apply_defaults()
-        given = [*map(repr, (*grid, 1, 1)[:3]), "now"]
-        given += [self.constant(compiled.function), self.constant(compiled.packed_metadata)]
-        given += ["None"] * 3  # metadata of the launch, and the hooks that would be told
-        given += [self.address(value) for value in bound.arguments.values()]
-        run = f"{self.constant(compiled.run)}({', '.join(given)})"
+        parts = [*map(repr, (*grid, 1, 1)[:3]), "now"]
+        parts += [self.constant(compiled.function), self.constant(compiled.packed_metadata)]
+        parts += ["None"] * 3  # metadata of the launch, and the hooks that would be told
+        parts += [self.address(value) for value in bound.arguments.values()]
+        run = f"{self.constant(compiled.run)}({', '.join(parts)})"
         self.lines.append(f"{self.constant(_scratch())}(lambda: {run})" if scratch else run)
 
     def tape(self, results: Any) -> Tape:
         returned = self.text(results)  # read by the last line
-        freed: dict[int, list[str]] = {}
-        for name, line in self.last.items():
-            freed.setdefault(line, []).append(name)
         body = []
         for number, line in enumerate(self.lines):
-            body += [line, *(f"del {name}" for name in freed.get(number, ()))]
+            ends = [name for name, last in self.last.items() if last == number]
+            if not any(self.first[name] == number for name in ends):  # else nobody reads what it makes
+                body += [line, *(f"del {name}" for name in ends)]
         head = f"def play({', '.join(self.parameters)}):\n"
         source = head + "".join(f"    {line}\n" for line in [*body, f"return {returned}"])
         names = dict(self.names)

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, autocast_dtype, runs_kernel
+from vitkern.dispatch import HAS_TRITON, autocast_dtype
 from vitkern.ops import checks
 from vitkern.ops.sizes import fixed
+from vitkern.plans import plan_of
 from vitkern.register import kernel_op
 
 MAX_CHANNELS = 8192
@@ -90,15 +91,16 @@ def layernorm(
         ValueError: shapes, devices or ``eps`` do not fit.
         NotImplementedError: a kernel was forced and cannot run.
     """
-    op = "layernorm"
-    checks.check_tensor(op, "x", x)
-    check_norm(op, x, weight, bias, eps)
-    if residual is not None:
-        checks.check_tensor(op, "residual", residual)
-        checks.check_shape(op, "residual", residual, tuple(x.shape), f"x's shape {tuple(x.shape)}")
-        check_devices(op, x=x, residual=residual)
-    if runs_kernel(op, (x, weight, bias, residual), channel_reasons(x.shape[-1])):
-        y, total, *_ = layernorm_forward(x, unit_stride(weight), unit_stride(bias), residual, eps, output_dtype(x))
+    op, tensors = "layernorm", (x, weight, bias, residual)
+    call = plan_of(op, tensors, (eps,))
+    if not call.known:
+        checks.check_tensor(op, "x", x)
+        check_norm(op, x, weight, bias, eps)
+        check_residual(op, x, residual)
+    if call.runs_kernel(tensors, channel_reasons(x.shape[-1])):
+        y, total, *_ = call.run(
+            layernorm_forward, x, unit_stride(weight), unit_stride(bias), residual, eps, output_dtype(x)
+        )
         return y if residual is None else (y, total)
     y, total = _in_pytorch(x, weight, bias, residual, eps, output_dtype(x))
     return y if residual is None else (y, total)
@@ -152,6 +154,14 @@ def check_norm(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, e
     checks.check_number(op, "eps", eps, meaning)
     if not 0.0 <= eps < float("inf"):
         raise ValueError(f"{op}: eps is not usable: got {eps}; expected {meaning}.")
+
+
+def check_residual(op: str, x: Tensor, residual: Tensor | None) -> None:
+    """What is added to x before the norm."""
+    if residual is not None:
+        checks.check_tensor(op, "residual", residual)
+        checks.check_shape(op, "residual", residual, tuple(x.shape), f"x's shape {tuple(x.shape)}")
+        check_devices(op, x=x, residual=residual)
 
 
 def check_devices(op: str, **tensors: Tensor) -> None:

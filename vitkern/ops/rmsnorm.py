@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, runs_kernel
+from vitkern.dispatch import HAS_TRITON
 from vitkern.ops import checks
-from vitkern.ops.layernorm import channel_reasons, check_devices, check_norm, output_dtype, unit_stride
+from vitkern.ops.layernorm import channel_reasons, check_norm, check_residual, output_dtype, unit_stride
+from vitkern.plans import plan_of
 from vitkern.register import kernel_op
 
 
@@ -96,17 +97,17 @@ def rmsnorm(
         ValueError: shapes, devices or ``eps`` do not fit.
         NotImplementedError: a kernel was forced and cannot run.
     """
-    op = "rmsnorm"
-    checks.check_tensor(op, "x", x)
+    op, tensors = "rmsnorm", (x, weight, residual)
+    call = plan_of(op, tensors, (eps,))
+    if not call.known:
+        checks.check_tensor(op, "x", x)
     if eps is None:
         eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
-    check_norm(op, x, weight, None, eps)
-    if residual is not None:
-        checks.check_tensor(op, "residual", residual)
-        checks.check_shape(op, "residual", residual, tuple(x.shape), f"x's shape {tuple(x.shape)}")
-        check_devices(op, x=x, residual=residual)
-    if runs_kernel(op, (x, weight, residual), channel_reasons(x.shape[-1])):
-        y, total, *_ = rmsnorm_forward(x, unit_stride(weight), residual, eps, output_dtype(x))
+    if not call.known:
+        check_norm(op, x, weight, None, eps)
+        check_residual(op, x, residual)
+    if call.runs_kernel(tensors, channel_reasons(x.shape[-1])):
+        y, total, *_ = call.run(rmsnorm_forward, x, unit_stride(weight), residual, eps, output_dtype(x))
     else:
         y, total = _in_pytorch(x, weight, residual, eps, output_dtype(x))
     return y if residual is None else (y, total)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, autocast, is_eager, runs_kernel
+from vitkern.dispatch import HAS_TRITON, autocast, is_eager
 from vitkern.ops import checks
+from vitkern.plans import plan_of
 from vitkern.reference import sparse_attention as reference
 from vitkern.register import kernel_op
 
@@ -56,16 +57,23 @@ def sparse_attention(
         NotImplementedError: a kernel was forced and cannot run.
     """
     op = "sparse_attention"
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        checks.check_tensor(op, name, tensor, ndim=4)
+    given = (q, k, v, index, key_padding_mask, query_gate, key_gate)
+    call = plan_of(op, given, (strength, scale, dropout_p))
+    if not call.known:
+        for name, tensor in (("q", q), ("k", k), ("v", v)):
+            checks.check_tensor(op, name, tensor, ndim=4)
     q, k, v = autocast(q, k, v)
-    checks.check_same(op, q=q, k=k, v=v)
-    _check(op, q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale)
-    checks.check_probability(op, "dropout_p", dropout_p)
+    if not call.known:
+        checks.check_same(op, q=q, k=k, v=v)
+        _check(op, q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale)
+        checks.check_probability(op, "dropout_p", dropout_p)
+    _check_rows(op, index, q.shape[2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     tensors = (q, k, v, query_gate, key_gate)
-    if runs_kernel(op, (*tensors, index, key_padding_mask), _reasons(q, k, dropout_p)):
-        out = sparse_attention_op(q, k, v, index, key_padding_mask, query_gate, key_gate, scale, float(strength))
+    if call.runs_kernel((*tensors, index, key_padding_mask), _reasons(q, k, dropout_p)):
+        out = call.run(
+            sparse_attention_op, q, k, v, index, key_padding_mask, query_gate, key_gate, scale, float(strength)
+        )
         return out.transpose(1, 2)
     return _in_pytorch(q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale, dropout_p)
 
@@ -105,12 +113,6 @@ def _check(
             got = getattr(index, "dtype", type(index).__name__)
             raise TypeError(f"{op}: index is no int64 tensor: got {got}; expected the rows of q that attend.")
         checks.check_shape(op, "index", index, (batch, None), lambda: f"(B, K) with B = {batch}")
-        if index.device.type == "cpu" and index.numel() and is_eager():
-            low, high = int(index.min()), int(index.max())
-            if low < 0 or high >= queries:
-                raise ValueError(f"{op}: index is out of range: got {low} .. {high}; expected 0 .. {queries - 1}.")
-            if (index.sort(1).values.diff(dim=1) == 0).any():
-                raise ValueError(f"{op}: index repeats a query: got equal entries in a row; expected distinct ones.")
         queries = index.shape[1]
     if key_padding_mask is not None:
         checks.check_dense(op, "key_padding_mask", key_padding_mask)
@@ -133,6 +135,17 @@ def _check(
     devices = {t.device for t in (q, index, key_padding_mask, query_gate, key_gate) if t is not None}
     if len(devices) > 1:
         raise ValueError(f"{op}: devices differ: got {sorted(map(str, devices))}; expected one. Move them together.")
+
+
+def _check_rows(op: str, index: Tensor | None, queries: int) -> None:
+    """The values of ``index``, where looking at them waits for nothing."""
+    if index is None or index.device.type != "cpu" or not index.numel() or not is_eager():
+        return
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= queries:
+        raise ValueError(f"{op}: index is out of range: got {low} .. {high}; expected 0 .. {queries - 1}.")
+    if (index.sort(1).values.diff(dim=1) == 0).any():
+        raise ValueError(f"{op}: index repeats a query: got equal entries in a row; expected distinct ones.")
 
 
 def _kernel_in_pytorch(

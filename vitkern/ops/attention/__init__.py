@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
+from vitkern.dispatch import HAS_TRITON, autocast
 from vitkern.ops import checks
 from vitkern.ops.attention.softmax import attention_in_pytorch, kernel_in_pytorch, packed_kernel_in_pytorch
 from vitkern.ops.sdpa import differentiable_sdpa
+from vitkern.plans import plan_of
 from vitkern.reference.attention import Terms
 from vitkern.register import kernel_op
 
@@ -71,16 +72,19 @@ def attention(
         NotImplementedError: a kernel was forced and cannot run.
     """
     op = "attention"
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        checks.check_tensor(op, name, tensor, ndim=4)
+    call = plan_of(op, (q, k, v, bias, mask, key_padding_mask), (causal, scale, dropout_p))
+    if not call.known:
+        for name, tensor in (("q", q), ("k", k), ("v", v)):
+            checks.check_tensor(op, name, tensor, ndim=4)
     q, k, v = autocast(q, k, v)
-    checks.check_same(op, q=q, k=k, v=v)
-    _check_heads(op, q, k, v)
-    _check_terms(op, q, k, bias, mask, key_padding_mask, causal, scale, dropout_p)
+    if not call.known:
+        checks.check_same(op, q=q, k=k, v=v)
+        _check_heads(op, q, k, v)
+        _check_terms(op, q, k, bias, mask, key_padding_mask, causal, scale, dropout_p)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     terms = (_four(bias), _four(mask), key_padding_mask)
-    if runs_kernel(op, (q, k, v, bias, mask, key_padding_mask), _reasons(q)):
-        out, lse = attention_op(q, k, v, *terms, _seed(q, dropout_p), scale, causal, dropout_p)
+    if call.runs_kernel((q, k, v, bias, mask, key_padding_mask), _reasons(q)):
+        out, lse = call.run(attention_op, q, k, v, *terms, _seed(q, dropout_p), scale, causal, dropout_p)
         out = out.transpose(1, 2)
     else:
         with differentiable_sdpa(*terms):
@@ -121,21 +125,30 @@ def attention_qkvpacked(
         As `attention` does.
     """
     op = "attention_qkvpacked"
-    checks.check_tensor(op, "qkv", qkv, ndim=5)
-    checks.check_shape(op, "qkv", qkv, (None, None, 3, None, None), "(B, N, 3, H, D)")
+    call = plan_of(op, (qkv, bias, mask, key_padding_mask), (causal, scale, dropout_p))
+    if not call.known:
+        checks.check_tensor(op, "qkv", qkv, ndim=5)
+        checks.check_shape(op, "qkv", qkv, (None, None, 3, None, None), "(B, N, 3, H, D)")
     (qkv,) = autocast(qkv)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, D) each
-    _check_heads(op, q, k, v)
-    _check_terms(op, q, k, bias, mask, key_padding_mask, causal, scale, dropout_p)
+    if not call.known:
+        q, k, v = _heads_of(qkv)
+        _check_heads(op, q, k, v)
+        _check_terms(op, q, k, bias, mask, key_padding_mask, causal, scale, dropout_p)
     scale = 1 / math.sqrt(qkv.shape[-1]) if scale is None else float(scale)
     terms = (_four(bias), _four(mask), key_padding_mask)
-    if runs_kernel(op, (qkv, bias, mask, key_padding_mask), _reasons(qkv)):
-        out, lse = attention_qkvpacked_op(qkv, *terms, _seed(qkv, dropout_p), scale, causal, dropout_p)
+    if call.runs_kernel((qkv, bias, mask, key_padding_mask), _reasons(qkv)):
+        out, lse = call.run(attention_qkvpacked_op, qkv, *terms, _seed(qkv, dropout_p), scale, causal, dropout_p)
     else:
         with differentiable_sdpa(*terms):
-            out, lse = attention_in_pytorch(q, k, v, *terms, scale, causal, dropout_p, return_lse)
+            out, lse = attention_in_pytorch(*_heads_of(qkv), *terms, scale, causal, dropout_p, return_lse)
         out = out.transpose(1, 2)
     return (out, lse) if return_lse else out
+
+
+def _heads_of(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v (B, H, N, D) of (B, N, 3, H, D)."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
 
 
 def _check_heads(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:

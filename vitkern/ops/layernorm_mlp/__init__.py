@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, autocast, autocast_dtype, runs_kernel
+from vitkern.dispatch import HAS_TRITON, autocast, autocast_dtype
 from vitkern.ops import checks
 from vitkern.ops.layernorm import channel_reasons, check_devices, check_norm, unit_stride
 from vitkern.ops.layernorm_mlp.in_pytorch import kernel_in_pytorch, run_in_pytorch
+from vitkern.plans import Plan, plan_of
 from vitkern.register import kernel_op
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
@@ -131,16 +132,18 @@ def layernorm_mlp(
         NotImplementedError: a kernel was forced and cannot run.
     """
     op = "layernorm_mlp"
-    checks.check_tensor(op, "x", x)
-    check_norm(op, x, norm_weight, norm_bias, eps, "norm_")
-    _check_linears(op, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    _check_scales(op, x, layer_scale, row_scale)
-    checks.check_flag(op, "post_norm", post_norm)
-    if act not in ACTIVATIONS:
-        raise ValueError(f"{op}: unknown act: got {act!r}; expected one of {', '.join(ACTIVATIONS)}.")
     tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale)
-    if runs_kernel(op, tensors, channel_reasons(x.shape[-1])):
-        return _run_kernel(*tensors, eps, act, post_norm)
+    call = plan_of(op, tensors, (eps, act, post_norm))
+    if not call.known:
+        checks.check_tensor(op, "x", x)
+        check_norm(op, x, norm_weight, norm_bias, eps, "norm_")
+        _check_linears(op, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+        _check_scales(op, x, layer_scale, row_scale)
+        checks.check_flag(op, "post_norm", post_norm)
+        if act not in ACTIVATIONS:
+            raise ValueError(f"{op}: unknown act: got {act!r}; expected one of {', '.join(ACTIVATIONS)}.")
+    if call.runs_kernel(tensors, channel_reasons(x.shape[-1])):
+        return _run_kernel(call, *tensors, eps, act, post_norm)
     return run_in_pytorch(*tensors, eps, act, post_norm)
 
 
@@ -196,6 +199,7 @@ def _check_scales(op: str, x: Tensor, layer_scale: Tensor | None, row_scale: Ten
 
 
 def _run_kernel(
+    call: Plan,
     x: Tensor,
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
@@ -216,4 +220,4 @@ def _run_kernel(
     tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     plan = kernels.mlp_plan(x.shape[-1], fc1_weight.shape[0], fc1_weight.dtype, arch_of(x), keep)
-    return layernorm_mlp_forward(*tensors, eps, act, post_norm, plan, keep)[0]
+    return call.run(layernorm_mlp_forward, *tensors, eps, act, post_norm, plan, keep)[0]

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
+from vitkern.dispatch import HAS_TRITON, autocast
 from vitkern.ops.checks import check_flag, check_same, check_scale, check_tensor
 from vitkern.ops.local_attention.checks import check_locality, check_terms
 from vitkern.ops.local_attention.softmax import kernel_in_pytorch, local_softmax
 from vitkern.ops.sdpa import differentiable_sdpa
 from vitkern.ops.window_attention.windows import padded_size
+from vitkern.plans import plan_of
 from vitkern.register import kernel_op
 
 if TYPE_CHECKING:
@@ -140,19 +141,23 @@ def local_attention(
         NotImplementedError: a kernel was forced and cannot run.
     """
     op = "local_attention"
-    check_tensor(op, "qkv", qkv, ndim=4)
-    check_flag(op, "return_lse", return_lse)
-    block, halo, dilation = check_locality(op, qkv, num_heads, block, halo, border, dilation, neighbor)
-    check_terms(op, qkv, num_heads, block, halo, border, table, rel_h, rel_w, padding)
-    check_scale(op, scale)
+    options = num_heads, block, halo, border, dilation, neighbor, scale, return_lse
+    call = plan_of(op, (qkv, table, rel_h, rel_w, padding), options)
+    if not call.known:
+        check_tensor(op, "qkv", qkv, ndim=4)
+        check_flag(op, "return_lse", return_lse)
+        block, halo, dilation = check_locality(op, qkv, num_heads, block, halo, border, dilation, neighbor)
+        check_terms(op, qkv, num_heads, block, halo, border, table, rel_h, rel_w, padding)
+        check_scale(op, scale)
     qkv, rel_h, rel_w, padding = autocast(qkv, rel_h, rel_w, padding)
-    check_same(op, qkv=qkv, rel_h=rel_h, rel_w=rel_w, padding=padding)
+    if not call.known:
+        check_same(op, qkv=qkv, rel_h=rel_h, rel_w=rel_w, padding=padding)
     scale = (qkv.shape[-1] // 3 // num_heads) ** -0.5 if scale is None else float(scale)
     tensors = (qkv, table, rel_h, rel_w, padding)
     chosen = () if neighbor is None else tuple(neighbor)
-    if runs_kernel(op, tensors, head_dim_reasons(qkv.shape[-1] // 3 // num_heads)):
+    if call.runs_kernel(tensors, head_dim_reasons(qkv.shape[-1] // 3 // num_heads)):
         pairs = list(block), list(halo), border, list(dilation), list(chosen)
-        out, lse = local_attention_op(*tensors, num_heads, *pairs, scale)
+        out, lse = call.run(local_attention_op, *tensors, num_heads, *pairs, scale)
     else:
         with differentiable_sdpa(qkv):
             out, lse = local_softmax(*tensors, num_heads, block, halo, border, dilation, chosen, scale, return_lse)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, autocast, runs_kernel
+from vitkern.dispatch import HAS_TRITON, autocast
 from vitkern.ops.checks import check_probability, check_same, check_shape, check_tensor
 from vitkern.ops.projection import projected
 from vitkern.ops.sizes import fixed
@@ -16,6 +16,7 @@ from vitkern.ops.window_attention.checks import check_windows
 from vitkern.ops.window_attention.softmax import image_softmax, windows_in_pytorch
 from vitkern.ops.window_attention.steps import Scores
 from vitkern.ops.window_attention.windows import padded_size
+from vitkern.plans import Plan, plan_of
 from vitkern.register import kernel_op
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -113,6 +114,7 @@ def _head_scale(logit_scale: Tensor | None) -> Tensor | None:
 
 
 def _run_kernel(
+    call: Plan,
     qkv: Tensor,
     table: Tensor | None,
     padding: Tensor | None,
@@ -126,7 +128,8 @@ def _run_kernel(
 ) -> Tensor:
     size = [fixed(n) for n in qkv.shape[1:3]]
     modulus = size if wrap == "image" else [padded_size(*axis) for axis in zip(size, window, strict=True)]
-    return window_attention_forward(
+    return call.run(
+        window_attention_forward,
         qkv,
         None if table is None else table.float(),
         padding,
@@ -182,12 +185,27 @@ def window_attention(
         NotImplementedError: a kernel was forced and cannot run.
     """
     op = "window_attention"
-    check_tensor(op, "qkv", qkv, ndim=4)
-    if qkv.shape[-1] % 3:
-        raise ValueError(f"{op}: qkv does not hold q, k and v: got {qkv.shape[-1]} channels; expected a multiple of 3.")
-    window, shift = check_windows(
-        op, qkv, qkv.shape[-1] // 3, num_heads, window, shift, table, wrap, mask_value, scale, logit_scale
-    )
+    options = num_heads, window, shift, wrap, mask_value, scale
+    call = plan_of(op, (qkv, table, padding, logit_scale), options)
+    if not call.known:
+        check_tensor(op, "qkv", qkv, ndim=4)
+        if qkv.shape[-1] % 3:
+            raise ValueError(
+                f"{op}: qkv does not hold q, k and v: got {qkv.shape[-1]} channels; expected a multiple of 3."
+            )
+        window, shift = check_windows(op, qkv, qkv.shape[-1] // 3, *options, table, logit_scale)
+        _check_padding(op, qkv, padding, window)
+    qkv, padding = autocast(qkv, padding)
+    if not call.known:
+        check_same(op, qkv=qkv, padding=padding)
+
+    if call.runs_kernel((qkv, table, padding, logit_scale), _reasons(qkv, window, shift, wrap)):
+        return _run_kernel(call, qkv, table, padding, logit_scale, num_heads, window, shift, wrap, scale, mask_value)
+    scores = Scores(num_heads, window, table, mask_value, scale, _head_scale(logit_scale))
+    return image_softmax(qkv, None, padding, shift, wrap, scores)
+
+
+def _check_padding(op: str, qkv: Tensor, padding: Tensor | None, window: tuple[int, int]) -> None:
     if padding is not None:
         check_tensor(op, "padding", padding)
         check_shape(op, "padding", padding, (qkv.shape[-1],), f"(3 C,) = ({qkv.shape[-1]},)")
@@ -197,13 +215,6 @@ def window_attention(
             "expected padding, the value of qkv on padded tokens. Pass the bias of the qkv projection (zeros where it "
             "has none)."
         )
-    qkv, padding = autocast(qkv, padding)
-    check_same(op, qkv=qkv, padding=padding)
-
-    if runs_kernel(op, (qkv, table, padding, logit_scale), _reasons(qkv, window, shift, wrap)):
-        return _run_kernel(qkv, table, padding, logit_scale, num_heads, window, shift, wrap, scale, mask_value)
-    scores = Scores(num_heads, window, table, mask_value, scale, _head_scale(logit_scale))
-    return image_softmax(qkv, None, padding, shift, wrap, scores)
 
 
 def projected_window_attention(
@@ -234,18 +245,20 @@ def projected_window_attention(
     The other arguments, the result and the errors are those of `window_attention`.
     """
     op = "projected_window_attention"
-    check_tensor(op, "x", x, ndim=4)
+    options = num_heads, window, shift, wrap, mask_value, scale
+    call = plan_of(op, (x, table, logit_scale), (*options, dropout_p))
+    if not call.known:
+        check_tensor(op, "x", x, ndim=4)
     if not callable(project):
         raise TypeError(
             f"{op}: project is not callable: got {type(project).__name__}; "
             "expected a map from (..., C_in) to (..., 3 C)."
         )
-    window, shift = check_windows(
-        op, x, num_heads, num_heads, window, shift, table, wrap, mask_value, scale, logit_scale
-    )
-    check_probability(op, "dropout_p", dropout_p)
+    if not call.known:
+        window, shift = check_windows(op, x, num_heads, *options, table, logit_scale)
+        check_probability(op, "dropout_p", dropout_p)
     reasons = _reasons(x, window, shift, wrap) + ["the kernel does not drop attention weights"] * (dropout_p > 0.0)
-    if runs_kernel(op, (*autocast(x), table, logit_scale), reasons, operator="window_attention"):
+    if call.runs_kernel((*autocast(x), table, logit_scale), reasons, operator="window_attention"):
         qkv, padding = projected(op, x, project, num_heads, _is_padded(x, window))
         return window_attention(
             qkv, num_heads=num_heads, window=window, shift=shift, table=table, padding=padding, wrap=wrap,

@@ -29,10 +29,10 @@ def check_windows(
     num_heads: int,
     window: tuple[int, int],
     shift: tuple[int, int],
-    table: Tensor | None,
     wrap: str,
     mask_value: float | None,
     scale: float | None,
+    table: Tensor | None,
     logit_scale: Tensor | None,
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """What window_attention and projected_window_attention both check -> (window, shift) as tuples.
