@@ -21,6 +21,7 @@ _ALLOCATIONS = {
     _aten.empty.memory_format, _aten.empty_strided.default, _aten.empty_like.default, _aten.new_empty.default,
     _aten.new_empty_strided.default,
 }  # fmt: skip
+_OF_LAYOUT = {_aten._debug_has_internal_overlap.default}  # decided by sizes and strides, for the launcher alone
 _OF_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 _LITERALS = (int, bool, str, type(None))
 _wanted: ContextVar["Recording | None"] = ContextVar("wanted", default=None)
@@ -118,6 +119,8 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def called(self, func: Any, args: tuple, kwargs: dict, result: Any) -> None:
+        if func in _OF_LAYOUT or not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs, result))):
+            return
         if func is _aten._local_scalar_dense.default or any(tag in func.tags for tag in _OF_VALUES):
             self.reason = f"{func} looks at values"
         elif func.is_view:
@@ -142,13 +145,12 @@ class _Recorder(TorchDispatchMode):
         given = "".join(f"{self.text(value)}, " for value in args)
         given += "".join(f"{name}={self.text(value)}, " for name, value in kwargs.items())
         call = f"{self.constant(func)}({given})"
-        results = [result] if isinstance(result, Tensor) else list(result or ())
-        if all(id(value) in self.views for value in results):  # in place
+        if not isinstance(result, Tensor):
+            self.reason = f"{func} returns {type(result).__name__}"
+        elif id(result) in self.views:  # in place
             self.lines.append(call)
-        elif isinstance(result, Tensor):
-            self.made(result, call)
         else:
-            self.reason = f"{func} returns several tensors"
+            self.made(result, call)
 
     def made(self, tensor: Tensor, call: str) -> None:
         name = self.variable(tensor)
