@@ -256,12 +256,11 @@ def test_gradients_are_played(launches):
     assert len(plan_of(x=x)._tapes) == 3
 
 
-def test_hooks_may_save_tensors_in_another_layout(launches):
+def test_hooks_may_save_tensors_in_another_layout():
     x = rows(C, 6).t().requires_grad_()
     norm(x).backward(rows(6, C))
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.contiguous()):
         norm(x).backward(rows(6, C))
-    assert numbers(launches[1]) != numbers(launches[3])
     assert len(plan_of(x=x)._tapes) == 3
 
 
