@@ -18,8 +18,6 @@ from torch import Tensor
 from torch.autograd import profiler
 
 from vitkern import dispatch, faults
-from vitkern.kernels.machine.blocks import allows_tf32
-from vitkern.kernels.machine.switch import Switch
 from vitkern.tape import Tape, recording
 
 if TYPE_CHECKING:
@@ -27,12 +25,15 @@ if TYPE_CHECKING:
 
 MOST = 4096  # plans; beyond them the oldest goes
 MOST_PARTS = 32  # of a plan
-interpreted = Switch(False)  # whether calls on kernels that are interpreted are planned too
-
 _plans: dict[Hashable, "Plan"] = {}
 
 if dispatch.HAS_TRITON:
     from triton import knobs
+
+    from vitkern.kernels.machine.blocks import allows_tf32
+    from vitkern.kernels.machine.switch import Switch
+
+    interpreted = Switch(False)  # whether calls on kernels that are interpreted are planned too
 
 
 class Plan:
