@@ -39,11 +39,11 @@ if dispatch.HAS_TRITON:
 class Plan:
     """Of calls of the public function ``op``. ``known``: such a call was found right before, and runs on a kernel."""
 
-    __slots__ = ("_grades", "_key", "_tapes", "known", "layouts", "op")
+    __slots__ = ("_choice", "_grades", "_key", "_tapes", "known", "layouts", "op")
 
     def __init__(self, op: str, key: Hashable | None, grades: bool) -> None:
         self.op, self.known = op, False
-        self._key, self._grades = key, grades
+        self._key, self._grades, self._choice = key, grades, None
         self._tapes: dict[Any, Tape | None] = {}  # None: the launcher cannot be recorded
         self.layouts: dict[KernelOp, Any] = {}  # of the arguments of an operator
 
@@ -59,6 +59,12 @@ class Plan:
             _keep(self._key, self)
         return runs
 
+    def chosen(self, choose: Callable[[], tuple]) -> tuple:
+        """``choose()``, once."""
+        if self._choice is None:
+            self._choice = choose()
+        return self._choice
+
     def run(self, operator: "KernelOp", *args: Any) -> Any:
         """``operator(*args)``; beside tensors that are planned for, ``args`` hold what such a call always makes of
         them."""
@@ -66,7 +72,7 @@ class Plan:
             return operator(*args)
         if self._grades:
             return operator.planned.apply(*args, self)
-        return self.played(operator, operator.implementation, args)
+        return self.played(operator, operator.implementation, args, shares=True)
 
     def differentiate(self, operator: "KernelOp", args: Sequence[Any]) -> Any:
         """The launcher of the gradients of ``operator``. Its tensors are described anew: hooks may have saved them in
@@ -77,10 +83,11 @@ class Plan:
         if described is None:
             return operator.backward_overload(*args)
         part = operator.backward_overload, switches, tuple(args[-1]), described
-        return self.played(part, operator.backward_implementation, args)
+        return self.played(part, operator.backward_implementation, args, shares=True)
 
-    def played(self, part: Hashable, implementation: Callable, args: Sequence[Any]) -> Any:
-        """``implementation(*args)``, by its tape if there is one of this ``part`` of the plan."""
+    def played(self, part: Hashable, implementation: Callable, args: Sequence[Any], *, shares: bool = False) -> Any:
+        """``implementation(*args)``, by its tape if there is one of this ``part`` of the plan. ``shares``: results that
+        are empty stand for nothing, and are not kept."""
         tape = self._tapes.get(part)
         if tape is not None:
             device = tape.device
@@ -91,7 +98,7 @@ class Plan:
         if part in self._tapes:
             return implementation(*args)
         before = _switches()
-        with recording() as made:
+        with recording(shares) as made:
             results = implementation(*args)
         if _switches() == before:  # no fault kept the kernel from starting
             if len(self._tapes) > MOST_PARTS:

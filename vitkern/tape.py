@@ -46,9 +46,11 @@ class _View(NamedTuple):
 class _Recorder(TorchDispatchMode):
     """Lines of Python for what happens within it. ``reason``: why there is no tape."""
 
-    def __init__(self, inputs: Sequence[Any]) -> None:
+    def __init__(self, inputs: Sequence[Any], shares: bool) -> None:
         super().__init__()
         self.reason: str | None = None
+        # an empty tensor that stands for one that is not wanted may be the same in every call
+        self.shares = shares and all(value.numel() for value in inputs if isinstance(value, Tensor))
         self.lines: list[str] = []
         self.names: dict[str, Any] = {"as_strided": torch.as_strided, "empty_strided": torch.empty_strided}
         self.views: dict[int, _View] = {}  # by id
@@ -127,6 +129,8 @@ class _Recorder(TorchDispatchMode):
             source = next(value for value in args if isinstance(value, Tensor))
             for tensor in tree_leaves(result):
                 self.viewed(source, tensor)
+        elif func in _ALLOCATIONS and self.shares and not result.numel():
+            self.view(result)
         elif func in _ALLOCATIONS:
             made = f"dtype={self.constant(result.dtype)}, device={self.constant(result.device)}"
             self.made(result, f"empty_strided({tuple(result.shape)}, {result.stride()}, {made})")
@@ -199,7 +203,8 @@ class _Recorder(TorchDispatchMode):
 def _stream() -> int:
     from triton.runtime import driver
 
-    return driver.active.get_current_stream(driver.active.get_current_device())
+    active = driver.active
+    return active.get_current_stream(active.get_current_device())
 
 
 def _scratch() -> Callable:
@@ -211,15 +216,16 @@ def _scratch() -> Callable:
 class Recording:
     """Whether, and as what, a launcher within the block was recorded."""
 
-    def __init__(self) -> None:
+    def __init__(self, shares: bool) -> None:
         self.tape: Tape | None = None
+        self.shares = shares
         self.reason: str | None = "no launcher ran"
 
 
 @contextmanager
-def recording() -> Iterator[Recording]:
-    """Within the block, `launched` records what it runs."""
-    made = Recording()
+def recording(shares: bool = False) -> Iterator[Recording]:
+    """Within the block, `launched` records what it runs. ``shares``: nobody holds on to empty results."""
+    made = Recording(shares)
     token = _wanted.set(made)
     try:
         yield made
@@ -234,7 +240,7 @@ def launched(launch: Callable, args: Sequence[Any]) -> Any:
         return launch(*args)
     from vitkern.kernels.machine.launch import witnessed
 
-    recorder = _Recorder(args := _apart(args))
+    recorder = _Recorder(args := _apart(args), made.shares)
     with recorder, witnessed(recorder.started):
         results = launch(*args)
     made.reason = recorder.reason

@@ -27,14 +27,16 @@ fusion.ACTIVATIONS.update(
 
 def mlp_of(block: nn.Module) -> fusion.Mlp | None:
     """The second half of a timm block as parts; None where its MLP is of another kind."""
-    mlp = block.mlp
+    own = block._modules
+    mlp = own["mlp"]
     if type(mlp) is not TimmMlp:
         return None
-    layer_scale = getattr(block, "ls2", None)
-    between = (mlp.drop1, mlp.norm, mlp.drop2)
+    inner, layer_scale = mlp._modules, own.get("ls2")
+    between = (inner["drop1"], inner["norm"], inner["drop2"])
     if type(layer_scale) is not LayerScale:  # an Identity, or something that has to be called
         between, layer_scale = (*between, layer_scale) if layer_scale is not None else between, None
-    return fusion.Mlp(block.norm2, mlp.fc1, mlp.act, mlp.fc2, between, (mlp,), layer_scale, block.drop_path2)
+    linears = inner["fc1"], inner["act"], inner["fc2"]
+    return fusion.Mlp(own["norm2"], *linears, between, (mlp,), layer_scale, own["drop_path2"])
 
 
 def mlp_fit(block: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -2,7 +2,7 @@
 of modules that are exactly what their library made of them, and that nobody watches."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType, MappingProxyType
 from typing import Any, NamedTuple, TypeGuard, TypeVar
 
@@ -44,6 +44,14 @@ def plain(module: Any, *kinds: type[Kind]) -> TypeGuard[Kind]:
     if kind not in kinds or not pristine(kind) or not untouched(module):
         return False
     return all(map(ordinary, module._parameters.values()))
+
+
+def all_plain(modules: Iterable[nn.Module]) -> bool:
+    """`plain` of each, whatever its kind; each kind is looked at once."""
+    modules = list(modules)
+    if not all(map(pristine, set(map(type, modules)))):
+        return False
+    return all([untouched(m) and all(map(ordinary, m._parameters.values())) for m in modules])
 
 
 def untouched(module: nn.Module) -> bool:

@@ -218,6 +218,9 @@ def _run_kernel(
         unit_stride(vector) for vector in (norm_weight, norm_bias, fc1_bias, fc2_bias, layer_scale, row_scale)
     )
     tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale)
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    plan = kernels.mlp_plan(x.shape[-1], fc1_weight.shape[0], fc1_weight.dtype, arch_of(x), keep)
-    return call.run(layernorm_mlp_forward, *tensors, eps, act, post_norm, plan, keep)[0]
+
+    def choose() -> tuple[str, bool]:
+        keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        return kernels.mlp_plan(x.shape[-1], fc1_weight.shape[0], fc1_weight.dtype, arch_of(x), keep), keep
+
+    return call.run(layernorm_mlp_forward, *tensors, eps, act, post_norm, *call.chosen(choose))[0]
