@@ -1,7 +1,7 @@
 """``python -m benchmarks [op ...]``: verify each case, then time it against its peers.
 
-``compare``, ``estimate``, ``plan``, ``report``, ``scale`` and ``tune`` in place of an operator are commands of their
-own, with their own --help.
+``compare``, ``estimate``, ``host``, ``plan``, ``report``, ``scale`` and ``tune`` in place of an operator are commands
+of their own, with their own --help.
 
 Results on stdout, progress on stderr. The exit code is 1 where a result is wrong or, with --against, slower beyond
 noise, and 3 where the GPU is lost, and --resume in a new process goes on.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compare, memory, plan, report, results, scale, static, tune
+from benchmarks import compare, host, memory, plan, report, results, scale, static, tune
 from benchmarks.cases import CASES, OPS, QUICK, chosen
 from benchmarks.models import BLOCKS, CPU_MODELS, GPU_MODELS, QUICK_BLOCKS, QUICK_MODELS
 from benchmarks.models import chosen as chosen_models
@@ -25,7 +25,15 @@ from vitkern.report import BadInput, near_matches
 
 BLOCK_GROUP = "blocks"
 NAMES = (*OPS, MODELS, BLOCK_GROUP)
-COMMANDS = {"compare": compare, "estimate": static, "plan": plan, "report": report, "scale": scale, "tune": tune}
+COMMANDS = {
+    "compare": compare,
+    "estimate": static,
+    "host": host,
+    "plan": plan,
+    "report": report,
+    "scale": scale,
+    "tune": tune,
+}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton", reason="the faults are Triton's")
-from fake_gpu import FakeDriver, installed
+from vitkern.lab.compiling.fake_gpu import FakeDriver, installed
 from triton.compiler.compiler import ASTSource
 from triton.compiler.errors import CompilationError, CompileTimeAssertionFailure
 from triton.runtime import build, cache
@@ -509,7 +509,7 @@ import os, sys, threading, warnings
 import torch, vitkern
 from vitkern import dispatch, faults
 sys.path.insert(0, "tests")
-from fake_gpu import FakeDriver, installed
+from vitkern.lab.compiling.fake_gpu import FakeDriver, installed
 def run():
     x = torch.ones(4, 32, requires_grad=True)
     q = torch.randn(1, 2, 20, 16, requires_grad=True)

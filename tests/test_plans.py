@@ -9,7 +9,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="plans are of its kernels")
-from fake_gpu import FakeDriver, installed
+from vitkern.lab.compiling.fake_gpu import FakeDriver, installed
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from triton import knobs

@@ -33,6 +33,7 @@ if dispatch.HAS_TRITON:
     from vitkern.kernels.machine.blocks import allows_tf32
     from vitkern.kernels.machine.switch import Switch
 
+    enabled = Switch(True)
     interpreted = Switch(False)  # whether calls on kernels that are interpreted are planned too
 
 
@@ -146,7 +147,7 @@ def _eager(first: Any) -> tuple | None:
         return None
     if not (first.is_cuda or interpreted.value or dispatch.takes_any_device()):
         return None
-    if not dispatch.is_eager() or profiler._is_profiler_enabled or _is_watched():
+    if not dispatch.is_eager() or profiler._is_profiler_enabled or _is_watched() or not enabled.value:
         return None
     return _switches()
 
