@@ -22,7 +22,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton", reason="the faults are Triton's")
-from vitkern.lab.compiling.fake_gpu import FakeDriver, installed
 from triton.compiler.compiler import ASTSource
 from triton.compiler.errors import CompilationError, CompileTimeAssertionFailure
 from triton.runtime import build, cache
@@ -31,6 +30,7 @@ from triton.runtime.errors import OutOfResources
 import vitkern
 from vitkern import dispatch, faults
 from vitkern.interop.accelerate import accelerate
+from vitkern.lab.compiling.fake_gpu import FakeDriver, installed
 
 ROOT = Path(__file__).resolve().parent.parent
 CHANNELS = 32

@@ -2,6 +2,7 @@
 nothing: what they are handed is compared."""
 
 import gc
+import sys
 import threading
 import weakref
 
@@ -9,13 +10,13 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="plans are of its kernels")
-from vitkern.lab.compiling.fake_gpu import FakeDriver, installed
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from triton import knobs
 
 import vitkern
 from vitkern import faults, plans, tape
+from vitkern.lab.compiling.fake_gpu import FakeDriver, installed
 
 C = 32
 
@@ -148,7 +149,7 @@ def test_another_plan_within(block):
 
 def test_a_fault_makes_plans_anew():
     norm()
-    faults._changes[0] += 1
+    faults.changes[0] += 1
     assert not is_planned()
 
 
@@ -305,7 +306,7 @@ def test_a_launcher_that_looks_at_values_is_not_recorded():
     def launcher(x):
         return x * 2 if x.sum() > 0 else x * 3
 
-    plan = plans.Plan("test", "key", False)
+    plan = plans.Plan("test", "key", False, False)
     for factor in (1.0, -1.0):
         x = X * factor
         expected = x * (2 if factor > 0 else 3)
@@ -360,3 +361,52 @@ def test_without_a_gpu_nothing_is_planned():
         assert plan_of()._key is None
     finally:
         dispatch._any_device = before
+
+
+def python_calls(call):
+    """Functions of Python that run within ``call()``."""
+    names = []
+    sys.setprofile(lambda frame, event, arg: names.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return len(names) - 1
+
+
+def qkv(*shape):
+    return rows(*shape, dtype=torch.bfloat16, grad=True)
+
+
+COUNTED = {  # a call, its inputs, most functions of Python in a forward, and with the backward
+    "layernorm": (lambda x: norm(x), (qkv(6, C),), 42, 74),
+    "rmsnorm": (lambda x: vitkern.rmsnorm(x, W, 1e-6), (qkv(6, C),), 42, 74),
+    "attention": (vitkern.attention, [qkv(1, 1, 16, 16) for _ in range(3)], 37, 68),
+    "attention_qkvpacked": (vitkern.attention_qkvpacked, (qkv(1, 16, 3, 1, 16),), 37, 68),
+    "window_attention": (
+        lambda x: vitkern.window_attention(x, num_heads=1, window=(4, 4)), (qkv(1, 4, 4, 48),), 40, 71,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_python_calls_of_a_planned_call(name):
+    """What a call costs the host, counted: `python -m benchmarks host` takes the time."""
+    function, inputs, forward, both = COUNTED[name]
+
+    def training():
+        out = function(*inputs)
+        return torch.autograd.Variable._execution_engine.run_backward(
+            (out,), (out.detach(),), False, False, tuple(inputs), allow_unreachable=True, accumulate_grad=False
+        )
+
+    def inference():
+        with torch.no_grad():
+            return function(*inputs)
+
+    found = []
+    for call in (inference, training):
+        for _ in range(2):
+            call()
+        found.append(python_calls(call))
+    assert found[0] <= forward and found[1] <= both

@@ -132,9 +132,10 @@ def any_device() -> Iterator[None]:
         _any_device = before
 
 
-def takes_any_device() -> bool:
-    """Whether `any_device` holds."""
-    return _any_device
+def switches() -> tuple[str, bool, int]:
+    """What decides where operators run, beside their arguments: the backend asked for, whether `any_device` holds, and
+    how often a fault has changed anything."""
+    return _asked[-1].name, _any_device, faults.changes[0]
 
 
 @functools.cache
@@ -197,7 +198,7 @@ def is_eager(*tensors: Tensor | None) -> bool:
     """Whether operators run as they are called, on ``tensors`` that are nothing more than tensors: no tracing, no
     transformation, no mode or subclass that wants to see them. Then values may be cached, and memory reused.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed():
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or is_transformed():
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
         return False
@@ -264,8 +265,6 @@ def _note(message: str) -> None:
 
 def autocast_dtype(like: Tensor) -> torch.dtype | None:
     """The dtype that autocast asks for on the device of ``like``; None where it is off, as it always is on meta."""
-    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
-        return None
     device = like.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return None
@@ -277,8 +276,6 @@ def autocast(*tensors: "Unpack[Tensors]") -> "tuple[Unpack[Tensors]]":
 
     Done here and not by ``register_autocast``, which knows a single fixed dtype.
     """
-    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
-        return tensors
     given: tuple[Any, ...] = tensors
     dtype = autocast_dtype(next(t for t in given if t is not None))
     if dtype is None:

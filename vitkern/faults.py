@@ -125,12 +125,7 @@ def _passed(traceback: TracebackType | None, module: str, function: str) -> bool
 _reasons: dict[str, str] = {}  # by operator and device
 _too_large: dict[tuple[str, str], str] = {}  # by operator and device, and what sizes of a call decide
 _warned: dict[tuple[str, str], object] = {}
-_changes = [0]  # of what stands above
-
-
-def changes() -> int:
-    """Another number after each `record` and `forget`."""
-    return _changes[0]
+changes = [0]  # another number after each `record` and `forget`
 
 
 def record(op: str, device: Device, fault: Fault, arguments: Iterable = ()) -> None:
@@ -142,7 +137,7 @@ def record(op: str, device: Device, fault: Fault, arguments: Iterable = ()) -> N
         _too_large[f"{op} {device}", sizes] = f"{reason}, for tensors of {sizes}"
     else:
         _reasons[f"{op} {device}"] = reason
-    _changes[0] += 1
+    changes[0] += 1
     warn(op, fault, device)
 
 
@@ -188,4 +183,4 @@ def forget() -> None:
     _reasons.clear()
     _too_large.clear()
     _warned.clear()
-    _changes[0] += 1
+    changes[0] += 1

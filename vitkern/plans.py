@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
-from vitkern import dispatch, faults
+from vitkern import dispatch
 from vitkern.tape import Tape, recording
 
 if TYPE_CHECKING:
@@ -38,13 +38,15 @@ if dispatch.HAS_TRITON:
 
 
 class Plan:
-    """Of calls of the public function ``op``. ``known``: such a call was found right before, and runs on a kernel."""
+    """Of calls of the public function ``op``. ``known``: such a call was found right before, and runs on a kernel.
+    ``casts``: autocast may be on."""
 
-    __slots__ = ("_choice", "_grades", "_key", "_tapes", "known", "layouts", "op")
+    __slots__ = ("_choice", "_grades", "_key", "_tapes", "casts", "known", "layouts", "op")
 
-    def __init__(self, op: str, key: Hashable | None, grades: bool) -> None:
-        self.op, self.known = op, False
-        self._key, self._grades, self._choice = key, grades, None
+    def __init__(self, op: str, key: Hashable | None, grades: bool, casts: bool) -> None:
+        self.op, self.known, self.casts = op, False, casts
+        self._key, self._grades = key, grades
+        self._choice: tuple | None = None
         self._tapes: dict[Any, Tape | None] = {}  # None: the launcher cannot be recorded
         self.layouts: dict[KernelOp, Any] = {}  # of the arguments of an operator
 
@@ -52,8 +54,6 @@ class Plan:
         self, tensors: Iterable[Tensor | None], reasons: Iterable[str] = (), operator: str | None = None
     ) -> bool:
         """`dispatch.runs_kernel`, where it is not known. The caller has checked all arguments."""
-        if self.known:
-            return True
         runs = dispatch.runs_kernel(self.op, tensors, reasons, operator)
         if runs and self._key is not None:
             self.known = True
@@ -79,11 +79,11 @@ class Plan:
         """The launcher of the gradients of ``operator``. Its tensors are described anew: hooks may have saved them in
         another layout."""
         tensors = [value if isinstance(value, Tensor) else None for value in args]
-        switches = _eager(next(tensor for tensor in tensors if tensor is not None))
+        switches = _eager(tensors[operator.graded])  # the first output
         described = None if switches is None else _described(tensors)
         if described is None:
             return operator.backward_overload(*args)
-        part = operator.backward_overload, switches, tuple(args[-1]), described
+        part = operator.name, switches, tuple(args[-1]), described
         return self.played(part, operator.backward_implementation, args, shares=True)
 
     def played(self, part: Hashable, implementation: Callable, args: Sequence[Any], *, shares: bool = False) -> Any:
@@ -117,16 +117,18 @@ def plan_of(op: str, tensors: Sequence[Tensor | None], options: tuple) -> Plan:
     switches = _eager(first)
     described = None if switches is None else _described(tensors)
     if first is None or described is None:
-        return Plan(op, None, False)
+        return Plan(op, None, False, True)
     types = tuple([tuple(map(type, value)) if type(value) is tuple else type(value) for value in options])
     needs = tuple([tensor is not None and tensor.requires_grad for tensor in tensors])
     grades = torch.is_grad_enabled() and True in needs
-    key = (op, options, types, switches, dispatch.autocast_dtype(first), grades, needs, described)
+    casts = torch._C._is_any_autocast_enabled()
+    cast = dispatch.autocast_dtype(first) if casts else None
+    key = (op, options, types, switches, cast, grades, needs, described)
     try:
         found = _plans.get(key)
     except TypeError:  # an option that is a list, say
-        return Plan(op, None, False)
-    return Plan(op, key, grades) if found is None else found
+        return Plan(op, None, False, True)
+    return Plan(op, key, grades, casts) if found is None else found
 
 
 def forget() -> None:
@@ -143,9 +145,9 @@ def _keep(key: Hashable, made: Plan) -> None:
 
 def _eager(first: Any) -> tuple | None:
     """What of the process decides how a call runs; None where calls are not planned."""
-    if torch.compiler.is_compiling() or not dispatch.HAS_TRITON or type(first) not in dispatch.PLAIN:
+    if not dispatch.HAS_TRITON or type(first) not in dispatch.PLAIN:
         return None
-    if not (first.is_cuda or interpreted.value or dispatch.takes_any_device()):
+    if not (first.is_cuda or interpreted.value or dispatch.switches()[1]):
         return None
     if not dispatch.is_eager() or profiler._is_profiler_enabled or _is_watched() or not enabled.value:
         return None
@@ -169,7 +171,7 @@ def _described(tensors: Sequence[Tensor | None]) -> tuple | None:
 
 
 def _switches() -> tuple:
-    return dispatch.current_backend(), dispatch.takes_any_device(), faults.changes(), Switch.turned
+    return *dispatch.switches(), Switch.turned
 
 
 def _is_watched() -> bool:

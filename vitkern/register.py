@@ -110,7 +110,7 @@ class KernelOp:
     ) -> tuple[Tensor | None, ...]:
         """By the kernel; where they are to be differentiated in turn, with a graph of the formula."""
         args = (*grads, *outputs, *inputs)
-        if self.fallback is not None and any(grad is not None and dispatch.is_batched(grad) for grad in grads):
+        if self.fallback is not None and any([grad is not None and dispatch.is_batched(grad) for grad in grads]):
             found = self._gradients_in_pytorch(self.fallback, *args, needs)
         elif self.fallback is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             counts = len(grads), len(outputs)

@@ -174,9 +174,9 @@ class _Recorder(TorchDispatchMode):
             given += "".join(f"{name}={self.text(value)}, " for name, value in constants.items())
             self.lines.append(f"{self.constant(kernel[grid])}({given})")
             return
-        if "stream" not in self.names:
-            self.names["stream"] = _stream
-            self.lines.append("now = stream()")
+        if "driver" not in self.names:
+            self.names["driver"] = _driver()
+            self.lines += ["gpu = driver.active", "now = gpu.get_current_stream(gpu.get_current_device())"]
         bound = kernel.signature.bind(*args, **constants)
         bound.apply_defaults()
         parts = [*map(repr, (*grid, 1, 1)[:3]), "now"]
@@ -200,11 +200,10 @@ class _Recorder(TorchDispatchMode):
         return Tape(names["play"], source, self.device)
 
 
-def _stream() -> int:
+def _driver() -> Any:
     from triton.runtime import driver
 
-    active = driver.active
-    return active.get_current_stream(active.get_current_device())
+    return driver
 
 
 def _scratch() -> Callable:

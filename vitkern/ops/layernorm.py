@@ -97,12 +97,13 @@ def layernorm(
         checks.check_tensor(op, "x", x)
         check_norm(op, x, weight, bias, eps)
         check_residual(op, x, residual)
-    if call.runs_kernel(tensors, channel_reasons(x.shape[-1])):
+    dtype = output_dtype(x) if call.casts else x.dtype
+    if call.known or call.runs_kernel(tensors, channel_reasons(x.shape[-1])):
         y, total, *_ = call.run(
             layernorm_forward, x, unit_stride(weight), unit_stride(bias), residual, eps, output_dtype(x)
         )
         return y if residual is None else (y, total)
-    y, total = _in_pytorch(x, weight, bias, residual, eps, output_dtype(x))
+    y, total = _in_pytorch(x, weight, bias, residual, eps, dtype)
     return y if residual is None else (y, total)
 
 

@@ -106,8 +106,9 @@ def rmsnorm(
     if not call.known:
         check_norm(op, x, weight, None, eps)
         check_residual(op, x, residual)
-    if call.runs_kernel(tensors, channel_reasons(x.shape[-1])):
-        y, total, *_ = call.run(rmsnorm_forward, x, unit_stride(weight), residual, eps, output_dtype(x))
+    dtype = output_dtype(x) if call.casts else x.dtype
+    if call.known or call.runs_kernel(tensors, channel_reasons(x.shape[-1])):
+        y, total, *_ = call.run(rmsnorm_forward, x, unit_stride(weight), residual, eps, dtype)
     else:
-        y, total = _in_pytorch(x, weight, residual, eps, output_dtype(x))
+        y, total = _in_pytorch(x, weight, residual, eps, dtype)
     return y if residual is None else (y, total)

@@ -62,7 +62,8 @@ def sparse_attention(
     if not call.known:
         for name, tensor in (("q", q), ("k", k), ("v", v)):
             checks.check_tensor(op, name, tensor, ndim=4)
-    q, k, v = autocast(q, k, v)
+    if call.casts:
+        q, k, v = autocast(q, k, v)
     if not call.known:
         checks.check_same(op, q=q, k=k, v=v)
         _check(op, q, k, v, index, key_padding_mask, query_gate, key_gate, strength, scale)
@@ -70,7 +71,7 @@ def sparse_attention(
     _check_rows(op, index, q.shape[2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     tensors = (q, k, v, query_gate, key_gate)
-    if call.runs_kernel((*tensors, index, key_padding_mask), _reasons(q, k, dropout_p)):
+    if call.known or call.runs_kernel((*tensors, index, key_padding_mask), _reasons(q, k, dropout_p)):
         out = call.run(
             sparse_attention_op, q, k, v, index, key_padding_mask, query_gate, key_gate, scale, float(strength)
         )

@@ -76,14 +76,15 @@ def attention(
     if not call.known:
         for name, tensor in (("q", q), ("k", k), ("v", v)):
             checks.check_tensor(op, name, tensor, ndim=4)
-    q, k, v = autocast(q, k, v)
+    if call.casts:
+        q, k, v = autocast(q, k, v)
     if not call.known:
         checks.check_same(op, q=q, k=k, v=v)
         _check_heads(op, q, k, v)
         _check_terms(op, q, k, bias, mask, key_padding_mask, causal, scale, dropout_p)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     terms = (_four(bias), _four(mask), key_padding_mask)
-    if call.runs_kernel((q, k, v, bias, mask, key_padding_mask), _reasons(q)):
+    if call.known or call.runs_kernel((q, k, v, bias, mask, key_padding_mask), _reasons(q)):
         out, lse = call.run(attention_op, q, k, v, *terms, _seed(q, dropout_p), scale, causal, dropout_p)
         out = out.transpose(1, 2)
     else:
@@ -129,14 +130,15 @@ def attention_qkvpacked(
     if not call.known:
         checks.check_tensor(op, "qkv", qkv, ndim=5)
         checks.check_shape(op, "qkv", qkv, (None, None, 3, None, None), "(B, N, 3, H, D)")
-    (qkv,) = autocast(qkv)
+    if call.casts:
+        (qkv,) = autocast(qkv)
     if not call.known:
         q, k, v = _heads_of(qkv)
         _check_heads(op, q, k, v)
         _check_terms(op, q, k, bias, mask, key_padding_mask, causal, scale, dropout_p)
     scale = 1 / math.sqrt(qkv.shape[-1]) if scale is None else float(scale)
     terms = (_four(bias), _four(mask), key_padding_mask)
-    if call.runs_kernel((qkv, bias, mask, key_padding_mask), _reasons(qkv)):
+    if call.known or call.runs_kernel((qkv, bias, mask, key_padding_mask), _reasons(qkv)):
         out, lse = call.run(attention_qkvpacked_op, qkv, *terms, _seed(qkv, dropout_p), scale, causal, dropout_p)
     else:
         with differentiable_sdpa(*terms):

@@ -142,7 +142,7 @@ def layernorm_mlp(
         checks.check_flag(op, "post_norm", post_norm)
         if act not in ACTIVATIONS:
             raise ValueError(f"{op}: unknown act: got {act!r}; expected one of {', '.join(ACTIVATIONS)}.")
-    if call.runs_kernel(tensors, channel_reasons(x.shape[-1])):
+    if call.known or call.runs_kernel(tensors, channel_reasons(x.shape[-1])):
         return _run_kernel(call, *tensors, eps, act, post_norm)
     return run_in_pytorch(*tensors, eps, act, post_norm)
 

@@ -149,13 +149,14 @@ def local_attention(
         block, halo, dilation = check_locality(op, qkv, num_heads, block, halo, border, dilation, neighbor)
         check_terms(op, qkv, num_heads, block, halo, border, table, rel_h, rel_w, padding)
         check_scale(op, scale)
-    qkv, rel_h, rel_w, padding = autocast(qkv, rel_h, rel_w, padding)
+    if call.casts:
+        qkv, rel_h, rel_w, padding = autocast(qkv, rel_h, rel_w, padding)
     if not call.known:
         check_same(op, qkv=qkv, rel_h=rel_h, rel_w=rel_w, padding=padding)
     scale = (qkv.shape[-1] // 3 // num_heads) ** -0.5 if scale is None else float(scale)
     tensors = (qkv, table, rel_h, rel_w, padding)
     chosen = () if neighbor is None else tuple(neighbor)
-    if call.runs_kernel(tensors, head_dim_reasons(qkv.shape[-1] // 3 // num_heads)):
+    if call.known or call.runs_kernel(tensors, head_dim_reasons(qkv.shape[-1] // 3 // num_heads)):
         pairs = list(block), list(halo), border, list(dilation), list(chosen)
         out, lse = call.run(local_attention_op, *tensors, num_heads, *pairs, scale)
     else:

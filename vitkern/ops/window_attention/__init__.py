@@ -195,11 +195,12 @@ def window_attention(
             )
         window, shift = check_windows(op, qkv, qkv.shape[-1] // 3, *options, table, logit_scale)
         _check_padding(op, qkv, padding, window)
-    qkv, padding = autocast(qkv, padding)
+    if call.casts:
+        qkv, padding = autocast(qkv, padding)
     if not call.known:
         check_same(op, qkv=qkv, padding=padding)
 
-    if call.runs_kernel((qkv, table, padding, logit_scale), _reasons(qkv, window, shift, wrap)):
+    if call.known or call.runs_kernel((qkv, table, padding, logit_scale), _reasons(qkv, window, shift, wrap)):
         return _run_kernel(call, qkv, table, padding, logit_scale, num_heads, window, shift, wrap, scale, mask_value)
     scores = Scores(num_heads, window, table, mask_value, scale, _head_scale(logit_scale))
     return image_softmax(qkv, None, padding, shift, wrap, scores)
@@ -258,7 +259,7 @@ def projected_window_attention(
         window, shift = check_windows(op, x, num_heads, *options, table, logit_scale)
         check_probability(op, "dropout_p", dropout_p)
     reasons = _reasons(x, window, shift, wrap) + ["the kernel does not drop attention weights"] * (dropout_p > 0.0)
-    if call.runs_kernel((*autocast(x), table, logit_scale), reasons, operator="window_attention"):
+    if call.known or call.runs_kernel((*autocast(x), table, logit_scale), reasons, operator="window_attention"):
         qkv, padding = projected(op, x, project, num_heads, _is_padded(x, window))
         return window_attention(
             qkv, num_heads=num_heads, window=window, shift=shift, table=table, padding=padding, wrap=wrap,
