@@ -1,7 +1,7 @@
 """LayerNorm of (..., C), after an addition or not: the launchers of rows/layernorm.py."""
 
 from .rows.layernorm import normalise_rows, normalise_rows_backward
-from .rows.residual import filled, gradient_rows, gradients_like, norm_outputs
+from .rows.residual import as_gradients, gradient_rows, gradients_like, norm_outputs
 from .rows.tiles import as_rows
 
 
@@ -29,4 +29,4 @@ def layernorm_backward(grad, grad_total, y, total, mean, rstd, x, weight, bias, 
     """Gradients of `layernorm_forward`; ``grad`` or ``grad_total`` may be None, a zero."""
     dy, dtotal, s, ds = gradient_rows(grad, grad_total, y, total, x, residual)
     sums = normalise_rows_backward(dy, s, mean, rstd, weight, dtotal=dtotal, dx=ds)
-    return filled(gradients_like((x, weight, bias, residual), needs), (ds, *sums, ds), needs)
+    return as_gradients((ds, *sums, ds), (x, weight, bias, residual), needs, x.dtype)

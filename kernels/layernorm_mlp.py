@@ -22,6 +22,7 @@ from .rows.epilogues import activate_and_store, activation_backward, add_residua
 from .rows.layernorm import normalise_rows, normalise_rows_backward
 from .rows.matmul import multiply, pointwise, row_blocks
 from .rows.mlp import norm_linear, whole_mlp
+from .rows.residual import as_gradients
 from .rows.tiles import as_rows
 
 
@@ -154,7 +155,6 @@ def layernorm_mlp_backward(
 ):  # fmt: skip
     """Gradients of `layernorm_mlp_forward`, which was asked to ``keep``. The activation is recomputed from ``pre``."""
     inputs = Inputs(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale)
-    results = layernorm_mlp_gradients(grad, out, pre, mean, rstd, branch, *inputs, needs)
     needs, found = Inputs(*needs), {}
     rows, grad, fc1, fc2 = as_rows(x), as_rows(grad), fc1_weight.contiguous(), fc2_weight.contiguous()
     (count, channels), dtype, own = rows.shape, fc1.dtype, plan != "split"
@@ -210,7 +210,4 @@ def layernorm_mlp_backward(
     found["x"] = dx.view(x.shape)
     if needs.fc1_weight:
         found["fc1_weight"] = torch.mm(dpre.t(), normed)
-    for name, needed, result in zip(Inputs._fields, needs, results, strict=True):
-        if needed:
-            result.copy_(found[name])
-    return results
+    return as_gradients([found.get(name) for name in Inputs._fields], inputs, needs, grad.dtype)

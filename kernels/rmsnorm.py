@@ -5,7 +5,7 @@ floor; 4 each with a residual. The statistic is 4 bytes a row, and the partial s
 """
 
 from .rows.layernorm import normalise_rows, normalise_rows_backward
-from .rows.residual import filled, gradient_rows, gradients_like, norm_outputs
+from .rows.residual import as_gradients, gradient_rows, gradients_like, norm_outputs
 from .rows.tiles import as_rows
 
 
@@ -33,4 +33,4 @@ def rmsnorm_backward(grad, grad_total, y, total, rstd, x, weight, residual, eps,
     """Gradients of `rmsnorm_forward`; ``grad`` or ``grad_total`` may be None, a zero."""
     dy, dtotal, s, ds = gradient_rows(grad, grad_total, y, total, x, residual)
     dweight, _ = normalise_rows_backward(dy, s, None, rstd, weight, dtotal=dtotal, dx=ds)
-    return filled(gradients_like((x, weight, residual), needs), (ds, dweight, ds), needs)
+    return as_gradients((ds, dweight, ds), (x, weight, residual), needs, x.dtype)

@@ -82,10 +82,17 @@ def test_temporary_files_of_jobs_are_apart_and_go(suite, capsys):
     assert not any(Path(folder).exists() for pair in folders for folder in pair)
 
 
-def test_the_slowest_tests_of_the_longest_job_are_named(suite, capsys, tmp_path):
-    file = tmp_path / "test_it.py"
-    file.write_text("import time\ndef test_slow(): time.sleep(0.3)\ndef test_fast(): pass\n")
-    suite(short="", tests=run.pytest(str(file)))
+REPORT = """
+import pathlib, sys
+cases = "".join(f'<testcase classname="tests.test_it" name="test_{name}" time="{time}"/>' for name, time in TIMES)
+path = next(word.partition("=")[2] for word in sys.argv if word.startswith("--junitxml="))
+pathlib.Path(path).write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
+"""
+
+
+def test_the_slowest_tests_of_the_longest_job_are_named(suite, capsys):
+    reported = REPORT.replace("TIMES", "(('fast', 0.01), ('slow', 0.3))") + "import time; time.sleep(1)"
+    suite(short="", tests=run.Job([sys.executable, "-c", reported], ("tests/test_it.py",)))
     assert run.main(["--randomly-seed=7", "-rA"]) == 0
     shown = capsys.readouterr().out
     assert "== tests in random order: --randomly-seed=7\n" in shown and "== the longest: tests, " in shown

@@ -36,9 +36,15 @@ def gradient_rows(grad, grad_total, y, total, x, residual):
     return as_rows(dy), dtotal, as_rows(s), torch.empty(x.shape, dtype=s.dtype, device=x.device)
 
 
-def filled(slots, values, needs):
-    """``slots`` with the values that are needed."""
-    for needed, slot, value in zip(needs, slots, values, strict=True):
-        if needed:
-            slot.copy_(value)
-    return slots
+def as_gradients(values, inputs, needs, dtype):
+    """``values`` as the gradients of ``inputs``: in their dtypes and shapes, no two the same tensor. One that is not
+    needed is empty, in ``dtype``."""
+    found, taken = [], []
+    for value, like, needed in zip(values, inputs, needs, strict=True):
+        if not needed:
+            found.append(torch.empty(0, dtype=dtype, device=inputs[0].device))
+            continue
+        made = value.to(like.dtype).view(like.shape)
+        found.append(made.clone() if any(made.data_ptr() == other.data_ptr() for other in taken) else made)
+        taken.append(made)
+    return tuple(found)
