@@ -147,6 +147,16 @@ def test_another_plan_within(block):
         assert is_planned(x=x)
 
 
+def test_a_compiled_graph_plays_too(launches):
+    x = rows(6, C)
+    compiled = torch.compile(norm, backend="aot_eager", fullgraph=True)
+    y = compiled(x)
+    (plan,) = plans._plans.values()
+    (played,) = plan._tapes.values()
+    assert played is not None and compiled(x).shape == y.shape
+    assert numbers(launches[-1]) == numbers(launches[0])
+
+
 def test_a_fault_makes_plans_anew():
     norm()
     faults.changes[0] += 1
@@ -208,9 +218,9 @@ def within(context):
 
 
 @pytest.mark.parametrize("name", NEVER)
-def test_never_planned(name):
+def test_goes_through_the_dispatcher(name):
     NEVER[name]()
-    assert not plans._plans
+    assert not any(plan.known for plan in plans._plans.values())
 
 
 def test_a_profile_names_the_operator():

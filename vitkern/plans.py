@@ -131,6 +131,25 @@ def plan_of(op: str, tensors: Sequence[Tensor | None], options: tuple) -> Plan:
     return Plan(op, key, grades, casts) if found is None else found
 
 
+def dispatched(op: str, implementation: Callable, args: Sequence[Any]) -> Any:
+    """``implementation(*args)`` of a registered operator that came through the dispatcher, as out of a compiled graph:
+    checked there, and planned by its own arguments."""
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    switches = _eager(tensors[0])
+    described = None if switches is None else _described(tensors)
+    if described is None:
+        return implementation(*args)
+    values = tuple(
+        [Tensor if isinstance(value, Tensor) else tuple(value) if type(value) is list else value for value in args]
+    )
+    key = (op, values, switches, described)
+    found = _plans.get(key)
+    if found is None:
+        found = Plan(op, key, False, False)
+        _keep(key, found)
+    return found.played("", implementation, args)
+
+
 def forget() -> None:
     """Decide everything anew."""
     _plans.clear()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitkern import dispatch, faults
-from vitkern.plans import Plan
+from vitkern.plans import Plan, dispatched
 from vitkern.tape import launched
 from vitkern.twice import Gradients
 
@@ -130,7 +130,7 @@ class KernelOp:
         if fallback is not None:
             run = _with_fallback(self.name, run, allocate, fallback, inputs)
         _library.define(name + torch.library.infer_schema(launch, mutates_args=()))
-        _library.impl(name, run, "CompositeExplicitAutograd")
+        _library.impl(name, lambda *args: dispatched(name, run, args), "CompositeExplicitAutograd")
         torch.library.register_fake(f"vitkern::{name}", allocate, lib=_library)
         return run, getattr(torch.ops.vitkern, name).default
 
