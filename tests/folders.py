@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import torch
@@ -33,6 +34,64 @@ def weights(folder: Path, changed) -> None:
     """``changed(state dict)`` in place of the weights."""
     state = changed(load_file(folder / WEIGHTS))
     save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def shard(folder: Path, kind: str = "safetensors") -> list[Path]:
+    """The weights in two files, and an index of them."""
+    state, names, weight_map = load_file(folder / WEIGHTS), [], {}
+    whole = folder / (WEIGHTS if kind == "safetensors" else "pytorch_model.bin")
+    for number in range(2):
+        part = dict(list(state.items())[number::2])
+        names.append(folder / f"{whole.stem}-{number}.{kind}")
+        save_file(part, names[-1], metadata={"format": "pt"}) if kind == "safetensors" else torch.save(part, names[-1])
+        weight_map |= dict.fromkeys(part, names[-1].name)
+    (folder / WEIGHTS).unlink()
+    (folder / f"{whole.name}.index.json").write_text(json.dumps(dict(metadata={}, weight_map=weight_map)))
+    return names
+
+
+def _elsewhere(folder: Path) -> None:
+    """The index names a file beside the folder, that is there."""
+    moved = shard(folder)[1]
+    moved.rename(folder.parent / moved.name)
+    index = folder / f"{WEIGHTS}.index.json"
+    index.write_text(index.read_text().replace(moved.name, f"../{moved.name}"))
+
+
+def _linked(folder: Path) -> None:
+    moved = shard(folder)[1]
+    moved.rename(folder.parent / moved.name)
+    moved.symlink_to(folder.parent / moved.name)
+
+
+def _packed(folder: Path) -> None:
+    """A file of the index unpacks to 40 MiB."""
+    whole = shard(folder, "bin")[1]
+    with zipfile.ZipFile(whole) as source:
+        content = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, value in content.items():
+            target.writestr(name, value)
+        target.writestr("archive/data/999", bytes(40 << 20))
+
+
+class _Growing:
+    def __reduce__(self):
+        return bytearray, (1 << 40,)
+
+
+def _growing(folder: Path) -> None:
+    whole = shard(folder, "bin")[1]
+    torch.save(torch.load(whole) | {"notes": _Growing()}, whole)
+
+
+UNREAD = {  # before transformers opens anything: what is wrong, and what is said
+    "a shard beside the folder": (_elsewhere, "the index points outside its folder"),
+    "a shard that is a link out of it": (_linked, "the index points outside its folder"),
+    "a shard that is not there": (lambda f: shard(f)[1].unlink(), "a file of the index is missing"),
+    "a shard that unpacks to more": (_packed, "the archive unpacks to more than a checkpoint"),
+    "a shard that grows": (_growing, "the file makes more than it holds"),
+}
 
 
 def _index(folder: Path) -> None:

@@ -10,11 +10,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitkern.lab.proving.integration import LENGTH
+from vitkern.lab.proving.integration import LENGTH, Module
 from vitkern.lab.specimens import merged
 
 LENGTHS = LENGTH, 7, 6
 CASES = merged("integration")  # registered operator -> `Integration`
+WITHOUT_OPERATOR = {  # modules of vitkern.nn that no specimen is about
+    "DropPath": Module((4, 5, 32), dict(drop_prob=0.3)),
+    "LayerScale": Module((2, 5, 32), dict(dim=32, init_values=0.1)),
+    "PatchEmbed": Module((2, 3, 16, 16), dict(img_size=16, patch_size=4, in_chans=3, embed_dim=32, norm_eps=1e-6)),
+    "PatchMerging": Module((2, 5, 6, 32), dict(dim=32)),
+}
+MODULES = WITHOUT_OPERATOR | merged("modules")  # public name in vitkern.nn -> `Module`
 
 
 def tuple_of(out):

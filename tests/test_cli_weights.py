@@ -81,6 +81,26 @@ def test_a_folder_that_holds_no_whole_model_is_one_line(run, folder, monkeypatch
     assert not (folder / folders.MARKER).exists()
 
 
+@pytest.mark.parametrize("what", folders.UNREAD)
+def test_what_an_index_names_is_looked_at_before_it_is_read(run, folder, monkeypatch, what):
+    import transformers
+
+    for kind in (transformers.AutoModelForImageClassification, transformers.AutoModel):
+        monkeypatch.setattr(kind, "from_pretrained", lambda *_, **__: pytest.fail("it was opened"))
+    spoil, said = folders.UNREAD[what]
+    spoil(folder)
+    code, out, err = run("accelerate", folder, *FAST)
+    assert code == 2 and "verdict" not in out, out
+    assert len(err.splitlines()) <= 3 and said in err.splitlines()[-1], err
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_weights_in_several_files_are_read(run, folder, kind):
+    folders.shard(folder, kind)
+    code, out, err = run("accelerate", folder, *FAST)
+    assert code == 0 and out.splitlines()[-1] == "verdict: the same results", err
+
+
 def test_weights_that_lack_are_named(run, folder):
     folders.REFUSED["3 of its weights"](folder)
     _, _, err = run("accelerate", folder, *FAST)

@@ -12,7 +12,7 @@ import re
 import integration
 import pytest
 import torch
-from integration import CASES, CHECKS, agree, gradients
+from integration import CASES, CHECKS, MODULES, agree, gradients
 
 import vitkern
 from vitkern import nn as vnn
@@ -32,26 +32,8 @@ def test_operator(name, check):
     check(CASES[name])
 
 
-# how it is built, the shape of its input, and what else it is called with
-MODULES = {
-    "Attention": (lambda: vnn.Attention(32, 2, qk_norm=True), (2, 5, 32)),
-    "DecomposedAttention": (lambda: vnn.DecomposedAttention(32, 2, window_size=4), (2, 5, 6, 32)),
-    "DropPath": (lambda: vnn.DropPath(0.3), (4, 5, 32)),
-    "HaloAttention": (lambda: vnn.HaloAttention(32, num_heads=2, block_size=4, halo_size=1), (2, 32, 8, 4)),
-    "LayerNorm": (lambda: vnn.LayerNorm(32), (2, 5, 32)),
-    "RMSNorm": (lambda: vnn.RMSNorm(32), (2, 5, 32)),
-    "LayerScale": (lambda: vnn.LayerScale(32, 0.1), (2, 5, 32)),
-    "Mlp": (lambda: vnn.Mlp(32, 64), (2, 5, 32)),
-    "NeighborhoodAttention": (lambda: vnn.NeighborhoodAttention(32, 2, 3), (2, 5, 6, 32)),
-    "PartitionAttention": (lambda: vnn.PartitionAttention(32, 2, 3, "grid"), (2, 6, 6, 32)),
-    "PatchEmbed": (lambda: vnn.PatchEmbed(16, 4, 3, 32, norm_eps=1e-6), (2, 3, 16, 16)),
-    "PatchMerging": (lambda: vnn.PatchMerging(32), (2, 5, 6, 32)),
-    "StandaloneAttention": (lambda: vnn.StandaloneAttention(32, num_heads=2, kernel_size=3), (2, 5, 6, 32)),
-    "ViLAttention": (lambda: vnn.ViLAttention(32, 2, 3), (2, 31, 32), (5, 6)),
-    "ViLDenseAttention": (lambda: vnn.ViLDenseAttention(32, 2, (5, 6)), (2, 31, 32)),
-    "WindowAttention": (lambda: vnn.WindowAttention(32, 2, 4, 2), (2, 5, 6, 32)),
-    "WindowAttentionV2": (lambda: vnn.WindowAttentionV2(32, 2, 4, 2), (2, 5, 6, 32)),
-}
+def built(name):
+    return getattr(vnn, name)(**MODULES[name].arguments)
 
 
 def randomise(module):
@@ -68,20 +50,16 @@ def results(module, x, *more):
     return gradients(lambda x, *_: module(x, *more), [x.detach().clone().requires_grad_(), *module.parameters()])
 
 
-def test_every_public_module_has_a_case():
-    assert set(MODULES) == set(vnn.__all__)
-
-
 @pytest.mark.parametrize("name", MODULES)
 def test_module_is_copied_pickled_and_stored(name):
-    build, shape, *more = MODULES[name]
-    x = torch.randn(shape)
-    module = randomise(build())
+    case = MODULES[name]
+    x, more = torch.randn(case.shape), case.more
+    module = randomise(built(name))
     expected = results(module, x, *more)  # caches and lazily made tensors are there before the copy
     buffer = io.BytesIO()
     torch.save(module.state_dict(), buffer)
     buffer.seek(0)
-    stored = build()
+    stored = built(name)
     stored.load_state_dict(torch.load(buffer, weights_only=True), strict=True)
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), stored):
         assert type(other) is type(module) and repr(other) == repr(module)
@@ -95,8 +73,7 @@ def test_module_is_copied_pickled_and_stored(name):
 
 @pytest.mark.parametrize("name", ["Attention", "Mlp", "PatchEmbed"])
 def test_module_compiles_exports_and_checkpoints(name):
-    build, shape = MODULES[name]
-    module, x = randomise(build()), torch.randn(shape)
+    module, x = randomise(built(name)), torch.randn(MODULES[name].shape)
     expected = results(module, x)
     torch._dynamo.reset()
     agree(results(torch.compile(module, fullgraph=True, backend="aot_eager"), x), expected)
@@ -107,15 +84,12 @@ def test_module_compiles_exports_and_checkpoints(name):
     agree(torch.autograd.grad(out, [again, *module.parameters()], weight), expected[1:])
 
 
-ONE_BATCH = "StandaloneAttention", "ViLAttention"  # the older exporter makes constants of their sizes
-
-
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", MODULES)
 def test_module_is_traced_and_exported_to_onnx(name):
     """Both for other batches, as originals are; by the older exporter, which builds on the trace."""
-    build, shape, *more = MODULES[name]
-    module, x, more = randomise(build()).eval(), torch.randn(shape), tuple(more)
+    case = MODULES[name]
+    module, x, more = randomise(built(name)).eval(), torch.randn(case.shape), case.more
     longer = torch.cat([x, x.flip(0), -x])
     with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
         whole = module if not more else Called(module, *more)
@@ -123,7 +97,7 @@ def test_module_is_traced_and_exported_to_onnx(name):
         agree([traced(x), traced(longer)], [whole(x), whole(longer)])
         onnxruntime = pytest.importorskip("onnxruntime", reason="it runs the file")
         file = io.BytesIO()
-        axes = dict(input_names=["x"], dynamic_axes={"x": {0: "batch"}}) if name not in ONE_BATCH else {}
+        axes = dict(input_names=["x"], dynamic_axes={"x": {0: "batch"}}) if not case.one_batch else {}
         torch.onnx.export(whole, (x,), file, dynamo=False, **axes)
         session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
         for images in (x, longer) if axes else (x,):

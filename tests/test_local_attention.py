@@ -1,12 +1,14 @@
 """Local attention in PyTorch against its definition in float64, properties of the definition, and what is refused."""
 
 import pytest
+import reach
 import torch
 
 from vitkern.lab.proving.verify import PYTORCH_MARGIN, verify
 from vitkern.lab.specimens import gathered
 from vitkern.lab.specimens.local_attention import problem as local_problem
 from vitkern.ops.local_attention import local_attention
+from vitkern.ops.local_attention.localities import TILE
 from vitkern.reference.attention import attention as dense_reference
 from vitkern.reference.local_attention import intervals
 from vitkern.reference.local_attention import local_attention as reference
@@ -63,6 +65,14 @@ def test_a_row_that_a_table_forbids_throughout_is_zero(halo, lse):
     for one, other in zip(*found, strict=True):
         assert not one.isnan().any()
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("near", reach.NEAR.values(), ids=reach.NEAR)
+def test_how_far_a_nan_spreads(near):
+    own, seen, read = reach.reached(TILE, near)
+    assert not (seen & ~read).any() and (near["block"] != (1, 1) or read.sum() > seen.sum()) and not read.all()
+    for part, expected in enumerate(reach.spread(own, read, read)):
+        assert torch.equal(reach.spoiled(local_attention, part, near), expected), "qkv"[part]
 
 
 def image(height=6, width=5, channels=16):

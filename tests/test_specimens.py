@@ -9,9 +9,11 @@ from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 
+import integration
 import pytest
 
 import vitkern.lab.specimens
+import vitkern.nn
 from vitkern.commands.lab import PARTS
 from vitkern.dispatch import HAS_TRITON
 from vitkern.lab.differentiating.gradient_check import operators
@@ -41,6 +43,23 @@ def test_every_registered_operator_has_a_specimen_that_lacks_nothing():
     assert line.startswith("new_attention: no specimen has it")
 
 
+def homeless(public, known):
+    """A line for each public module without a case, and for each case without a module."""
+    lost = [name for name in public if name not in known]
+    lines = [f"{name}: no specimen has it in `modules`; expected one in vitkern/lab/specimens" for name in lost]
+    return lines + [f"{name}: there are `modules` of this name, and vitkern.nn has none" for name in known - {*public}]
+
+
+def test_every_public_module_is_of_a_specimen_or_of_no_operator():
+    known, apart = set(merged("modules")), set(integration.WITHOUT_OPERATOR)
+    assert homeless(vitkern.nn.__all__, known | apart) == []
+    assert known.isdisjoint(apart) and len(known) >= 13
+    (line,) = homeless([*vitkern.nn.__all__, "NewAttention"], known | apart)
+    assert line.startswith("NewAttention: no specimen has it in `modules`")
+    (line,) = homeless(vitkern.nn.__all__, known | apart | {"OldAttention"})
+    assert line.startswith("OldAttention: ")
+
+
 def emptied(specimen, field):
     """Without what stands in one field."""
     return replace(specimen, **{field: EMPTY[field] if field in EMPTY else type(getattr(specimen, field))()})
@@ -60,7 +79,8 @@ def test_names_are_those_of_files_and_functions():
         for room in ("ops", "reference"):
             assert list((ROOT / "vitkern" / room).glob(f"{name}*")), f"vitkern/{room} has no {name}"
     for name, view in views().items():
-        assert view.of in specimens() and view.check and (ROOT / "vitkern" / "nn" / f"{name}.py").is_file(), name
+        assert view.of in specimens() and view.check and view.modules, name
+        assert (ROOT / "vitkern" / "nn" / f"{name}.py").is_file(), name
 
 
 def repeated(names):
@@ -84,12 +104,15 @@ def test_names_are_unique(field, name_of):
     assert repeated([*names, names[3]]) == [names[3]]
 
 
-@pytest.mark.parametrize("field", ["integration", "bounded", "exceptions", "turns", "survivors", "properties"])
+MAPPINGS = "integration", "bounded", "exceptions", "turns", "survivors", "properties", "modules"
+
+
+@pytest.mark.parametrize("field", MAPPINGS)
 def test_no_two_specimens_have_one_key(field, monkeypatch):
-    every = tuple(specimens().values())
-    assert merged(field).keys() == {key for one in every for key in getattr(one, field)}
+    every = *specimens().values(), *views().values()
+    assert merged(field).keys() == {key for one in every for key in getattr(one, field, ())}
     twice = next(one for one in every if getattr(one, field))
-    monkeypatch.setattr(vitkern.lab.specimens, "specimens", lambda: {"one": twice, "other": replace(twice, name="x")})
+    monkeypatch.setattr(vitkern.lab.specimens, "_every", lambda: (twice, replace(twice, name="x")))
     with pytest.raises(ValueError, match=f"two have {field} of one key: got .* again in x"):
         merged(field)
 

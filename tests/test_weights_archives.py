@@ -1,5 +1,6 @@
 """PyTorch files that unpack to more than they are, and what is read of those that do not."""
 
+import codecs
 import zipfile
 
 import pytest
@@ -89,3 +90,37 @@ def test_what_was_loaded_is_the_models_own(tmp_path):
     state = models.read_weights(tmp_path / "w.pth")
     (tmp_path / "w.pth").write_bytes(b"")
     assert values(model) == {1.0} and float(state["first.weight"].sum()) == 12.0
+
+
+class Growing:
+    """A few bytes that ask for many."""
+
+    def __init__(self, call, *arguments):
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self):
+        return self.call, self.arguments
+
+
+GROWING = {
+    "bytearray": Growing(bytearray, 1 << 40),
+    "codec": Growing(codecs.encode, Growing(codecs.encode, b"ab", "hex"), "hex"),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["archive", "old format"])
+@pytest.mark.parametrize("kind", GROWING)
+def test_what_makes_more_than_it_holds_is_refused_before_it_does(tmp_path, monkeypatch, kind, zipped):
+    path = tmp_path / "w.pth"
+    torch.save({"model": filled(1), "notes": GROWING[kind]}, path, _use_new_zipfile_serialization=zipped)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpacked"))
+    for read in (models.read_weights, lambda path: models.load_weights(Small(), path)):
+        with pytest.raises(ValueError, match=f"makes more than it holds: got a call of .*{kind}"):
+            read(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["archive", "old format"])
+def test_bytes_and_text_beside_tensors_are_read(tmp_path, zipped):
+    content = {"model": filled(1), "bytes": b"abc\xff", "text": "latin1"}
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    assert models.read_weights(tmp_path / "w.pth").keys() == filled(1).keys()

@@ -19,7 +19,8 @@ pytestmark = [
     pytest.mark.interpreter,
     pytest.mark.unsanitized(reason="it launches one shape hundreds of times; the sanitizer sees the kernels elsewhere"),
 ]
-SAMPLE = [case for case in CASES if case.sample]
+# one random direction each: whole Jacobians, more draws and orders of programs are of ``lab gradients``
+SAMPLE = [replace(case, full=False, seeds=1, ordered=False) for case in CASES if case.sample]
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 SMALL = {
     "attention": GradientCase(attention_problem("N=4", (1, 1, 4, 2))),

@@ -7,6 +7,9 @@ from torch import nn
 
 from vitkern.commands.outcome import refused
 from vitkern.commands.peer import PUBLISHED, RANDOM, Peer, unknown
+from vitkern.models.archive import check_archive
+from vitkern.models.files import INDEX, TORCH_SUFFIXES
+from vitkern.models.shards import shards_of
 from vitkern.report import BadInput, regular
 
 READ = (".json", ".safetensors", ".bin")
@@ -53,9 +56,7 @@ def _whole(name: str, notes: list[str]) -> nn.Module:
     import transformers
 
     if is_folder(name):
-        for path in Path(name).iterdir():
-            if path.suffix in READ and path.exists():
-                regular(path, "a file of the folder")
+        refused(name, lambda: _check_files(Path(name)), "cannot be loaded")
     lacking = []
     for kind in (transformers.AutoModelForImageClassification, transformers.AutoModel):
         options = dict(output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False)
@@ -72,6 +73,22 @@ def _whole(name: str, notes: list[str]) -> nn.Module:
         f"the weights of {name} are not those of the model: {count} of {total} of {kind} are missing or of another "
         f"shape ({', '.join(first)}{', ...' * (count > len(first))}); expected all of them."
     )
+
+
+def _check_files(folder: Path) -> None:
+    """transformers opens what an index names, wherever it lies, and unpacks what an archive declares: here that has to
+    be what `vitkern.load_weights` reads.
+
+    Raises:
+        BadInput, ValueError, OSError: it is not.
+    """
+    found = [path for path in folder.iterdir() if path.suffix in READ and path.exists()]
+    for path in found:
+        regular(path, "a file of the folder")
+    shards = [shard for path in found if path.name.endswith(INDEX) for shard in shards_of(path)]
+    for path in {*found, *shards}:
+        if path.suffix in TORCH_SUFFIXES:
+            check_archive(path)
 
 
 def _size(config) -> tuple[int, int]:

@@ -15,10 +15,10 @@ from vitkern.lab.compiling.layer import Launch, Layer
 from vitkern.lab.differentiating.gradient_case import GradientCase
 from vitkern.lab.fuzzing.case import Case
 from vitkern.lab.fuzzing.edge import Edge
-from vitkern.lab.proving.integration import Integration
+from vitkern.lab.proving.integration import Integration, Module
 from vitkern.lab.proving.problem import Problem
 
-OPTIONAL = ("bounded", "exceptions", "turns", "survivors", "scratch", "properties")
+OPTIONAL = ("bounded", "exceptions", "turns", "survivors", "scratch", "properties", "modules")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class Specimen:
     faults: problems during which kernels fail to build.
     scratch: "kernel.pointer" of what kernels need not fill.
     properties: what has no formula to compare with, by name: ``f(device)`` gives the problems found, a line each.
+    modules: public name in `vitkern.nn` -> how it is built and called.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Specimen:
     survivors: Mapping[str, Survivor] = field(default_factory=dict)
     scratch: tuple[str, ...] = ()
     properties: Mapping[str, Callable[[torch.device], list[str]]] = field(default_factory=dict)
+    modules: Mapping[str, Module] = field(default_factory=dict)
 
     @property
     def operators(self) -> tuple[str, ...]:
@@ -89,6 +91,7 @@ class View:
     name: str
     of: str
     check: tuple[Problem, ...]
+    modules: Mapping[str, Module]
     layers: tuple[Layer, ...] = ()
     launches: tuple[Launch, ...] = ()
     edges: tuple[Edge, ...] = ()

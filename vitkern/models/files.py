@@ -24,7 +24,7 @@ def read_weights(path: str | Path, *, use_ema: bool = True) -> dict[str, Tensor]
     """The tensors of a .safetensors, .pth, .pt or .bin file, or of those that an .index.json names, on the CPU.
 
     PyTorch files are read with ``weights_only=True`` and in no other way: one that holds more than tensors could run
-    code and is refused, as is an archive that unpacks to far more than it is. Checkpoints of a training are unwrapped:
+    code and is refused, as is one that unpacks to far more than it is. Checkpoints of a training are unwrapped:
     of {"state_dict_ema": ..., "state_dict": ...} the averaged weights are taken, as timm does, and a warning says so.
     What wrappers add to names is removed: "module." before all of them, "_orig_mod." anywhere.
 

@@ -24,7 +24,8 @@ def neighborhood_attention(
 
     Near the border the window is moved inside the image and keeps its size (NAT, arXiv 2204.07143, section 3.1). With a
     dilation, a token sees every dilation-th one of its row and column (DiNAT, arXiv 2209.15001). An image one token
-    high with kernel (1, k) is the one-dimensional kind.
+    high with kernel (1, k) is the one-dimensional kind. A NaN reaches more queries than see it, as
+    `vitkern.local_attention` says.
 
     Args:
         qkv: (B, img_h, img_w, 3 * C) in natural token order, the channels split as (3, H, D); float16, bfloat16,

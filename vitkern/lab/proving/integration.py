@@ -1,6 +1,7 @@
-"""What PyTorch may do with an operator is tried on one call of it; the tests have the trials."""
+"""What PyTorch may do with an operator is tried on one call of it, and with a module on one of each; the tests have
+the trials."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,3 +27,16 @@ class Integration:
     def tensors(self, n: int = LENGTH, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(n)
         return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in self.shapes(n)]
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module of `vitkern.nn`, built with ``arguments`` and called on a tensor of ``shape`` and on ``more``.
+
+    one_batch: the older ONNX exporter makes constants of its sizes.
+    """
+
+    shape: tuple[int, ...]
+    arguments: Mapping[str, object]
+    more: tuple = ()
+    one_batch: bool = False

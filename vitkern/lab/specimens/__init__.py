@@ -39,14 +39,14 @@ def owned(field: str) -> tuple[tuple[str, object], ...]:
 
 
 def merged(field: str) -> dict:
-    """The mapping ``field`` of all specimens as one.
+    """The mapping ``field`` of all specimens, and of the views that have one, as one.
 
     Raises:
-        ValueError: two specimens have the same key.
+        ValueError: two have the same key.
     """
     found = {}
-    for one in specimens().values():
-        for key, value in getattr(one, field).items():
+    for one in _every():
+        for key, value in getattr(one, field, {}).items():
             if key in found:
                 raise ValueError(f"specimens: two have {field} of one key: got {key!r} again in {one.name}")
             found[key] = value

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import vitkern
 from vitkern.lab.fuzzing.edge import INF, NAN, Edge, nan_only, zero
 from vitkern.lab.proving.dropout import check_dropout
-from vitkern.lab.proving.integration import Integration
+from vitkern.lab.proving.integration import Integration, Module
 from vitkern.lab.proving.problem import normal
 from vitkern.lab.specimen import Specimen
 from vitkern.lab.specimens._attention import attention_tiles, key_padding, random_mask
@@ -149,4 +149,5 @@ SPECIMEN = Specimen(
     survivors=SURVIVORS,
     scratch=("_short_bwd.dbias",),  # padded to whole blocks of rows; those past the last query are not read either
     properties={"dropout": check_dropout},
+    modules={"Attention": Module((2, 5, 32), dict(dim=32, num_heads=2, qk_norm=True))},
 )

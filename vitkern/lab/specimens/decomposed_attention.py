@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from vitkern.lab.compiling.layer import SCORES, compiled
 from vitkern.lab.proving import grouping
+from vitkern.lab.proving.integration import Module
 from vitkern.lab.specimen import View
 from vitkern.lab.specimens._local import Local, Pattern, problem
 
@@ -66,4 +67,5 @@ SPECIMEN = View(
     check=(problem("7x9, windows of 4 that stick out", (7, 9), (4, 4), rel=True, padding=True, family=NAME),),
     layers=LAYERS,
     launches=compiled(LAYERS),
+    modules={"DecomposedAttention": Module((2, 5, 6, 32), dict(dim=32, num_heads=2, window_size=4))},
 )

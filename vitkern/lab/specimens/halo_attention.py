@@ -6,6 +6,7 @@ import torch
 
 from vitkern.lab.compiling.layer import Launch, compiled
 from vitkern.lab.proving import grouping
+from vitkern.lab.proving.integration import Module
 from vitkern.lab.specimen import View
 from vitkern.lab.specimens._local import Local, Pattern, problem
 
@@ -63,4 +64,5 @@ SPECIMEN = View(
     check=(problem("8x8, blocks of 4, halo 1, rows and columns", (8, 8), (4, 4), (1, 1), rel=True, family=NAME),),
     layers=LAYERS,
     launches=(*compiled(LAYERS), Launch("local-halonet-fp32", LAYERS[0], dict(dtype=torch.float32))),
+    modules={"HaloAttention": Module((2, 32, 8, 4), dict(dim=32, num_heads=2, block_size=4, halo_size=1))},
 )

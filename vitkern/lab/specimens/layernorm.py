@@ -12,7 +12,7 @@ from vitkern.lab.breaking.survivor import Survivor
 from vitkern.lab.compiling.exception import Excuse
 from vitkern.lab.compiling.layer import Launch, compiled
 from vitkern.lab.fuzzing.edge import Edge, nan_only, zero
-from vitkern.lab.proving.integration import Integration
+from vitkern.lab.proving.integration import Integration, Module
 from vitkern.lab.proving.problem import without
 from vitkern.lab.specimen import Specimen
 from vitkern.lab.specimens import _norm
@@ -155,4 +155,5 @@ SPECIMEN = Specimen(
             "added and not stored",
         ),
     },
+    modules={"LayerNorm": Module((2, 5, 32), dict(dim=32))},
 )

@@ -14,7 +14,7 @@ from vitkern.lab.compiling import layer as layers
 from vitkern.lab.compiling.exception import Excuse
 from vitkern.lab.compiling.layer import Launch, Layer, compiled, leaf
 from vitkern.lab.differentiating.gradient_case import GradientCase
-from vitkern.lab.proving.integration import Integration
+from vitkern.lab.proving.integration import Integration, Module
 from vitkern.lab.proving.problem import forward_alone, only, without
 from vitkern.lab.specimen import Specimen
 from vitkern.lab.specimens import _rows
@@ -262,4 +262,5 @@ SPECIMEN = Specimen(
             "channels, 2^31 elements of one weight",
         ),
     },
+    modules={"Mlp": Module((2, 5, 32), dict(dim=32, hidden_dim=64))},
 )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from vitkern.lab.compiling.layer import compiled
+from vitkern.lab.proving.integration import Module
 from vitkern.lab.proving.problem import Problem, normal
 from vitkern.lab.specimen import View
 from vitkern.lab.specimens._local import Local, Pattern, problem
@@ -61,4 +62,5 @@ SPECIMEN = View(
     ),
     layers=LAYERS,
     launches=compiled(LAYERS),
+    modules={"NeighborhoodAttention": Module((2, 5, 6, 32), dict(dim=32, num_heads=2, kernel_size=3))},
 )

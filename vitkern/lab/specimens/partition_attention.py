@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from vitkern.lab.compiling.layer import compiled
 from vitkern.lab.proving import grouping
+from vitkern.lab.proving.integration import Module
 from vitkern.lab.specimen import View
 from vitkern.lab.specimens._local import Local, Pattern, problem
 
@@ -48,4 +49,5 @@ SPECIMEN = View(
     check=(problem("8x12, grid of 4", (8, 12), (4, 4), dilation=(2, 3), table=True, family=NAME),),
     layers=LAYERS,
     launches=compiled(LAYERS),
+    modules={"PartitionAttention": Module((2, 6, 6, 32), dict(dim=32, num_heads=2, size=3, partition="grid"))},
 )

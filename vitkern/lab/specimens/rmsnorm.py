@@ -11,7 +11,7 @@ import vitkern
 from vitkern.lab.breaking.checks import BRAIN, HALF, SINGLE, Checks, quick
 from vitkern.lab.compiling.layer import Launch, compiled
 from vitkern.lab.fuzzing.edge import Edge, nan_only, zero
-from vitkern.lab.proving.integration import Integration
+from vitkern.lab.proving.integration import Integration, Module
 from vitkern.lab.proving.problem import without
 from vitkern.lab.specimen import Specimen
 from vitkern.lab.specimens import _norm
@@ -108,4 +108,5 @@ SPECIMEN = Specimen(
         )
     },
     faults=(problem("rows", 6, 32), problem("rows, residual", 6, 32, residual=True)),
+    modules={"RMSNorm": Module((2, 5, 32), dict(dim=32))},
 )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from vitkern.lab.compiling.layer import compiled
 from vitkern.lab.proving import grouping
+from vitkern.lab.proving.integration import Module
 from vitkern.lab.specimen import View
 from vitkern.lab.specimens._local import Local, Pattern, problem
 
@@ -53,4 +54,5 @@ SPECIMEN = View(
     check=(problem("5x6, 3x3 around each, zeros outside", (5, 6), (1, 1), (1, 1), rel=True, family=NAME),),
     layers=LAYERS,
     launches=compiled(LAYERS),
+    modules={"StandaloneAttention": Module((2, 5, 6, 32), dict(dim=32, num_heads=2, kernel_size=3), one_batch=True)},
 )

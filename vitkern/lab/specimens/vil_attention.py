@@ -7,6 +7,7 @@ import torch
 
 from vitkern.lab.compiling.layer import compiled
 from vitkern.lab.proving import grouping
+from vitkern.lab.proving.integration import Module
 from vitkern.lab.proving.problem import Problem
 from vitkern.lab.specimen import View
 from vitkern.lab.specimens._local import Local, Near, Pattern, problem
@@ -92,4 +93,8 @@ SPECIMEN = View(
     ),
     layers=LAYERS,
     launches=compiled(LAYERS),
+    modules={
+        "ViLAttention": Module((2, 31, 32), dict(dim=32, num_heads=2, window=3), ((5, 6),), one_batch=True),
+        "ViLDenseAttention": Module((2, 31, 32), dict(dim=32, num_heads=2, size=(5, 6))),
+    },
 )

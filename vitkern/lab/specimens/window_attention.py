@@ -11,7 +11,7 @@ from vitkern.lab.addressing.offset_case import Case as OffsetCase
 from vitkern.lab.addressing.offset_case import scaled
 from vitkern.lab.compiling.exception import Excuse
 from vitkern.lab.differentiating.gradient_case import GradientCase
-from vitkern.lab.proving.integration import Integration
+from vitkern.lab.proving.integration import Integration, Module
 from vitkern.lab.proving.problem import only
 from vitkern.lab.specimen import Specimen
 from vitkern.lab.specimens._streaming import SHORT, STREAMING, start, stride
@@ -169,4 +169,8 @@ SPECIMEN = Specimen(
         ),
     },
     turns={"_reduce_table": lambda a, programs: -(-a["WINDOW_H"] * a["WINDOW_W"] // a["BLOCK_M"])},
+    modules={
+        name: Module((2, 5, 6, 32), dict(dim=32, num_heads=2, window_size=4, shift_size=2))
+        for name in ("WindowAttention", "WindowAttentionV2")
+    },
 )

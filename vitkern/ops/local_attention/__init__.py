@@ -115,6 +115,12 @@ def local_attention(
         block w, halo w, "exclude"      the chunks of ViL (arXiv 2103.15358); "wrap" for the cyclic kind
         block w, halo 0                 windows; with dilation size / w and block w a grid (MaxViT, arXiv 2204.01697)
 
+    What is not finite spreads within a head. Queries are computed in tiles: blocks, or of single queries 8 x 8
+    neighbours of a class (fewer in a small image, on the kernels), and a tile reads an interval of keys that begins
+    where that of its first query does and is as long as all of them need. From q a NaN reaches its own query, from v,
+    in its channel, every query of a tile that reads it, since 0 * NaN is NaN; from k the queries that see it on the
+    kernels, and up to the whole tile in PyTorch, where masks are added to scores.
+
     Args:
         qkv: (B, img_h, img_w, 3 * C) in natural token order, the channels split as (3, H, D); float16, bfloat16,
             float32; float64 and D > 128 in PyTorch.
