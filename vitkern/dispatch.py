@@ -190,13 +190,21 @@ def is_recorded(*values: object) -> bool:
 
 def is_eager(*tensors: Tensor | None) -> bool:
     """Whether operators run as they are called, on ``tensors`` that are nothing more than tensors: no tracing, no
-    transformation, no mode or subclass that wants to see them. Then values may be cached, and memory reused.
+    transformation, no mode or subclass that wants to see them, no capture of a CUDA graph, whose memory is its own.
+    Then values may be cached, and memory reused.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed():
         return False
     if _get_current_dispatch_mode() is not None or torch._C._len_torch_function_stack():
         return False
+    if is_captured():
+        return False
     return all(tensor is None or type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+
+
+def is_captured() -> bool:
+    """Whether what the current stream is given goes into a CUDA graph."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def is_batched(gradient: Tensor) -> bool:
