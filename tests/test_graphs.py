@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import vitkern
 from vitkern.interop import graphed
-from vitkern.interop.graphs import LIMIT, Graphs, GraphWarning
+from vitkern.interop.graphs import LIMIT, Graphs, GraphWarning, Refused
 
 
 class Recorder:
@@ -111,6 +111,20 @@ def test_a_call_of_a_known_kind_is_replayed():
         torch.testing.assert_close(model(x), plain(model, x))
     assert model.calls == calls and (graphs.captures, graphs.replays) == (1, 4) and not graphs.plain
     assert "1 captured, 1 kept (at most 8), 4 replays" in str(graphs)
+
+
+def test_weights_are_cast_within_the_graph():
+    """A cast that autocast keeps for the caller's block is freed when that ends, and the graph would read it still."""
+    seen = []
+
+    def forward(self, x):
+        seen.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()))
+        return self.linear(x)
+
+    model, graphs = replaying(forward)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.zeros(2, 4)).dtype == torch.bfloat16
+    assert graphs.captures == 1 and set(seen) == {(True, False)}
 
 
 def test_results_are_the_callers_own():
@@ -232,9 +246,13 @@ def transpose_in_place(model):
     square.weight.data = square.weight.data.t()
 
 
+def read_otherwise(model):
+    model.shift.data = model.shift.data.view(torch.int32)
+
+
 REPLACED = (
     replace_parameter, replace_data, replace_buffer, replace_module, replace_class, replace_forward, assign_state,
-    transpose_in_place,
+    transpose_in_place, read_otherwise,
 )  # fmt: skip
 
 
@@ -330,6 +348,11 @@ def test_what_cannot_be_replayed_runs_plain_and_is_counted(call):
     call(model)
     assert model.calls > calls and sum(graphs.plain.values()) == model.calls - calls
     assert PLAIN[call] in str(graphs) and "ran plain" in str(graphs)
+
+
+def test_devices_that_differ_are_named():
+    with pytest.raises(Refused, match="on several devices: cuda:0, cuda:1"):
+        Graphs()._check_device({torch.device("cuda:1"), torch.device("cuda:0")})
 
 
 def test_training_and_back_keeps_the_graph():
