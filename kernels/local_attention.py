@@ -13,6 +13,7 @@ Legend: B images of img_h x img_w tokens, C channels, H heads, D = C / H, E = bl
 import functools
 
 import torch
+import torch.nn.functional as F
 import triton.language as tl
 from torch import Tensor
 
@@ -217,20 +218,19 @@ def local_attention_backward(
 
 
 def _of_table(slopes, axes, shape):
-    """Gradient of a table from dS (H, N, M) in the frame that all tiles share: an entry sums one key of each query, in
-    a fixed order."""
-    steps = []
-    for axis, size in zip(axes, shape[1:], strict=True):
-        tile, span, _, halo, border = (part.value for part in axis[3:8])
-        first = 2 * halo if border == locality.CLAMP.value else halo  # of the tile, within the region
-        query, entry = torch.arange(tile)[:, None], torch.arange(size)[None, :]
-        key = query + first + entry - size // 2  # (tile, size)
-        steps.append((query, key, (key >= 0) & (key < span)))
-    (qy, ky, y_in), (qx, kx, x_in) = steps
-    side, width = axes[1][3].value, axes[1][4].value
-    where = (qy * side)[:, None, :, None] + qx[None, :, None, :]
-    where = where * slopes.shape[2] + (ky * width)[:, None, :, None] + kx[None, :, None, :]  # (Q_h, Q_w, T_h, T_w)
-    inside = (y_in[:, None, :, None] & x_in[None, :, None, :]).to(slopes.device)
-    where = torch.where(inside, where.to(slopes.device), 0)
-    chosen = slopes.flatten(1).index_select(1, where.flatten()).view(shape[0], *where.shape)
-    return chosen.masked_fill(~inside, 0.0).sum((1, 2))
+    """Gradient of a table from dS (H, N, M) in the frame that all tiles share: an entry sums one key of each query, the
+    next query's one step further on, in a fixed order."""
+    heads, sizes = slopes.shape[0], shape[1:]
+    tiles, spans = zip(*((axis[3].value, axis[4].value) for axis in axes), strict=True)
+    starts, pads = [], []
+    for axis, tile, span, size in zip(axes, tiles, spans, sizes, strict=True):
+        halo, border = axis[6].value, axis[7].value
+        start = (2 * halo if border == locality.CLAMP.value else halo) - size // 2  # the first query's first key
+        before, after = max(0, -start), max(0, start + tile + size - 1 - span)  # an entry whose key is no one's is 0
+        starts.append(start + before)
+        pads += [after, before]
+    frame = F.pad(slopes.view(heads, *tiles, *spans), pads[::-1])  # (H, Q_h, Q_w, K_h, K_w), the last axis first
+    head, query_y, query_x, key_y, key_x = frame.stride()
+    strides = (head, key_y, key_x, query_y + key_y, query_x + key_x)
+    diagonals = frame.as_strided((heads, *sizes, *tiles), strides, starts[0] * key_y + starts[1] * key_x)
+    return diagonals.sum((3, 4))  # (H, T_h, T_w)

@@ -7,7 +7,8 @@ CIKM 2023, sections 3.2.1 and 3.2.2).
 The gates g of queries and h of keys are the rank-one mask (g_i h_j - 1) * strength, shifted in each row so that
 float32 holds the scores beside it. Legend: B sequences, H heads, N rows of q, of which K attend, M keys, D head dim.
 BLOCK_N >= M and BLOCK_D >= D are powers of two: a row of scores is in one tile, and neither scores nor mask reach
-memory. Gradients of gates are partial per head and added afterwards in a fixed order.
+memory. Gradients of gates are partial per head and added afterwards in a fixed order. A row of q that attends twice
+has the sum of both gradients, added in their order by the one program of its sequence and head.
 """
 
 import torch
@@ -86,6 +87,30 @@ def _rows_of(strides, sequence, head, i):
 
 
 @triton.jit
+def _repeats(index, place, sequence, qi, block, K, BLOCK_M: tl.constexpr):
+    """[BLOCK_M], 1 where an earlier query is the same row of q."""
+    found = tl.zeros_like(qi)
+    for earlier in tl.range(0, block + 1):
+        other = earlier * BLOCK_M + tl.arange(0, BLOCK_M)
+        same = place[:, None] == _places(index, sequence, other, K)[None, :]
+        found = tl.maximum(found, tl.max((same & (other[None, :] < qi[:, None])).to(tl.int32), 1))
+    return tl.where(qi < K, found, 0)
+
+
+@triton.jit
+def _add_rows(
+    pointer, at, rows, chosen, HEAD_DIM: tl.constexpr, ALIGN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    """Adds the ``chosen`` rows to memory one after the other: some may be one place, which this program has written."""
+    for row in tl.range(0, BLOCK_M):
+        tl.debug_barrier()  # what other threads have stored there is seen
+        this = (tl.arange(0, BLOCK_M) == row) & chosen
+        held = load_rows(pointer, at, this, HEAD_DIM, ALIGN, 0, BLOCK_D)
+        tl.debug_barrier()  # several threads may hold an element, one stores it
+        store_rows(pointer, at, held + rows, this, HEAD_DIM, ALIGN, 0, BLOCK_D)
+
+
+@triton.jit
 def _sparse_bwd(
     q, k, v, grad, dq, dk, dv, dquery_gate, dkey_gate, index, key_mask, query_gate, key_gate,
     q_strides, k_strides, v_strides, grad_strides, dq_strides, dk_strides, dv_strides,
@@ -119,7 +144,14 @@ def _sparse_bwd(
         low = ds.to(q_rows.dtype)
         dk_sum += tl.dot(tl.trans(low), q_rows, input_precision=PRECISION)
         dq_rows = tl.dot(low, k_rows, input_precision=PRECISION) * scale
-        store_rows(dq, _rows_of(dq_strides, sequence, head, place), dq_rows, qi < K, HEAD_DIM, ALIGN, 0, BLOCK_D)
+        dq_at = _rows_of(dq_strides, sequence, head, place)
+        if index is None:
+            store_rows(dq, dq_at, dq_rows, qi < K, HEAD_DIM, ALIGN, 0, BLOCK_D)
+        else:
+            again = _repeats(index, place, sequence, qi, block, K, BLOCK_M)
+            store_rows(dq, dq_at, dq_rows, (qi < K) & (again == 0), HEAD_DIM, ALIGN, 0, BLOCK_D)
+            if tl.max(again, 0) > 0:
+                _add_rows(dq, dq_at, dq_rows, again > 0, HEAD_DIM, ALIGN, BLOCK_M, BLOCK_D)
     dk_at, dv_at = _rows_of(dk_strides, sequence, head, ki), _rows_of(dv_strides, sequence, head, ki)
     store_rows(dk, dk_at, dk_sum * scale, ki < M, HEAD_DIM, ALIGN, 0, BLOCK_D)
     store_rows(dv, dv_at, dv_sum, ki < M, HEAD_DIM, ALIGN, 0, BLOCK_D)
@@ -176,7 +208,7 @@ def sparse_attention_forward(
     scale: float,
     strength: float,
 ) -> Tensor:
-    """q (B, H, N, D), k and v (B, H, M, D) of any strides; index (B, K) int64, distinct in a row; key_mask (B, M) bool;
+    """q (B, H, N, D), k and v (B, H, M, D) of any strides; index (B, K) int64; key_mask (B, M) bool;
     query_gate (B, K), key_gate (B, M) -> (B, K, H, D)."""
     out = sparse_attention_outputs(q, k, v, index, key_mask, query_gate, key_gate, scale, strength)
     q, k, v = unit_last(q), unit_last(k), unit_last(v)

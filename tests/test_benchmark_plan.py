@@ -185,32 +185,6 @@ def test_the_large_cases_are_calls_that_exist(op, monkeypatch):
     assert all(torch.isfinite(result).all() for result in results_)
 
 
-def test_make_gpu_shares_its_time():
-    gpu = loaded("run")
-    whole = gpu.jobs(None, 25.0, None)
-    assert [name for name, _, _ in whole] == ["benchmarks", "tests", "tests of large memory"]
-    assert sum(minutes for _, _, minutes in whole) == pytest.approx(25.0)
-    ((name, arguments, minutes),) = gpu.jobs("benchmarks", 9.0, "there")
-    assert (name, minutes) == ("benchmarks", 9.0) and arguments[-2:] == ["--copy", "there"]
-    planned = argparse.ArgumentParser()
-    plan.add_arguments(planned)
-    assert 8.0 < planned.parse_args(arguments[2:]).minutes < 9.0
-    assert [name for name, _, _ in gpu.jobs("tests", 5.0, None)] == ["tests", "tests of large memory"]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so it would run everything")
-def test_make_gpu_without_a_gpu_says_so(capsys):
-    assert loaded("run").main([]) == 2 and "torch sees no GPU" in capsys.readouterr().out
-
-
-def test_what_fails_or_takes_too_long_is_named(monkeypatch):
-    gpu = loaded("run")
-    monkeypatch.setattr(gpu, "GRACE", 5.0)
-    assert gpu.run("a", ["compileall", "-h"], 60) is None
-    assert gpu.run("b", ["no_such_module"], 60) == "b failed with exit code 1"
-    assert gpu.run("c", ["timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"], 1.0) == "c ran out of time"
-
-
 def test_a_copy_can_be_read(tmp_path):
     """The record is written in one step: a reader never sees half of it."""
     results.save(tmp_path / "a.json", [], dict(device="", versions={}))

@@ -19,6 +19,8 @@ ALONE = (
     "vitkern.faults",
     "vitkern.interop.accelerate",
     "vitkern.interop.adapter",
+    "vitkern.interop.capture",
+    "vitkern.interop.graphs",
     "vitkern.interop.report",
     "vitkern.register",
     "vitkern.report",

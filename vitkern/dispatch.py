@@ -194,15 +194,26 @@ def is_recorded(*values: object) -> bool:
     return torch.jit.is_tracing() or any(isinstance(value, torch.fx.Proxy) for value in values)
 
 
+def is_seen() -> bool:
+    """Whether anything but the caller sees which operators run: a trace, a transformation, a mode."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or is_transformed():
+        return True
+    return bool(torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
+
+
 def is_eager(*tensors: Tensor | None) -> bool:
     """Whether operators run as they are called, on ``tensors`` that are nothing more than tensors: no tracing, no
-    transformation, no mode or subclass that wants to see them. Then values may be cached, and memory reused.
+    transformation, no mode or subclass that wants to see them, no capture of a CUDA graph, whose memory is its own.
+    Then values may be cached, and memory reused.
     """
-    if torch.compiler.is_compiling() or torch._C._is_tracing() or is_transformed():
+    if is_seen() or is_captured():
         return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
-        return False
-    return not tensors or all([tensor is None or type(tensor) in PLAIN for tensor in tensors])
+    return all([tensor is None or type(tensor) in PLAIN for tensor in tensors])
+
+
+def is_captured() -> bool:
+    """Whether what the current stream is given goes into a CUDA graph."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def is_batched(gradient: Tensor) -> bool:

@@ -168,7 +168,7 @@ def _eager(first: Any) -> tuple | None:
         return None
     if not (first.is_cuda or interpreted.value or dispatch.switches()[1]):
         return None
-    if not dispatch.is_eager() or profiler._is_profiler_enabled or _is_watched() or not enabled.value:
+    if dispatch.is_seen() or profiler._is_profiler_enabled or _is_watched() or not enabled.value:
         return None
     return _switches()
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from vitkern.interop.adapter import ADAPTERS, Adapter, adapter_of, known_base, path_of
 from vitkern.interop.attends import attends
+from vitkern.interop.graphed import install
 from vitkern.interop.report import Attention, Kept, Report, Swapped
 from vitkern.ops.bypass import pristine
 
@@ -18,7 +19,7 @@ Exchange = Callable[[nn.Module], Callable[[], str | None] | str]
 SWAPPED_ALREADY = "already swapped"
 
 
-def accelerate(model: nn.Module, only: Only = None) -> Report:
+def accelerate(model: nn.Module, only: Only = None, *, cuda_graph: bool = False) -> Report:
     """Make ``model`` run on vitkern where it can, in place, and say what was done.
 
     Modules of timm, torchvision and transformers that vitkern knows get another class, a subclass that overrides
@@ -30,6 +31,10 @@ def accelerate(model: nn.Module, only: Only = None) -> Report:
         model: any module; what it does not know is left alone.
         only: which modules may be swapped: a predicate ``(module, name) -> bool``, or a glob or several on the names
             of the modules themselves ("" is the model).
+        cuda_graph: for inference in fixed shapes: calls of ``model`` are captured as CUDA graphs, one for each kind of
+            call, at most `vitkern.interop.graphs.LIMIT` of them, and replayed. What cannot be runs as it would without,
+            and ``report.graphs`` says why: gradients, training, hooks inside the model, a CPU, arguments that are no
+            plain values, control flow on values. Copies of the model have no graphs.
 
     Returns:
         A `Report`: print it, iterate over its swaps, `restore()` the model, or use it as a context manager that
@@ -53,6 +58,9 @@ def accelerate(model: nn.Module, only: Only = None) -> Report:
             kind: type = module.adapted if isinstance(module, Adapter) else type(module)
             if attends(kind):
                 report.attention.append(Attention(name, type(module), by))
+        if cuda_graph:
+            report.graphs, take_away = install(model)
+            report.undo.append(take_away)
     except BaseException:
         report.restore()
         raise

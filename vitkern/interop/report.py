@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vitkern import dispatch, faults
 from vitkern.interop.adapter import path_of
+from vitkern.interop.graphs import Graphs
 from vitkern.ops.bypass import watched
 
 # Where a module's attention runs.
@@ -60,7 +61,8 @@ class Attention:
 @dataclass
 class Report:
     """The result of `vitkern.accelerate`. Iterating gives the `Swapped` entries; `kept` holds the others, and
-    ``attention`` every module of the model that computes attention.
+    ``attention`` every module of the model that computes attention. ``graphs``: its CUDA graphs, where they were asked
+    for.
 
     As a context manager it restores the model on exit.
     """
@@ -70,6 +72,7 @@ class Report:
     kept: list[Kept] = field(default_factory=list)
     attention: list[Attention] = field(default_factory=list)
     undo: list[Callable[[], str | None]] = field(default_factory=list, repr=False)
+    graphs: Graphs | None = field(default=None, repr=False)
 
     def restore(self) -> None:
         """Put back what this call of accelerate exchanged. Calling it again does nothing.
@@ -114,7 +117,8 @@ class Report:
             lines += ["of these, in part", *_counted(notes)]
         if self.kept:
             lines += ["kept", *_counted((path_of(entry.kind), entry.reason) for entry in self.kept)]
-        return "\n".join(lines + self.who_attends() + self.where())
+        graphs = [] if self.graphs is None else [str(self.graphs)]
+        return "\n".join(lines + self.who_attends() + self.where() + graphs)
 
     def who_attends(self) -> list[str]:
         """One line: how many modules compute attention, and how many do it on a kernel, on vitkern's PyTorch path, and

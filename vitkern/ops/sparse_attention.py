@@ -36,7 +36,8 @@ def sparse_attention(
 
     Args:
         q: (B, H, N, D); k, v: (B, H, M, D). float16, bfloat16, float32 (float64 in PyTorch), any strides.
-        index: (B, K) int64 in [0, N), distinct in a row: which queries attend; None: all, K = N.
+        index: (B, K) int64 in [0, N): which queries attend; None: all, K = N. One that is listed twice gives two equal
+            rows, and gets the sum of their gradients, added in the order of the list.
         key_padding_mask: (B, M) bool, True attends.
         query_gate: (B, K) and key_gate: (B, M), both or neither, in [0, 1] by convention, any floating dtype. The
             softmax does not see a shift, so the logit is computed against the largest gate: strength may be 1e8.
@@ -145,8 +146,6 @@ def _check_rows(op: str, index: Tensor | None, queries: int) -> None:
     low, high = int(index.min()), int(index.max())
     if low < 0 or high >= queries:
         raise ValueError(f"{op}: index is out of range: got {low} .. {high}; expected 0 .. {queries - 1}.")
-    if (index.sort(1).values.diff(dim=1) == 0).any():
-        raise ValueError(f"{op}: index repeats a query: got equal entries in a row; expected distinct ones.")
 
 
 def _kernel_in_pytorch(

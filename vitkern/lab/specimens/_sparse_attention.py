@@ -15,10 +15,10 @@ from vitkern.lab.specimens._attention import HEAD_DIMS, LENGTHS, length
 
 def problem(
     name: str, batch: int, heads: int, queries: int, keys: int, dim: int,
-    *, sampled: int | None = None, gated: bool = False, padded: bool = False, **options,
+    *, sampled: int | None = None, repeated: bool = False, gated: bool = False, padded: bool = False, **options,
 ) -> Problem:  # fmt: skip
-    """``sampled`` of the queries attend, all with None; ``padded``: random keys are padding, all of the first
-    sequence."""
+    """``sampled`` of the queries attend, all with None, and some of them again where they are ``repeated``; ``padded``:
+    random keys are padding, all of the first sequence."""
 
     def inputs(generator):
         shapes = (queries, keys, keys)
@@ -26,6 +26,8 @@ def problem(
         if sampled is not None:
             order = (torch.randperm(queries, generator=generator) for _ in range(batch))
             tensors["index"] = torch.stack([one[:sampled] for one in order])
+            if repeated:
+                tensors["index"] = torch.randint(queries, (batch, sampled), generator=generator)
         if gated:
             for gate, size in (("query_gate", queries if sampled is None else sampled), ("key_gate", keys)):
                 tensors[gate] = torch.rand(batch, size, generator=generator, dtype=torch.float64)
@@ -40,7 +42,7 @@ def problem(
 
 @dataclass(frozen=True, kw_only=True)
 class SparseCase(Case):
-    """``sampled`` of the queries attend, all with None."""
+    """``sampled`` of the queries attend, all with None, drawn anew each time where they are ``repeated``."""
 
     batch: int = 1
     heads: int = 1
@@ -48,16 +50,17 @@ class SparseCase(Case):
     m: int = 1
     dim: int = 1
     sampled: int | None = None
+    repeated: bool = False
     gated: bool = False
     padded: bool = False
     strength: float = 10.0
     scale: float | None = None
 
     def base(self) -> Problem:
-        if self.sampled is not None and self.sampled > self.n:
+        if self.sampled is not None and self.sampled > self.n and not self.repeated:
             raise ValueError(f"{self.sampled} of {self.n} queries")
         sizes = (self.batch, self.heads, self.n, self.m, self.dim)
-        terms = dict(sampled=self.sampled, gated=self.gated, padded=self.padded)
+        terms = dict(sampled=self.sampled, repeated=self.repeated, gated=self.gated, padded=self.padded)
         return problem("case", *sizes, **terms, strength=self.strength, scale=self.scale)
 
 
@@ -112,6 +115,9 @@ def edges() -> Iterator[Edge]:
     yield edge("one query", n=1, gated=True)
     yield edge("one sampled query", sampled=1, gated=True)
     yield edge("every query sampled", sampled=18, gated=True)
+    yield edge("queries sampled again", n=5, sampled=9, repeated=True, gated=True)
+    yield edge("one query sampled again and again", n=1, sampled=18, repeated=True)
+    yield edge("queries sampled again in other blocks", n=30, sampled=70, repeated=True, arch=90)
     yield edge("one key", *zero("dq", "dk", *gates), m=1, gated=True)
     nothing = dict(gated=True, padded=True, values={"key_padding_mask": (((), 0),)})
     yield edge("all keys padding", *zero("out", "dq", "dk", "dv", *gates), **nothing)

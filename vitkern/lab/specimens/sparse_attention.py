@@ -26,6 +26,7 @@ def _gradients() -> Iterator[GradientCase]:
     sampled = problem("3 of 6 queries, gates", 1, 1, 6, 4, 2, sampled=3, gated=True, strength=2.0)
     yield GradientCase(problem("N=5 M=4", 1, 1, 5, 4, 2), full=True)
     yield GradientCase(sampled, full=True, sample=True)
+    yield GradientCase(problem("7 of 4 queries, some again", 1, 1, 4, 4, 2, sampled=7, repeated=True), full=True)
     yield GradientCase(gated, seeds=2, ordered=True)
     yield GradientCase(problem("N=40 M=20, scale 0.7", 1, 2, 40, 20, 3, gated=True, strength=2.0, scale=0.7))
     yield from (GradientCase(only(gated, name)) for name in ("q", "k", "v", "query_gate", "key_gate"))
@@ -147,9 +148,11 @@ def _by(queries: int, keys: int) -> Sampled:
 
 _GATED = problem("gates, padding", 2, 2, 37, 50, 20, gated=True, padded=True, scale=0.4)
 _SAMPLED = problem("sampled, gates", 2, 3, 40, 33, 32, sampled=35, gated=True)
+_AGAIN = problem("sampled again", 1, 2, 20, 16, 16, sampled=40, repeated=True)
 TRIALS = (
     *quick(SINGLE, _GATED, _SAMPLED, apart=1),
     *quick(SINGLE, problem("empty sequence", 2, 1, 20, 16, 16, padded=True), _SAMPLED),
+    *quick(SINGLE, _AGAIN, apart=1),
     *quick(SINGLE, problem("even tiles", 1, 2, 64, 64, 16, gated=True), arch=90),
     *quick(HALF, _GATED, _SAMPLED, problem("keys that fill the tile", 1, 2, 70, 64, 64, sampled=66)),
     *quick(HALF, problem("steep gates", 1, 2, 33, 64, 24, gated=True, strength=1e3)),
@@ -167,6 +170,7 @@ SPECIMEN = Specimen(
     name="sparse_attention",
     check=(
         problem("20 of 50 queries", 2, 2, 50, 50, 32, sampled=20),
+        problem("40 of 30 queries, some again", 2, 2, 30, 20, 32, sampled=40, repeated=True),
         problem("gates, padding, an empty sequence", 2, 2, 50, 50, 32, gated=True, padded=True),
         problem("33 queries, 60 keys, steep gates", 1, 2, 33, 60, 20, gated=True, strength=1e3),
     ),

@@ -177,6 +177,6 @@ def _without_empty_rows(scores: Tensor) -> tuple[Tensor, Tensor | None]:
     """``scores`` with zeros in the rows that are -inf throughout, and which those are (..., 1), so that no gradient
     meets a NaN there; None where there are none, if that can be told."""
     empty = scores.detach().amax(-1, keepdim=True) == -math.inf
-    if is_eager() and not scores.is_cuda and not bool(empty.any()):
+    if is_eager() and scores.device.type == "cpu" and not bool(empty.any()):
         return scores, None
     return scores.masked_fill(empty, 0.0), empty

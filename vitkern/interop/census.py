@@ -1,0 +1,59 @@
+"""What of a model its CUDA graphs depend on, in a form that is quickly compared: loops in C over its modules' dicts."""
+
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ORDINARY = {Tensor, nn.Parameter}
+_training, _dtype, _device = attrgetter("training"), attrgetter("dtype"), attrgetter("device")
+
+
+class Census:
+    """The modules of ``model``, and where its parameters and buffers lie.
+
+    A module's other attributes are not looked at: what is changed there after a capture is not seen.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = tuple(model.modules())
+        self._own = [vars(module) for module in self._modules]
+        self._children = [module._modules for module in self._modules]
+        self._tensors: list[dict[str, Any]] = [
+            held for module in self._modules for held in (module._parameters, module._buffers)
+        ]
+        inner = self._modules[1:]  # hooks of the model itself run around each call as ever
+        self._hooks = [held for module in inner for held in (module._forward_hooks, module._forward_pre_hooks)]
+        self._structure = self._look()
+
+    def stands(self) -> bool:
+        """Whether these are still the modules of the model, with the same classes and functions."""
+        return self._look() == self._structure
+
+    def _look(self) -> tuple:
+        children = chain.from_iterable(map(dict.values, self._children))
+        return (*map(id, children), *map(type, self._modules), *(own.get("forward") for own in self._own))
+
+    def obstacle(self) -> str | None:
+        """Why no call can be replayed now."""
+        if any(map(_training, self._modules)):
+            return "the model, or a part of it, is in training mode: call eval() first"
+        if any(self._hooks):
+            return "a module in the model has a forward hook, which a replay would skip"
+        kinds = {*map(type, self.tensors())} - ORDINARY
+        if kinds:
+            return f"parameters or buffers are of type {', '.join(sorted(kind.__name__ for kind in kinds))}"
+        return None
+
+    def devices(self) -> set[torch.device]:
+        return set(map(_device, self.tensors()))
+
+    def tensors(self) -> list[Tensor]:
+        return [tensor for tensor in chain.from_iterable(map(dict.values, self._tensors)) if tensor is not None]
+
+    def places(self) -> tuple:
+        """Where parameters and buffers are in memory, and how they lie: what a graph has read them by."""
+        tensors = self.tensors()
+        return (*map(Tensor.data_ptr, tensors), *map(_dtype, tensors), *map(Tensor.stride, tensors))
