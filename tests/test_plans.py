@@ -5,6 +5,7 @@ import gc
 import sys
 import threading
 import weakref
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -322,6 +323,17 @@ def test_a_launcher_that_looks_at_values_is_not_recorded():
         expected = x * (2 if factor > 0 else 3)
         assert torch.equal(plan.played("part", lambda x: tape.launched(launcher, [x]), [x]), expected)
     assert plan._tapes == {"part": None}
+
+
+class Pair(NamedTuple):
+    one: torch.Tensor
+    other: torch.Tensor
+
+
+def test_tensors_in_a_tuple_of_some_kind_are_not_recorded():
+    with tape.recording() as recording:
+        tape.launched(lambda x: Pair(x, x * 2), [X])
+    assert recording.tape is None and recording.reason == "a tensor is in a Pair"
 
 
 def test_what_lies_between_launches_is_played():

@@ -73,6 +73,8 @@ class _Recorder(TorchDispatchMode):
     def constant(self, value: Any) -> str:
         if isinstance(value, _LITERALS) or (isinstance(value, float) and math.isfinite(value)):
             return repr(value)
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+            self.reason = f"a tensor is in a {type(value).__name__}"
         for name, other in self.names.items():
             if other is value or (type(value) in (torch.dtype, torch.device) and other == value):
                 return name
