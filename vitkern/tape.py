@@ -244,9 +244,10 @@ def launched(launch: Callable, args: Sequence[Any]) -> Any:
     recorder = _Recorder(args := _apart(args), made.shares)
     with recorder, witnessed(recorder.started):
         results = launch(*args)
+    written = recorder.tape(results) if recorder.reason is None else None
     made.reason = recorder.reason
     if made.reason is None:
-        made.tape = recorder.tape(results)
+        made.tape = written
     return results
 
 
