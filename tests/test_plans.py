@@ -75,8 +75,8 @@ def test_the_second_call_is_played(launches, monkeypatch):
 
 def test_what_a_tape_is():
     norm()
-    (made,) = plan_of()._tapes.values()
-    lines = made.source.splitlines()
+    (source,) = plan_of().sources()
+    lines = source.splitlines()
     assert lines[0] == "def play(t0, t1, t2, t3, t4, t5):" and lines[-1].startswith("    return (t6, ")
     assert sum("data_ptr" in line for line in lines) == 1
 

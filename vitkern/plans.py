@@ -60,6 +60,10 @@ class Plan:
             _keep(self._key, self)
         return runs
 
+    def sources(self) -> list[str]:
+        """What later calls run, as text: the forward's tape first."""
+        return [tape.source for tape in self._tapes.values() if tape is not None]
+
     def chosen(self, choose: Callable[[], tuple]) -> tuple:
         """``choose()``, once."""
         if self._choice is None:
