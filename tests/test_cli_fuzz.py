@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import folders
@@ -127,13 +128,29 @@ def idle(monkeypatch):
         monkeypatch.setattr(module, name, value)
 
 
+counts: Counter[tuple[str, int]] = Counter()  # (what was fuzzed, exit code) -> command lines
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _counts(request):
+    """What came of all command lines is said at the end."""
+    yield
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        for what in sorted({what for what, _ in counts}):
+            found = ", ".join(
+                f"{counts[what, code]} ended with {code}" for code in (0, 1, 2, 130) if counts[what, code]
+            )
+            print(f"\n{what}: {found}", end="")
+        print()
+
+
 def _part_here(argv, interpreted):
     """The part of the laboratory, in this process."""
     arguments = cli.parser({"lab": lab}).parse_args(argv)
     return lab._part(arguments.part).run(arguments)
 
 
-def ends_well(main, argv: list[str], place: Path) -> tuple[int, str]:
+def ends_well(main, argv: list[str], place: Path, what: str) -> None:
     """What every command line has to do, whatever it is."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -147,7 +164,7 @@ def ends_well(main, argv: list[str], place: Path) -> tuple[int, str]:
         assert path.suffix not in LEFT_OVER and not path.name.startswith("tmp"), (argv, path)
         if path.suffix == ".json" and path.name not in FILES:
             json.loads(path.read_text())
-    return code, said
+    counts[what, code] += 1
 
 
 def parsers(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()):
@@ -193,13 +210,13 @@ ACCELERATE = dict(parsers(cli.parser({"accelerate": accelerate})))["accelerate",
     argv=st.one_of(st.lists(VALUES, max_size=4), *(command_lines(*one, LIKELY) for one in parsers(cli.parser(MODULES))))
 )
 def test_the_command_line(place, idle, argv):
-    ends_well(cli.main, argv, place)
+    ends_well(cli.main, argv, place, "commands")
 
 
 @fuzzed(3)
 @given(argv=st.lists(VALUES, max_size=2))
 def test_info(place, argv):
-    ends_well(cli.main, ["info", *argv], place)
+    ends_well(cli.main, ["info", *argv], place, "info")
 
 
 @fuzzed(200)
@@ -211,13 +228,13 @@ def test_the_benchmarks(place, idle, data):
         parser = outcome.Parser()
         command.COMMANDS[name].add_arguments(parser)
     argv = data.draw(command_lines((name,) if name else (), parser, LIKELY | st.just("run.json")))
-    ends_well(benchmarks.__main__.main, argv, place)
+    ends_well(benchmarks.__main__.main, argv, place, "benchmarks")
 
 
 @fuzzed(25)
 @given(argv=command_lines(("accelerate",), ACCELERATE, st.sampled_from((TINY, "r3d_18", "folder"))))
 def test_accelerate(place, idle, argv):
-    ends_well(cli.main, argv, place)
+    ends_well(cli.main, argv, place, "accelerate")
 
 
 @fuzzed(30)
@@ -233,5 +250,5 @@ def test_a_folder_with_anything_in_its_files(place, vit, idle, data):
         whole = (folder / file).read_bytes()
         cut = data.draw(st.integers(0, len(whole)))
         (folder / file).write_bytes(whole[:cut] + data.draw(st.binary(max_size=8)) + whole[cut + 8 :])
-    ends_well(cli.main, ["accelerate", str(folder)], place)
+    ends_well(cli.main, ["accelerate", str(folder)], place, "accelerate of a damaged folder")
     shutil.rmtree(folder)

@@ -1,6 +1,8 @@
 """How the command line ends: exit codes, one line for whatever goes wrong, and the traceback where it is asked for."""
 
+import argparse
 import errno
+import importlib
 import os
 import signal
 import subprocess
@@ -8,11 +10,12 @@ import sys
 
 import pytest
 
-import benchmarks.command  # noqa: F401  what main imports
+import benchmarks.command
 from benchmarks.__main__ import main as run_benchmarks
+from vitkern import cli
 from vitkern.commands import again, outcome
 from vitkern.dispatch import use_backend
-from vitkern.report import LONGEST, BadInput
+from vitkern.report import LONGEST, BadInput, one_line
 
 
 def test_what_fails_after_an_interruption_is_interrupted(capsys):
@@ -119,6 +122,49 @@ def test_what_cannot_be_parsed_is_one_line(run, arguments):
     code, out, err = run(*arguments)
     assert (code, out) == (2, "") and err.startswith("vitkern") and err.count("\n") == 1
     assert "--help" in err and len(err) < LONGEST + 30
+
+
+def commands(parser, words=()):
+    """The words of each command, of those that have others too."""
+    yield words, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                yield from commands(inner, (*words, name))
+
+
+MODULES = {name: importlib.import_module(f"vitkern.commands.{name}") for name in cli.COMMANDS}
+EVERY = [("vitkern", *words) for words, _ in commands(cli.parser(MODULES))]
+EVERY += [("benchmarks", *words) for words in ((), *((name,) for name in benchmarks.command.COMMANDS))]
+
+
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
+def test_an_unknown_option_is_one_line_that_says_whose_help_has_the_known(capsys, words):
+    main = {"vitkern": cli.main, "benchmarks": run_benchmarks}[words[0]]
+    assert main([*words[1:], "--no-such-option"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--no-such-option" in line or "arguments are required" in line
+    assert line.endswith(f"{' '.join(words)} --help.")
+
+
+def test_every_command_of_strec_and_of_the_laboratory_is_among_them():
+    assert {("vitkern", "strec", "train"), ("vitkern", "lab", "fuzz"), ("vitkern", "info"), ("benchmarks", "tune")} < {
+        *EVERY
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    (
+        ("a\nb", "a b"),
+        ("reasons:\n  one\r\n\n  two\n", "reasons: one two"),
+        ("no file 'a  b.csv'", "no file 'a  b.csv'"),
+        ("a\tb\x1b[31m\udcff", "a\\tb\\x1b[31m\\udcff"),
+        ("x" * 2000, f"{'x' * 500} ... {'x' * 500}"),
+    ),
+)
+def test_one_line(text, line):
+    assert one_line(text) == line
 
 
 def started(*command, **environment):

@@ -30,6 +30,7 @@ from triton.runtime.errors import OutOfResources
 import vitkern
 from vitkern import dispatch, faults
 from vitkern.interop.accelerate import accelerate
+from vitkern.interop.report import RECORDED
 from vitkern.lab.compiling.fake_gpu import FakeDriver, installed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -361,7 +362,7 @@ def test_info_and_the_report_of_accelerate_show_it(monkeypatch, tmp_path, capsys
     model = timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=32, num_heads=2, img_size=16, patch_size=8)
     with installed(no_driver(monkeypatch, tmp_path)):
         report = accelerate(model)
-        assert "runs on Triton kernels here (cpu, float32)" in str(report)
+        assert "runs on Triton kernels here (cpu, float32)" in str(report) and RECORDED in str(report)
         with caught():
             model(torch.zeros(1, 3, 16, 16))
         shown = str(report)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 INLINE = re.findall(r"`(vitkern\.(?:create_model|list_models)\([^`]*\))`", README)
 
@@ -54,3 +55,9 @@ def test_models(text):
 
 def test_models_are_there():
     assert {text.split("(")[0] for text in INLINE} == {"vitkern.create_model", "vitkern.list_models"}
+
+
+def test_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
+    assert "docs/keeps.md" in links
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -16,8 +16,9 @@ class BadInput(Exception):
 
 
 def one_line(text: object) -> str:
-    """``text`` as one line that a terminal can show: messages quote names and files, which may hold anything."""
-    line = " ".join(str(text).split())
+    """``text`` as one line that a terminal can show: messages quote names and files, which may hold anything. Spaces
+    stay, as names may have several; a line break, and what indents the next line, is a space."""
+    line = " ".join(part.strip() for part in str(text).splitlines() if part.strip())
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 

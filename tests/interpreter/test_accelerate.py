@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from swapping import assert_near, gradients, randomise
 
 import vitkern
+from vitkern.interop.report import RECORDED
 
 pytestmark = pytest.mark.interpreter
 
@@ -48,3 +49,17 @@ def test_a_swapped_model_runs_on_kernels(name):
         if gradient is not None:
             scale = max(gradient.abs().max().item(), 1e-2)
             assert (actual_gradients[key] - gradient).abs().max().item() <= 1e-3 * scale, key
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_what_is_traced_has_no_kernel_unless_one_is_forced():
+    entry, arguments = MODELS["vit"]
+    model = randomise(timm.create_model(entry, num_classes=3, **arguments)).eval()
+    images = torch.randn(1, 3, *model.patch_embed.img_size)
+    assert RECORDED in str(vitkern.accelerate(model))
+    found = {}
+    for backend in ("auto", "interpreter"):
+        with torch.no_grad(), vitkern.use_backend(backend):
+            graph = torch.jit.trace(model, images, check_trace=False).inlined_graph
+        found[backend] = {node.kind() for node in graph.nodes() if node.kind().startswith("vitkern::")}
+    assert found == {"auto": set(), "interpreter": {"vitkern::attention_qkvpacked", "vitkern::layernorm_mlp"}}

@@ -30,6 +30,13 @@ class Parser(argparse.ArgumentParser):
     def print_help(self, file=None) -> None:
         print(self.format_help(), end="", file=file)  # argparse passes over what cannot be written
 
+    def parse_known_args(self, args=None, namespace=None):
+        """argparse lets the outermost parser say what none knows, and that one's help does not have the command's."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
     def error(self, message: str):
         raise BadInput(f"{message}. See {self.prog} --help.")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from vitkern.report import BadInput, near_matches, progress, table
 
-_LONGEST = 1000  # of a message
 _LONGEST_NAME = 100  # that is compared with others
 _MOST = 2**31 - 1
 
@@ -26,20 +25,12 @@ def run(arguments) -> int:
         raise BadInput('safetensors is not installed: pip install "vitkern[weights]".') from None
     try:
         return ACTIONS[arguments.action][2](arguments)
-    except BadInput as problem:
-        raise BadInput(_one_line(str(problem))) from None
     except (MemoryError, OverflowError, RuntimeError) as error:
         from vitkern.strec.room import is_shortage
 
         if not is_shortage(error):
             raise
-        raise BadInput(f"there is not enough memory: {_one_line(str(error)) or 'nothing more is known'}") from None
-
-
-def _one_line(text: str) -> str:
-    """What names of files and cells of a log hold may be anything, and of any length."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+        raise BadInput(f"there is not enough memory: {str(error) or 'nothing more is known'}") from None
 
 
 def _shown(path: Path) -> str:

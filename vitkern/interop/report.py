@@ -15,6 +15,9 @@ from vitkern.ops.bypass import watched
 # Where a module's attention runs.
 KERNEL, PYTORCH, ORIGINAL = "on a kernel", "on vitkern's PyTorch path", "as before"
 WAITING = "as before until a kernel runs"
+RECORDED = (
+    "but no kernel is in what torch.jit.trace or torch.fx makes of it; in torch.compile and torch.export they are"
+)
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class Report:
             for tensor in module.parameters() if module is not None else ():
                 if tensor.is_floating_point():
                     places.setdefault((tensor.device, tensor.dtype), tensor)
-        lines = []
+        lines, on_kernels = [], False
         if watched():
             lines.append("but everything runs as it was just now: a hook or a mode watches all modules")
         for (device, dtype), tensor in places.items():
@@ -153,6 +156,9 @@ class Report:
             else:
                 place = "Triton's interpreter" if dispatch.INTERPRETED else "Triton kernels"
                 lines.append(f"runs on {place} here ({what})")
+                on_kernels = True
+        if on_kernels:
+            lines.append(RECORDED)
         for device in dict.fromkeys(device for device, _ in places):
             lines += [f"but {op} runs in PyTorch on {device}: {reason}" for op, reason in faults.faulted(device)]
         return lines
