@@ -7,6 +7,7 @@ fakes there; then their launchers are called with what the operators were given,
 
 import sys
 from contextlib import ExitStack
+from unittest import mock
 
 import pytest
 import torch
@@ -35,6 +36,10 @@ class HostWork(AssertionError):
     """What a captured call may not do."""
 
 
+def from_host(*args, **kwargs):
+    raise HostWork("torch.tensor or torch.as_tensor is on the CPU")
+
+
 class OnDevice(TorchDispatchMode):
     """Within it nothing happens on the host. ``calls``: (operator, arguments) of each operator of vitkern."""
 
@@ -43,6 +48,15 @@ class OnDevice(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.calls = []
+        self.makers = mock.patch.multiple(torch, tensor=from_host, as_tensor=from_host)  # on meta they copy nothing
+
+    def __enter__(self):
+        self.makers.start()
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        self.makers.stop()
+        return super().__exit__(*exception)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name, kwargs = function._schema.name, kwargs or {}

@@ -33,8 +33,8 @@ def built(name, **options):
         timm = pytest.importorskip("timm", reason="timm is not installed")
         model = timm.create_model(name, **options)
         size = model.pretrained_cfg["input_size"]
-    generator = torch.Generator("cuda").manual_seed(0)
-    return model.cuda(), lambda batch: torch.randn(batch, *size, device="cuda", generator=generator)
+    generator = torch.Generator().manual_seed(0)
+    return model.cuda(), lambda batch: torch.randn(batch, *size, generator=generator).cuda()
 
 
 @pytest.mark.parametrize("autocast", (False, True), ids=("float32", "autocast"))

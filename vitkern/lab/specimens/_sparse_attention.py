@@ -57,7 +57,7 @@ class SparseCase(Case):
     scale: float | None = None
 
     def base(self) -> Problem:
-        if self.sampled is not None and self.sampled > self.n and not self.repeated:
+        if self.sampled is not None and self.sampled > self.n and not (self.repeated and self.n):
             raise ValueError(f"{self.sampled} of {self.n} queries")
         sizes = (self.batch, self.heads, self.n, self.m, self.dim)
         terms = dict(sampled=self.sampled, repeated=self.repeated, gated=self.gated, padded=self.padded)
@@ -94,6 +94,7 @@ def draw(rng: Random) -> SparseCase:
         padded=padded,
         strength=rng.choice((0.0, 1.0, 10.0, 1e3)) if gated else 10.0,
         scale=0.3 if chance(rng, 0.2) else None,
+        repeated=chance(rng, 0.3),  # nothing where none is sampled
     )
 
 
