@@ -41,6 +41,8 @@ class Tape(TorchDispatchMode):
         self.calls = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         result = function(*args, **(kwargs or {}))
         self.calls.append((function, args, kwargs or {}, result))
         return result
@@ -85,6 +87,8 @@ class Event:
 
 
 class Stream:
+    device = torch.device("cpu")
+
     def __init__(self, device=None):
         pass
 
@@ -122,7 +126,7 @@ def installed(patch):
         Event=Event,
         Stream=Stream,
     )
-    answers |= dict.fromkeys(("synchronize", "_sleep", "empty_cache", "reset_peak_memory_stats"), nothing)
+    answers |= dict.fromkeys(("synchronize", "set_stream", "_sleep", "empty_cache", "reset_peak_memory_stats"), nothing)
     for name, answer in answers.items():
         patch.setattr(torch.cuda, name, answer)
     patch.setattr(torch, "Generator", lambda device="cpu", kind=torch.Generator: kind(on_cpu(device)))

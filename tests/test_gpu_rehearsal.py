@@ -68,6 +68,10 @@ def test_the_tests_of_streams_run(gpu):
     loaded("test_graphs_gpu").test_streams_and_dropped_graphs_do_not_mix()
 
 
+def test_the_tests_of_what_cannot_be_captured_run(gpu):
+    loaded("test_graphs_gpu").test_control_flow_on_values_runs_plain()
+
+
 def test_the_tests_of_a_captured_training_step_run(gpu):
     pytest.importorskip("timm", reason="timm is not installed")
     loaded("test_graphs_gpu").test_a_captured_training_step_is_the_step_to_the_bit(VIT)

@@ -1,11 +1,14 @@
 """Capture and replay of CUDA graphs: the one place that asks CUDA for them."""
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
 
+_broken: list[torch.cuda.CUDAGraph] = []  # captures that failed, which PyTorch's allocator may still ask
+_one_at_a_time = threading.Lock()  # captures of a process, as PyTorch wants it
 WARM_UPS = 3  # as torch.cuda.make_graphed_callables does: libraries pick their kernels, caches fill
 
 
@@ -48,15 +51,28 @@ class CudaBackend:
         return result
 
     def capture(self, run: Callable[[], Any], device: torch.device) -> tuple[Any, Callable[[], None]]:
-        with torch.cuda.device(device):
+        with torch.cuda.device(device), _one_at_a_time:
             if device not in self._pools:
                 self._pools[device] = torch.cuda.graph_pool_handle()
-            graph = torch.cuda.CUDAGraph()
+            graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
             pool, side = self._pools[device], self._side(device)
-            # what other threads do meanwhile, those that load data for one, is no part of it
-            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
-                result = run()
+            try:
+                # what other threads do meanwhile, those that load data for one, is no part of it
+                with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+                    result = run()
+            except Exception:
+                self._mend(graph, current)
+                raise
         return result, graph.replay
+
+    def _mend(self, broken: torch.cuda.CUDAGraph, current: torch.cuda.Stream) -> None:
+        """After a capture that failed PyTorch may stay on its stream, hold on to its graph, and take random numbers to
+        be captured still, which the end of another capture ends."""
+        torch.cuda.set_stream(current)
+        _broken.append(broken)
+        self._pools.pop(current.device, None)
+        with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+            torch.zeros(1, device=current.device)
 
     @contextmanager
     def ordered(self, device: torch.device) -> Iterator[None]:

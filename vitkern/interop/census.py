@@ -4,11 +4,10 @@ from itertools import chain
 from operator import attrgetter
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 ORDINARY = {Tensor, nn.Parameter}
-_training, _dtype, _device = attrgetter("training"), attrgetter("dtype"), attrgetter("device")
+_training, _dtype = attrgetter("training"), attrgetter("dtype")
 
 
 class Census:
@@ -42,18 +41,14 @@ class Census:
             return "the model, or a part of it, is in training mode: call eval() first"
         if any(self._hooks):
             return "a module in the model has a forward hook, which a replay would skip"
-        kinds = {*map(type, self.tensors())} - ORDINARY
-        if kinds:
-            return f"parameters or buffers are of type {', '.join(sorted(kind.__name__ for kind in kinds))}"
         return None
 
-    def devices(self) -> set[torch.device]:
-        return set(map(_device, self.tensors()))
-
     def tensors(self) -> list[Tensor]:
+        """Parameters and buffers."""
         return [tensor for tensor in chain.from_iterable(map(dict.values, self._tensors)) if tensor is not None]
 
-    def places(self) -> tuple:
-        """Where parameters and buffers are in memory, and how they lie: what a graph has read them by."""
-        tensors = self.tensors()
-        return (*map(Tensor.data_ptr, tensors), *map(_dtype, tensors), *map(Tensor.stride, tensors))
+    def places(self, tensors: list[Tensor]) -> tuple:
+        """Which they are, where in memory, and how they lie: what a graph has read them by."""
+        if {*map(type, tensors)} - ORDINARY:
+            return (object(),)  # some have no memory of their own
+        return (*map(id, tensors), *map(Tensor.data_ptr, tensors), *map(_dtype, tensors), *map(Tensor.stride, tensors))

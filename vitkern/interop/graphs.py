@@ -71,6 +71,7 @@ class Graphs:
         self._captured: OrderedDict[tuple, Captured] = OrderedDict()
         self._census: Census | None = None
         self._places: tuple = ()
+        self._own: set[torch.device] = set()  # where its tensors are
         self._device: torch.device | None = None
         self._lock, self._capturing = threading.RLock(), False
 
@@ -151,20 +152,28 @@ class Graphs:
             self._drop()
             assert self.model is not None
             self._census = Census(self.model)
-        devices |= self._census.devices()
+        census = self._census
+        tensors = census.tensors()
+        places = census.places(tensors)
+        if places != self._places:
+            kinds = {*map(type, tensors)} - ORDINARY
+            if kinds:
+                raise Refused(f"parameters or buffers are of type {', '.join(sorted(kind.__name__ for kind in kinds))}")
+            own = {tensor.device for tensor in tensors}
+            self._check_device(own)
+            self._drop()
+            self._census, self._places, self._own = census, places, own
+        devices |= self._own
         self._check_device(devices)
-        reason = self._census.obstacle()
+        reason = census.obstacle()
         if reason is not None:
             raise Refused(reason)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*given, *self._census.tensors())):
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*given, *tensors)):
             raise Refused("gradients are enabled: use torch.inference_mode() or torch.no_grad()")
-        (device,) = devices
-        places = self._census.places()
-        if places != self._places:
-            census = self._census
-            self._drop()
-            self._census, self._places, self._device = census, places, device
-        return device
+        if not devices:
+            raise Refused("there is no tensor, neither in the model nor among the arguments")
+        (self._device,) = devices
+        return self._device
 
     def _check_device(self, devices: set[torch.device]) -> None:
         if any(device.type != self.backend.device_type for device in devices):
