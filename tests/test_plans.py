@@ -174,6 +174,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
+    "a sparse tensor": (lambda: dict(x=X.to_sparse()), TypeError),
+    "a compressed tensor": (lambda: dict(weight=rows(4, C).to_sparse_csr()), TypeError),
+    "a nested tensor": (lambda: dict(x=torch.nested.nested_tensor([X, X])), TypeError),
 def test_bad_input_is_refused_before_and_after_good(name):
     arguments, error = BAD[name]
     for _ in range(2):
@@ -209,6 +212,8 @@ NEVER = {
     "a function mode": lambda: within(Counting()),
     "a profile": lambda: within(torch.profiler.profile()),
     "options that are no keys": lambda: vitkern.window_attention(rows(1, 4, 4, 48), num_heads=1, window=[4, 4]),
+    "minus what is in memory": lambda: norm(torch._neg_view(X)),
+    "zeros that are not in memory": lambda: norm(torch._efficientzerotensor((6, C))),
 }
 
 
