@@ -120,19 +120,17 @@ def plan_of(op: str, tensors: Sequence[Tensor | None], options: tuple) -> Plan:
     first = tensors[0]
     switches = _eager(first)
     described = None if switches is None else _described(tensors)
-    if first is None or described is None:
+    if first is None or switches is None or described is None:
         return Plan(op, None, False, True)
     types = tuple([tuple(map(type, value)) if type(value) is tuple else type(value) for value in options])
     needs = tuple([tensor is not None and tensor.requires_grad for tensor in tensors])
     grades = torch.is_grad_enabled() and True in needs
-    casts = torch._C._is_any_autocast_enabled()
-    cast = dispatch.autocast_dtype(first) if casts else None
-    key = (op, options, types, switches, cast, grades, needs, described)
+    key = (op, options, types, switches, grades, needs, described)
     try:
         found = _plans.get(key)
     except TypeError:  # an option that is a list, say
         return Plan(op, None, False, True)
-    return Plan(op, key, grades, casts) if found is None else found
+    return Plan(op, key, grades, switches[-1] is not None) if found is None else found
 
 
 def dispatched(op: str, implementation: Callable, args: Sequence[Any]) -> Any:
@@ -167,29 +165,35 @@ def _keep(key: Hashable, made: Plan) -> None:
 
 
 def _eager(first: Any) -> tuple | None:
-    """What of the process decides how a call runs; None where calls are not planned."""
+    """What of the process decides how a call runs, at last the dtype of autocast, which casts what PyTorch multiplies
+    between launches; None where calls are not planned."""
     if not dispatch.HAS_TRITON or type(first) not in dispatch.PLAIN:
         return None
     if not (first.is_cuda or interpreted.value or dispatch.switches()[1]):
         return None
     if dispatch.is_seen() or profiler._is_profiler_enabled or _is_watched() or not enabled.value:
         return None
-    return _switches()
+    return *_switches(), dispatch.autocast_dtype(first) if torch._C._is_any_autocast_enabled() else None
 
 
 def _described(tensors: Sequence[Tensor | None]) -> tuple | None:
-    """What of tensors decides how a call runs; None where one is more than a tensor."""
+    """What of tensors decides how a call runs; None where one is more, or other, than values in memory."""
     found: list = []
     single = False
     for tensor in tensors:
         if tensor is None:
             found.append(None)
-        elif type(tensor) in dispatch.PLAIN:
-            dtype = tensor.dtype
-            single = single or dtype is torch.float32
-            found += tensor.shape, tensor.stride(), dtype, tensor.device, tensor.data_ptr() & 15
-        else:
+            continue
+        if type(tensor) not in dispatch.PLAIN or tensor.is_neg():  # minus what is in memory
             return None
+        try:
+            address = tensor.data_ptr()
+            found += tensor.shape, tensor.stride(), tensor.dtype, tensor.device, address & 15
+        except RuntimeError:  # sparse or nested: for the checks to refuse
+            return None
+        if not address and tensor._is_zerotensor():  # zeros that are not in memory
+            return None
+        single = single or tensor.dtype is torch.float32
     return *found, single and allows_tf32()
 
 

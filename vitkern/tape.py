@@ -44,7 +44,7 @@ class _View(NamedTuple):
 
 
 class _Recorder(TorchDispatchMode):
-    """Lines of Python for what happens within it. ``reason``: why there is no tape."""
+    """Lines of Python for what happens within it. ``reason``: why there can be no tape."""
 
     def __init__(self, inputs: Sequence[Any], shares: bool) -> None:
         super().__init__()
@@ -71,21 +71,23 @@ class _Recorder(TorchDispatchMode):
         return name
 
     def constant(self, value: Any) -> str:
-        if isinstance(value, _LITERALS) or (isinstance(value, float) and math.isfinite(value)):
+        kind = type(value)  # of no subclass, whose repr may be another
+        if kind in _LITERALS or (kind is float and math.isfinite(value)):
             return repr(value)
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
             self.reason = f"a tensor is in a {type(value).__name__}"
         for name, other in self.names.items():
-            if other is value or (type(value) in (torch.dtype, torch.device) and other == value):
+            if other is value or (kind in (torch.dtype, torch.device) and other == value):
                 return name
         name = f"c{len(self.names)}"
         self.names[name] = value
         return name
 
     def view(self, tensor: Tensor) -> _View:
-        """A tensor that nothing recorded made is one that the launcher keeps: a constant."""
+        """A tensor that nothing recorded made may be of this call alone, as what autocast has cast before."""
         if id(tensor) not in self.views:
-            self.names[self.variable(tensor)] = tensor
+            self.reason = "a tensor comes from elsewhere"
+            self.variable(tensor)
         view = self.views[id(tensor)]
         if view.base in self.last:
             self.last[view.base] = len(self.lines)
@@ -132,7 +134,7 @@ class _Recorder(TorchDispatchMode):
             for tensor in tree_leaves(result):
                 self.viewed(source, tensor)
         elif func in _ALLOCATIONS and self.shares and not result.numel():
-            self.view(result)
+            self.names[self.variable(result)] = result
         elif func in _ALLOCATIONS:
             made = f"dtype={self.constant(result.dtype)}, device={self.constant(result.device)}"
             self.made(result, f"empty_strided({tuple(result.shape)}, {result.stride()}, {made})")
@@ -183,13 +185,14 @@ class _Recorder(TorchDispatchMode):
         bound.apply_defaults()
         parts = [*map(repr, (*grid, 1, 1)[:3]), "now"]
         parts += [self.constant(compiled.function), self.constant(compiled.packed_metadata)]
+        self.constant(compiled)  # Triton unloads what nobody holds
         parts += ["None"] * 3  # metadata of the launch, and the hooks that would be told
         parts += [self.address(value) for value in bound.arguments.values()]
         run = f"{self.constant(compiled.run)}({', '.join(parts)})"
         self.lines.append(f"{self.constant(_scratch())}(lambda: {run})" if scratch else run)
 
-    def tape(self, results: Any) -> Tape:
-        returned = self.text(results)  # read by the last line
+    def tape(self, returned: str) -> Tape:
+        """Of a launcher whose results are ``returned``, as `text` has it."""
         body = []
         for number, line in enumerate(self.lines):
             ends = [name for name, last in self.last.items() if last == number]
@@ -215,12 +218,11 @@ def _scratch() -> Callable:
 
 
 class Recording:
-    """Whether, and as what, a launcher within the block was recorded."""
+    """``tape``: what a launcher within the block was recorded as; None where none ran, or it cannot be recorded."""
 
     def __init__(self, shares: bool) -> None:
         self.tape: Tape | None = None
         self.shares = shares
-        self.reason: str | None = "no launcher ran"
 
 
 @contextmanager
@@ -239,15 +241,15 @@ def launched(launch: Callable, args: Sequence[Any]) -> Any:
     made = _wanted.get()
     if made is None:
         return launch(*args)
-    from vitkern.kernels.machine.launch import witnessed
+    from vitkern.kernels.machine.launch import is_redirected, witnessed
 
+    if is_redirected():  # each launch is for the receiver to see
+        return launch(*args)
     recorder = _Recorder(args := _apart(args), made.shares)
     with recorder, witnessed(recorder.started):
         results = launch(*args)
-    written = recorder.tape(results) if recorder.reason is None else None
-    made.reason = recorder.reason
-    if made.reason is None:
-        made.tape = written
+    returned = recorder.text(results)
+    made.tape = recorder.tape(returned) if recorder.reason is None else None
     return results
 
 

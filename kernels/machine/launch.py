@@ -64,6 +64,10 @@ def redirected(receiver):
     return _receiver.set(receiver)
 
 
+def is_redirected():
+    return _receiver.value is not None
+
+
 @contextmanager
 def witnessed(witness):
     """Within the block, each launch of this thread is ``witness(start, kernel, grid, args, constants, scratch)``, which
