@@ -34,20 +34,23 @@ def _counts(qkv, window):
 
 def _problem(qkv, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value):
     batch, img_h, img_w, packed = qkv.shape
-    rows, cols = _counts(qkv, window)
-    (window_h, window_w), (shift_h, shift_w) = ([tl.constexpr(n) for n in pair] for pair in (window, shift))
+    rows, cols = counts = _counts(qkv, window)
     size, head_dim = window[0] * window[1], packed // 3 // num_heads
-    exact = tl.constexpr(rows * window[0] == img_h and cols * window[1] == img_w)
-    args = (img_h, img_w, wrap[0], wrap[1], rows, cols, window_h, window_w, shift_h, shift_w, exact)
+    exact = rows * window[0] == img_h and cols * window[1] == img_w
+    args = tokens.window_args((img_h, img_w), wrap, counts, window, shift, exact)
     score, score_args = scores.plain, ()
     if any(shift) and mask_value != 0.0:
         score = scores.regions
-        score_args = (rows, cols, mask_value * LOG2_OF_E, window_h, window_w, shift_h, shift_w)
+        score_args = (args[0][4:], mask_value * LOG2_OF_E, *args[1:5])
     return Problem(
         batch * rows * cols, num_heads, num_heads, size, size, head_dim, scale,
         tokens.window, tokens.window, args, args, score, score_args,
         padding=_padding(qkv, padding, num_heads, window), cosine=head_scale,
     )  # fmt: skip
+
+
+def _rows(packed, problem, parts):
+    return image_rows(packed, problem.head_dim, parts, sized=True)
 
 
 def _with_table(problem, table, window):
@@ -98,11 +101,11 @@ def window_attention_forward(qkv, table, padding, head_scale, num_heads, window,
     )
     qkv = unit_last(qkv)
     problem = _problem(qkv, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value)
-    rows = *image_rows(qkv, problem.head_dim, 3), *image_rows(out, problem.head_dim, 1)
+    rows = *_rows(qkv, problem, 3), *_rows(out, problem, 1)
     if _is_short(qkv, num_heads, window):
         run_forward(problem, *rows, bias=_bias(table, problem, window))
     else:
-        stream_forward(_with_table(problem, table, window), *rows, per_token(lse))
+        stream_forward(_with_table(problem, table, window), *rows, per_token(lse, sized=True))
     return out, lse
 
 
@@ -125,9 +128,9 @@ def window_attention_backward(
     dqkv = qkv.new_empty(qkv.shape)
     qkv, grad = unit_last(qkv), unit_last(grad)
     problem = _problem(qkv, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value)
-    wants_table, head_dim = table is not None and needs[1], problem.head_dim
-    (q, k, v), gradients = image_rows(qkv, head_dim, 3), image_rows(dqkv, head_dim, 3)
-    (grad_rows,), (out_rows,) = image_rows(grad, head_dim, 1), image_rows(out, head_dim, 1)
+    wants_table = table is not None and needs[1]
+    (q, k, v), gradients = _rows(qkv, problem, 3), _rows(dqkv, problem, 3)
+    (grad_rows,), (out_rows,) = _rows(grad, problem, 1), _rows(out, problem, 1)
     if _is_short(qkv, num_heads, window):
         bias = _bias(table, problem, window)
         dbias, dpadding, dhead_scale = run_backward(
@@ -135,7 +138,7 @@ def window_attention_backward(
         )
     else:
         problem, delta, dbias = _with_table(problem, table, window), torch.empty_like(lse), None
-        lse, (dq, dk, dv) = per_token(lse), gradients
+        lse, (dq, dk, dv) = per_token(lse, sized=True), gradients
         dhead_scale = stream_dq(problem, q, k, v, out_rows, grad_rows, lse, delta, dq)
         dpadding = stream_dkdv(problem, q, k, v, grad_rows, lse, delta, dk, dv)
         if wants_table:

@@ -6,19 +6,23 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..machine.blocks import alignment
+from ..machine.numbers import disguised
 from . import scores, tokens
 
 
 class Rows(NamedTuple):
-    """One operand: its tensor, the stride between heads and the strides of its TOKENS hook, in elements."""
+    """One operand: its tensor, the stride between heads and the strides of its TOKENS hook, in elements; ``sized``: the
+    hook takes these in disguise, since they follow the size of an image (see `numbers`)."""
 
     tensor: Tensor
     head: int
     strides: tuple[int, ...]
+    sized: bool = False
 
     def over(self, align):
         """Strides in units of ``align`` elements, as kernels take them: (head, strides of TOKENS)."""
-        return self.head // align, tuple(stride // align for stride in self.strides)
+        strides = tuple(stride // align for stride in self.strides)
+        return self.head // align, tuple(map(disguised, strides)) if self.sized else strides
 
 
 class Problem(NamedTuple):
@@ -69,15 +73,16 @@ def dense_rows(tensor: Tensor) -> Rows:
     return Rows(tensor, head, (batch, token))
 
 
-def image_rows(packed: Tensor, head_dim: int, parts: int) -> list[Rows]:
+def image_rows(packed: Tensor, head_dim: int, parts: int, *, sized: bool = False) -> list[Rows]:
     """Each of ``parts`` consecutive slices of the channels of (B, img_h, img_w, parts * H * D). See `_strides`."""
-    return [Rows(x, head_dim if x.shape[3] > head_dim else 0, x.stride()[:3]) for x in packed.chunk(parts, -1)]
+    chunks = packed.chunk(parts, -1)
+    return [Rows(x, head_dim if x.shape[3] > head_dim else 0, x.stride()[:3], sized) for x in chunks]
 
 
-def per_token(tensor: Tensor) -> Rows:
+def per_token(tensor: Tensor, *, sized: bool = False) -> Rows:
     """(B, H, tokens) or (B, H, img_h, img_w): one number for each token and head."""
     batch, head, *token = _strides(tensor)
-    return Rows(tensor, head, (batch, *token))
+    return Rows(tensor, head, (batch, *token), sized)
 
 
 def unit_last(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ logit passes through unchanged. Keys past the group are masked by the caller.
 import triton
 import triton.language as tl
 
+from ..machine.numbers import all_plain
 from ..machine.tiles import LOG2E
 
 
@@ -52,11 +53,12 @@ def _term(s, group, head, qi, ki, term):
 def regions(s, group, head, qi, ki, args):
     """Adds a value between tokens of a shifted window that were no neighbours (Swin, arXiv 2103.14030, section 3.2).
 
-    args (rows, cols, value, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W): windows of an image, the value in units of log2;
-    the last four constexpr. Only windows of the last row or column hold several regions: the roll brought their last
-    SHIFT rows or columns from the other side of the image.
+    args ((rows, cols), value, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W): windows of an image, disguised (see `numbers`);
+    the value in units of log2; the last four constexpr. Only windows of the last row or column hold several regions:
+    the roll brought their last SHIFT rows or columns from the other side of the image.
     """
-    rows, cols, value, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W = args
+    counts, value, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W = args
+    rows, cols = all_plain(counts)
     meets_y = ((group // cols) % rows == rows - 1) & (SHIFT_H > 0)
     meets_x = (group % cols == cols - 1) & (SHIFT_W > 0)
     if meets_y | meets_x:

@@ -9,6 +9,8 @@ row. The caller masks ``i`` beyond the group.
 import triton
 import triton.language as tl
 
+from ..machine.numbers import all_plain, disguised
+
 
 @triton.jit
 def dense(group, i, strides, args):
@@ -21,12 +23,12 @@ def window(group, i, strides, args):
     """Groups are the windows of a cyclically shifted, padded image, row-major within each image (Swin, arXiv
     2103.14030, section 3.2).
 
-    strides (image, y, x); args (img_h, img_w, wrap_h, wrap_w, rows, cols, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W,
-    EXACT), the last five constexpr. ``rows`` and ``cols`` count windows. The roll wraps at ``wrap``: img_h where the
-    image is rolled and then padded (timm), the padded height where it is padded and then rolled (transformers,
-    torchvision). A token past the wrap, or past the image, is padding; EXACT says that there is none.
+    strides (image, y, x), disguised; args: see `window_args`. A token past the wrap, or past the image, is padding;
+    EXACT says that there is none.
     """
-    img_h, img_w, wrap_h, wrap_w, rows, cols, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, EXACT = args
+    sizes, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W, EXACT = args
+    img_h, img_w, wrap_h, wrap_w, rows, cols = all_plain(sizes)
+    strides = all_plain(strides)
     line = group // cols  # row of windows, counted over all images
     image = line // rows
     window_y = (line - image * rows) * WINDOW_H
@@ -53,3 +55,12 @@ def window(group, i, strides, args):
     elif not EXACT:
         inside = inside & (x < img_w)
     return offset, inside
+
+
+def window_args(image, wrap, counts, window, shift, exact):
+    """Args of `window`: pairs of ints, of tokens but for ``counts``, of windows. The roll wraps at ``wrap``: the image
+    size where it is rolled and then padded (timm), the padded size where it is padded and then rolled (transformers,
+    torchvision).
+    """
+    sizes = tuple(disguised(n) for n in (*image, *wrap, *counts))
+    return sizes, *(tl.constexpr(n) for n in (*window, *shift, exact))

@@ -34,7 +34,7 @@ MLP = {
 
 @choice
 def layernorm_programs(arch):
-    """Partial sums of the LayerNorm backward; the same on every GPU, so that the last bits are."""
+    """Partial sums of the LayerNorm backward. PyTorch adds them up, so that the last bits are those of one GPU."""
     return 2 if arch == INTERPRETER else 512
 
 

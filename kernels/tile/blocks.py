@@ -2,8 +2,8 @@
 two. A row of a table holds five configurations (block_m, block_n, num_warps, num_stages), or one `Config` for all: see
 `first_row`, which says how rows are read.
 
-Conditions: ``single``: elements of 4 bytes. ``wide``: more than 32 dims. ``lean``: little shared memory, see
-`SMALL_SHARED`. ``interpreted``: no GPU, of no `family`.
+Conditions: ``single``: elements of 4 bytes. ``wide``: more than 32 dims. ``cosine``: unit rows. ``lean``: little
+shared memory, see `SMALL_SHARED`. ``interpreted``: no GPU, of no `family`.
 """
 
 from ..machine.architecture import CDNA, INTERPRETER, SMALL_SHARED, family
@@ -33,8 +33,9 @@ BACKWARD = {
     64: {
         "interpreted single": Config(32, 64, 8, 1),
         "interpreted":        Config(64, 64, 4, 1),
-        "single":             Config(16, 64, 8, 1),
-        "wide":               ((64, 64, 8, 1),  (64, 64, 8, 1),  (64, 64, 4, 2),  (64, 64, 4, 1),  (64, 64, 2, 1)),
+        "single":             ((64, 64, 8, 1),  (64, 64, 8, 1),  (64, 64, 8, 1),  (64, 64, 8, 1),  (16, 64, 8, 1)),
+        "wide":               ((32, 64, 8, 1),  (32, 64, 8, 1),  (64, 64, 4, 1),  (64, 64, 4, 1),  (64, 64, 2, 1)),
+        "cosine":             ((64, 64, 4, 1),  (64, 64, 4, 1),  (64, 64, 4, 1),  (64, 64, 4, 1),  (64, 64, 2, 1)),
         "":                   ((64, 64, 4, 1),  (64, 64, 4, 1),  (64, 64, 4, 2),  (64, 64, 4, 1),  (64, 64, 2, 1)),
     },
     256: {
@@ -80,8 +81,9 @@ SPARSE_BACKWARD = {
 
 
 def _fitted(largest, rows, columns, tiny):
-    """``largest`` with no more rows than there are, and one warp for a ``tiny`` tile."""
-    return Config(min(rows, largest.block_m), columns, 1 if tiny else largest.num_warps, largest.num_stages)
+    """``largest`` with no more rows than there are; one warp and one stage for a ``tiny`` tile."""
+    shape = (1, 1) if tiny else (largest.num_warps, largest.num_stages)
+    return Config(min(rows, largest.block_m), columns, *shape)
 
 
 def short_tile(queries, keys):
@@ -99,11 +101,18 @@ def short_forward_config(rows, columns, itemsize, arch):
 
 
 @choice
-def short_backward_config(rows, columns, head_dim, itemsize, arch):
+def short_backward_config(rows, columns, head_dim, itemsize, arch, cosine):
     """All columns in registers, rows in blocks: beyond 64 columns the dK and dV accumulators take the place of rows."""
-    conditions = dict(interpreted=arch == INTERPRETER, single=itemsize == 4, wide=head_dim > 32)
+    conditions = dict(interpreted=arch == INTERPRETER, single=itemsize == 4, wide=head_dim > 32, cosine=cosine)
     largest = first_row(BACKWARD, columns, arch, **conditions)
     return _fitted(largest, rows, columns, tiny=max(rows, columns) <= 16)
+
+
+@choice
+def bias_held(row_blocks, head_dim, plain):
+    """Whether the backward has registers for a bias tile that all groups share, beside the sum of its gradient: for one
+    block of narrow rows, and where neither unit rows nor padding are (``plain``)."""
+    return row_blocks == 1 and head_dim <= 32 and plain
 
 
 @choice

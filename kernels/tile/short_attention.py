@@ -57,7 +57,7 @@ def logits(
     return s
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["chunk"])
 def _short_fwd(
     q, k, v, out, lse, bias, cosine, padding,
     q_strides, k_strides, v_strides, out_strides, bias_strides, q_args, k_args, score_args,

@@ -5,8 +5,8 @@
 
 A whole row of scores is in the tile, so p and rowsum(p dP) are recomputed in place: no output, no log-sum-exp, no
 preprocessing kernel. One program owns a head and a chunk of groups. It walks the rows of a group in blocks with dK, dV
-in registers. Sums over groups (bias, padding vector, cosine scale) are partial per program and added afterwards in a
-fixed order. Legend as in `short_attention`.
+and the gradient of the bias in registers. Sums over groups (bias, padding vector, cosine scale) are partial per program
+and added afterwards, in an order that is fixed on one GPU. Legend as in `short_attention`.
 """
 
 import torch
@@ -19,11 +19,11 @@ from ..machine.architecture import arch_of
 from ..machine.blocks import dot_precision, head_tile
 from ..machine.launch import launch
 from ..machine.tiles import LOG2E, gather_rows, load_rows, normalize, normalize_backward, store_rows
-from .blocks import groups_per_program, short_backward_config, short_tile
+from .blocks import bias_held, groups_per_program, short_backward_config, short_tile
 from .short_attention import bias_tile, dense_bias, dense_problem, logits, shared_offsets
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["chunk"])
 def _short_bwd(
     q, k, v, grad, dq, dk, dv, dbias, dpadding, dcosine, bias, cosine, padding,
     q_strides, k_strides, v_strides, grad_strides, dq_strides, dk_strides, dv_strides, bias_strides,
@@ -60,7 +60,9 @@ def _short_bwd(
     if BIAS == "held":
         held = bias_tile(bias, first, head, rows, ki, bias_strides, N, M, True, BLOCK_N)
     if DBIAS == "held":
-        ds_sum = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        SLOTS: tl.constexpr = TILE_ROWS // BLOCK_M
+        slots = tl.arange(0, SLOTS)[:, None, None]
+        ds_sum = tl.zeros([SLOTS, BLOCK_M, BLOCK_N], tl.float32)
     for step in tl.range(0, tl.minimum(chunk, groups - first)):
         group = first + step
         k_at, k_inside = K_TOKENS(group, ki, k_strides[1], k_args)
@@ -105,20 +107,13 @@ def _short_bwd(
             dp = tl.dot(g_rows, tl.trans(v_rows), input_precision=PRECISION)
             ds = p * (dp - tl.sum(p * dp, 1)[:, None])  # zero in rows without a gradient: padding and rows past N
             if DBIAS == "held":
-                ds_sum += ds
-            elif DBIAS != "none":
-                slot = group if DBIAS == "group" else part
-                place = (
-                    dbias
-                    + (slot.to(tl.int64) * heads + head) * (TILE_ROWS * BLOCK_N)
-                    + qi[:, None] * BLOCK_N
-                    + ki[None, :]
-                )
-                in_tile = (qi < TILE_ROWS)[:, None] & (ki < BLOCK_N)[None, :]
-                if DBIAS == "chunk":
-                    tl.store(place, ds + tl.load(place, mask=in_tile & (step > 0), other=0.0), mask=in_tile)
+                if ROW_BLOCKS == 1:
+                    ds_sum += ds[None, :, :]
                 else:
-                    tl.store(place, ds, mask=in_tile)
+                    ds_sum += tl.where(slots == block, ds[None, :, :], 0.0)
+            elif DBIAS == "group":
+                place = dbias + (group.to(tl.int64) * heads + head) * (TILE_ROWS * BLOCK_N)
+                tl.store(place + qi[:, None] * BLOCK_N + ki[None, :], ds)
             low = ds.to(q_rows.dtype)
             dk_sum += tl.dot(tl.trans(low), q_rows, input_precision=PRECISION)
             dq_rows = tl.dot(low, k_rows, input_precision=PRECISION)  # [BLOCK_M, BLOCK_D]
@@ -145,8 +140,6 @@ def _short_bwd(
         store_rows(dk, dk_at, dk_sum, k_valid, HEAD_DIM, ALIGN, 0, BLOCK_D)
         if PADDED:
             pad_dk += tl.sum(tl.where(outside[:, None], dk_sum, 0.0), 0)
-        if DBIAS == "chunk":
-            tl.debug_barrier()  # the next group reads back what other threads of this program stored
     if PADDED:
         place = dpadding + (part.to(tl.int64) * 2 * heads + head) * HEAD_DIM + d
         tl.store(place, pad_dk, mask=d < HEAD_DIM)
@@ -154,10 +147,9 @@ def _short_bwd(
     if COSINE:
         tl.store(dcosine + part * heads + head, tl.sum(scale_sum, 0))
     if DBIAS == "held":
-        place = (
-            dbias + (part.to(tl.int64) * heads + head) * (TILE_ROWS * BLOCK_N) + rows[:, None] * BLOCK_N + ki[None, :]
-        )
-        tl.store(place, ds_sum)
+        place = dbias + (part.to(tl.int64) * heads + head) * (TILE_ROWS * BLOCK_N)
+        places = (slots * BLOCK_M + rows[None, :, None]) * BLOCK_N + ki[None, None, :]
+        tl.store(place + places, ds_sum)
 
 
 def run_backward(problem, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=False):
@@ -171,7 +163,7 @@ def run_backward(problem, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=Fal
     p = problem
     rows, columns = short_tile(p.n, p.m)
     arch = arch_of(q.tensor)
-    config = short_backward_config(rows, columns, p.head_dim, q.tensor.element_size(), arch)
+    config = short_backward_config(rows, columns, p.head_dim, q.tensor.element_size(), arch, p.cosine is not None)
     row_blocks = -(-p.n // config.block_m)
     walks = row_blocks == 1 or bias_grad or p.padding is not None or p.cosine is not None
     chunk = groups_per_program(p.groups, p.heads, arch) if walks else 1
@@ -179,7 +171,7 @@ def run_backward(problem, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=Fal
     align = aligned(q, k, v, grad, dq, dk, dv)
     kind = "none"
     if bias_grad:
-        kind = "group" if bias.strides[0] else "held" if row_blocks == 1 else "chunk"
+        kind = "group" if bias.strides[0] else "held"
     sums = q.tensor.new_empty(0, dtype=torch.float32)
     dbias = sums.new_empty((p.groups if kind == "group" else parts, p.heads, rows, columns)) if bias_grad else None
     dpadding = None if p.padding is None else sums.new_empty((parts, 2, p.heads, p.head_dim))
@@ -188,8 +180,8 @@ def run_backward(problem, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=Fal
     # Offsets computed again cost less than those of many keys held in registers throughout the walk over rows.
     shared = shared_offsets(p, config.block_m, columns, (q, dq), (k, v, dk, dv)) if row_blocks == 1 else "none"
     bias_kind = bias.kind if bias else "none"
-    if bias_kind == "held" and (row_blocks > 1 or p.padding is not None or p.cosine is not None):
-        bias_kind = "baked"  # no single tile to hold, or no registers to hold it in
+    if bias_kind == "held" and not bias_held(row_blocks, p.head_dim, p.padding is None and p.cosine is None):
+        bias_kind = "baked"
     launch(
         _short_bwd, (parts * p.heads,),
         *(x.tensor for x in operands), dbias, dpadding, dcosine, bias and bias.tensor, p.cosine, p.padding,

@@ -22,7 +22,9 @@ DOMAIN = {
     "queries": TOKENS,
     "keys": TOKENS,
     "channels": (32, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 3072, 4096),
-    **dict.fromkeys(("hooked", "biased", "causal", "dropout", "windows", "heavy", "walks", "backward"), (False, True)),
+    **dict.fromkeys(
+        ("hooked", "biased", "causal", "cosine", "dropout", "windows", "heavy", "walks", "backward"), (False, True)
+    ),
 }
 vitkern.kernels.modules()
 NAMES = tuple(name for name in choices() if name.endswith("_config"))
@@ -40,6 +42,8 @@ def _possible(name, values, arch):
     if not name.startswith("short_"):
         return True
     queries, keys = values["queries"], values["keys"]
+    if values.get("cosine") and not (values["walks"] and queries == keys):
+        return False  # windows have unit rows
     takes = short_takes(queries, keys, values["head_dim"], values["itemsize"], values["walks"])
     return takes and max(queries, keys) <= short_columns(arch)
 
@@ -59,6 +63,7 @@ def entries(arch):
         parameters = [p for p in inspect.signature(function).parameters if p != "arch"]
         short = name.startswith("short_")
         asked = ["queries", "keys", "head_dim", "itemsize", "walks"] if short else parameters
+        asked += ["cosine"] if short and "cosine" in parameters else []
         for chosen in itertools.product(*(DOMAIN[parameter] for parameter in asked)):
             values = dict(zip(asked, chosen, strict=True))
             if not _possible(name, values, arch):

@@ -4,8 +4,8 @@ Work counts inputs read once, results written once and no padding. The backward 
 scores: 10 B H N M D, as is the custom.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from vitkern.lab.proving.problem import Problem
 
 SCORES = 2**27  # elements of a score matrix, of all heads, that float64 has room for several times over
 BATCH = 2  # of what is compiled: an integer argument of 1 becomes a constant and makes another kernel
+MANY = 64  # of what is compiled too where that makes another kernel, whose programs walk over groups
 HALF = torch.bfloat16
 
 
@@ -83,6 +84,7 @@ class Launch:
     everywhere: on every architecture, as the main paths of a family are, and what it takes for every choice of block
         sizes, every hook and every combination of hooks in a model; else it is a variant of its kernels and is compiled
         for one architecture, of which its name decides: a new launch moves no other.
+    of: the launch that it is at another batch, whose architectures are its own.
     alone: the one architecture that has such a kernel. in_pytorch: architectures without one, because its tiles do not
         fit. tf32: float32 products may be TF32.
     """
@@ -91,6 +93,7 @@ class Launch:
     layer: Layer
     options: dict = field(default_factory=dict)
     everywhere: bool = False
+    of: str = ""
     alone: int | None = None
     in_pytorch: tuple[int, ...] = ()
     tf32: bool = False
@@ -107,6 +110,17 @@ class Launch:
 def compiled(layers: tuple[Layer, ...]) -> tuple[Launch, ...]:
     """The launches of those that have a name for it."""
     return tuple(Launch(one.compiled, one, everywhere=one.everywhere) for one in layers if one.compiled)
+
+
+def with_many(launches: Iterable[Launch], *names: str, **fields) -> tuple[Launch, ...]:
+    """``launches``, and again those of ``names``, at a batch of `MANY`; ``fields``: of these, where others."""
+    launches = tuple(launches)
+    by_name = {one.name: one for one in launches}
+    fields = [
+        dict(name=f"{name}-batch-{MANY}", of=name, options=by_name[name].options | dict(batch=MANY)) | fields
+        for name in names
+    ]
+    return *launches, *(replace(by_name[one["of"]], **one) for one in fields)
 
 
 def leaf(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -32,4 +32,4 @@ def archs_of(name: str) -> tuple[int, ...]:
     if launch.alone is not None:
         return (launch.alone,)
     fitting = tuple(arch for arch in ARCHITECTURES if arch not in launch.in_pytorch)
-    return fitting if launch.everywhere else (fitting[zlib.crc32(name.encode()) % len(fitting)],)
+    return fitting if launch.everywhere else (fitting[zlib.crc32((launch.of or name).encode()) % len(fitting)],)

@@ -12,6 +12,7 @@ _SMALL, _BASE = Attention("ViT-S/16 384", 6, 577, 64), Attention("ViT-B/16 384",
 _HUGE, _WIDE = Attention("ViT-H/14 224", 16, 257, 80), Attention("wide heads", 8, 577, 128)
 _BIASED, _SHORT = Attention("BEiT-B/16 384", 12, 577, 64, bias=True), Attention("ViT-S/16 224", 6, 197, 64)
 _WINDOW, _SHARED = Attention("a window of Swin-T", 3, 49, 32), Attention("ViT-B/32 224", 12, 50, 64, bias=True)
+_WINDOW_BIASED = Attention("a window of Swin-T", 3, 49, 32, bias=True)
 _FP16, _FP32, _DROPS = dict(dtype=torch.float16), dict(dtype=torch.float32), dict(dropout_p=0.1)
 
 
@@ -54,8 +55,13 @@ LAUNCHES = (
     ),
     Launch("short-fp16", _SHORT, _FP16),
     Launch("short-batch-1", _SHORT, dict(batch=1)),
-    Launch("short-batch-1-bias", Attention("a window of Swin-T", 3, 49, 32, bias=True), dict(batch=1)),
+    Launch("short-batch-1-bias", _WINDOW_BIASED, dict(batch=1)),
     Launch("short-odd-strides", _SHORT, dict(spare=3)),
+    # windows of 64 images, and the batch of contrastive training
+    Launch("short-d32-window-49-batch-4096", _WINDOW, dict(batch=4096), everywhere=True),
+    Launch("short-bias-49-batch-4096", _WINDOW_BIASED, dict(batch=4096), everywhere=True),
+    Launch("short-d64-tokens-50-batch-1024", Attention("ViT-B/32 224", 12, 50, 64), dict(batch=1024), everywhere=True),
+    Launch("short-d64-bias-50-batch-1024", _SHARED, dict(batch=1024), everywhere=True),
 )
 
 _STREAM, _TILE = ("_stream_fwd", "_stream_bwd_dq", "_stream_bwd_dkdv"), ("_short_fwd", "_short_bwd")
@@ -86,8 +92,5 @@ EXCEPTIONS = {
         ("spills: ", "widest global load is 16 bits"),
         "rows at odd strides are loaded by the element, and each address takes registers beside 256 columns",
         tritons=("3.6",),
-    ),
-    ("short-fp32-49", "_short_bwd", 100): Excuse(
-        "spills: ", "8 bytes: full float32 has no tensor cores, and the compiler keeps to 128 registers"
     ),
 }

@@ -47,6 +47,7 @@ JUDGES = {
     "loop/stream_backward": _LOOP,
     "loop/stream_bias": _LOOP,
     "loop/tokens": Checks(_WINDOWS, (), _OWN),
+    "machine/numbers": Checks(_WINDOWS[:4], (), _OWN),
     "machine/tiles": Checks(_STREAMED + _WINDOWS[:4] + _HALF),
     "tile/relative_table": _ON_ONE_TILE,
     "tile/short_attention": _ON_ONE_TILE,

@@ -1,4 +1,4 @@
-"""Windows as layers of models that people run, and the launches that are compiled of them."""
+"""Windows as layers of models that people run."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 
 import vitkern
 from vitkern.lab.compiling import layer as layers
-from vitkern.lab.compiling.layer import Launch, Layer, compiled, leaf
+from vitkern.lab.compiling.layer import Layer, leaf
 from vitkern.lab.specimens._window_attention import problem
 
 
@@ -65,22 +65,22 @@ def _kept(name: str, *sizes, **options) -> Window:
     return Window(*sizes, compiled=name, timed=False, **options)
 
 
-_SWIN = Window("Swin-T stage 1", 56, 96, 3, 7, 3, compiled="window-swin-t-1", everywhere=True)
-_LAST = Window("Swin-T stage 4", 7, 768, 24, 7, compiled="window-swin-t-4")
-_LARGE = Window("Swin-B 384 stage 1", 96, 128, 4, 12, 6, batch=32, compiled="window-swin-384", everywhere=True)
+SWIN = Window("Swin-T stage 1", 56, 96, 3, 7, 3, compiled="window-swin-t-1", everywhere=True)
+LAST = Window("Swin-T stage 4", 7, 768, 24, 7, compiled="window-swin-t-4")
+LARGE = Window("Swin-B 384 stage 1", 96, 128, 4, 12, 6, batch=32, compiled="window-swin-384", everywhere=True)
 LAYERS = (
     Window("Swin-T stage 1", 56, 96, 3, 7, compiled="window-swin-t-1-unshifted", everywhere=True),
-    _SWIN,
+    SWIN,
     Window("Swin-T stage 2", 28, 192, 6, 7),
     Window("Swin-T stage 2", 28, 192, 6, 7, 3),
     Window("Swin-T stage 3", 14, 384, 12, 7),
     Window("Swin-T stage 3", 14, 384, 12, 7, 3, quick=True),
-    _LAST,
+    LAST,
     Window("Swin-B stage 1", 56, 128, 4, 7, 3),
     Window("Swin-B stage 2", 28, 256, 8, 7, 3),
     Window("Swin-B stage 3", 14, 512, 16, 7, 3),
     Window("Swin-B stage 4", 7, 1024, 32, 7),
-    _LARGE,
+    LARGE,
     Window("Swin-B 384 stage 3", 24, 512, 16, 12, 6, batch=32),
     Window("SwinV2-T w8 stage 1", 64, 96, 3, 8, 4, cosine=True, compiled="window-swinv2-w8", everywhere=True),
     Window("SwinV2-T w8 stage 2", 32, 192, 6, 8, 4, cosine=True),
@@ -108,13 +108,4 @@ LAYERS = (
     _kept("window-swinv2-w8-unshifted", "SwinV2-T w8 stage 1", 64, 96, 3, 8, cosine=True, everywhere=True),
     _kept("window-swinv2-w12", "SwinV2-B w12 at 192 stage 1", 48, 128, 4, 12, 6, cosine=True),
     _kept("window-swinv2-w16-unshifted", "SwinV2-T w16 stage 1", 64, 96, 3, 16, cosine=True, everywhere=True),
-)
-LAUNCHES = (
-    *compiled(LAYERS),
-    Launch("window-fp32", _SWIN, dict(dtype=torch.float32)),
-    Launch("window-fp16", _SWIN, dict(dtype=torch.float16)),
-    Launch("window-batch-1", _SWIN, dict(batch=1)),
-    Launch("window-one-group", _LAST, dict(batch=1)),
-    Launch("window-odd-strides", _SWIN, dict(spare=3)),
-    Launch("window-swin-384-odd-strides", _LARGE, dict(spare=3)),
 )

@@ -10,7 +10,7 @@ import vitkern
 from vitkern.lab.breaking.checks import BRAIN, HALF, SINGLE, Checks, quick
 from vitkern.lab.breaking.survivor import Survivor
 from vitkern.lab.compiling.exception import Excuse
-from vitkern.lab.compiling.layer import Launch, compiled
+from vitkern.lab.compiling.layer import Launch, compiled, with_many
 from vitkern.lab.fuzzing.edge import Edge, nan_only, zero
 from vitkern.lab.proving.integration import Integration, Module
 from vitkern.lab.proving.problem import without
@@ -62,13 +62,15 @@ LAYERS = (
     LayerNorm("Swin-T merging, stage 4", 49, 3072, compiled="layernorm-3072", everywhere=True, timed=False),
 )
 _BASE = LayerNorm("ViT-B", 197, 768)
-LAUNCHES = (
+_USUAL = (
     *compiled(LAYERS),
     Launch("layernorm-512-fp16", LayerNorm("Swin-B stage 3", 196, 512), dict(dtype=torch.float16), everywhere=True),
     Launch("layernorm-fp32", _BASE, dict(dtype=torch.float32)),
     Launch("layernorm-one-row", LayerNorm("a class token", 1, 768), dict(batch=1)),
     Launch("layernorm-odd-strides", _BASE, dict(spare=3)),
 )
+_WHOLE = ("192", "768", "1280", "3072", "512-fp16", "fp32", "odd-strides")  # rows become whole pieces of 16
+LAUNCHES = with_many(_USUAL, *(f"layernorm-{name}" for name in _WHOLE), everywhere=False)
 
 _MEAN, _SEVENTY = problem("33 rows of 96, mean 3", 33, 96, offset=3.0), problem("70 rows of 64", 70, 64)
 _SUM = problem("75 rows of 40, residual", 75, 40, residual=True, offset=1.0)

@@ -12,7 +12,7 @@ from vitkern.lab.breaking.checks import BRAIN, HALF, SINGLE, Checks, quick
 from vitkern.lab.breaking.survivor import Survivor
 from vitkern.lab.compiling import layer as layers
 from vitkern.lab.compiling.exception import Excuse
-from vitkern.lab.compiling.layer import Launch, Layer, compiled, leaf
+from vitkern.lab.compiling.layer import Launch, Layer, compiled, leaf, with_many
 from vitkern.lab.differentiating.gradient_case import GradientCase
 from vitkern.lab.proving.integration import Integration, Module
 from vitkern.lab.proving.problem import forward_alone, only, without
@@ -214,7 +214,9 @@ SPECIMEN = Specimen(
     gradients=tuple(_gradients()),
     offsets=_offsets,
     layers=LAYERS,
-    launches=tuple(_launches()),
+    launches=with_many(
+        _launches(), *(f"mlp-{name}" for name in ("384", "768", "1024-quick", "384-inference")), everywhere=False
+    ),
     judges={
         "layernorm_mlp": CHECKS,
         **dict.fromkeys(("layernorm", "rows/layernorm", "rows/tiles"), replace(CHECKS, trials=TRIALS[:5])),

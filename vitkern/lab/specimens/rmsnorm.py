@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import vitkern
 from vitkern.lab.breaking.checks import BRAIN, HALF, SINGLE, Checks, quick
-from vitkern.lab.compiling.layer import Launch, compiled
+from vitkern.lab.compiling.layer import Launch, compiled, with_many
 from vitkern.lab.fuzzing.edge import Edge, nan_only, zero
 from vitkern.lab.proving.integration import Integration, Module
 from vitkern.lab.proving.problem import without
@@ -64,12 +64,13 @@ LAYERS = (
     RMSNorm("Gemma 4 167M queries", 12 * 2304, 64, compiled="rmsnorm-64", everywhere=True),
 )
 _BASE = LAYERS[0]
-LAUNCHES = (
+_USUAL = (
     *compiled(LAYERS),
     Launch("rmsnorm-1024-fp16", _BASE, dict(dtype=torch.float16)),
     Launch("rmsnorm-fp32", _BASE, dict(dtype=torch.float32)),
     Launch("rmsnorm-odd-strides", _BASE, dict(spare=3)),
 )
+LAUNCHES = with_many(_USUAL, "rmsnorm-3200")
 
 _MEAN, _SEVENTY = problem("33 rows of 96, mean 3", 33, 96, offset=3.0), problem("70 rows of 64", 70, 64)
 _SUM = problem("75 rows of 40, residual", 75, 40, residual=True, offset=1.0)

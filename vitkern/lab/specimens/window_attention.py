@@ -9,7 +9,6 @@ import vitkern
 from vitkern.lab.addressing.offset_case import HALF as STORED
 from vitkern.lab.addressing.offset_case import Case as OffsetCase
 from vitkern.lab.addressing.offset_case import scaled
-from vitkern.lab.compiling.exception import Excuse
 from vitkern.lab.differentiating.gradient_case import GradientCase
 from vitkern.lab.proving.integration import Integration, Module
 from vitkern.lab.proving.problem import only
@@ -17,7 +16,8 @@ from vitkern.lab.specimen import Specimen
 from vitkern.lab.specimens._streaming import SHORT, STREAMING, start, stride
 from vitkern.lab.specimens._window_attention import WindowCase, draw, edges, problem, tiles
 from vitkern.lab.specimens._window_judges import JUDGES, SURVIVORS
-from vitkern.lab.specimens._window_layers import LAUNCHES, LAYERS
+from vitkern.lab.specimens._window_launches import EXCEPTIONS, LAUNCHES
+from vitkern.lab.specimens._window_layers import LAYERS
 
 
 def _gradients() -> Iterator[GradientCase]:
@@ -49,24 +49,21 @@ def _gradients() -> Iterator[GradientCase]:
 
 def _beyond(tensors, size, *, launcher: str, dims: Callable, strides: Callable | None = None):
     """Windows of 4 x 4 tokens, shifted by 2, on images that they do not divide. ``dims(size)``: (B, h, w, D)."""
-    import triton.language as tl
-
     from vitkern.kernels.loop import tokens
     from vitkern.kernels.loop.problem import Problem, Rows, per_token
 
     batch, height, width, dim = dims(size)
     rows, cols = -(-height // 4), -(-width // 4)
-    parts = [tl.constexpr(n) for n in (4, 4, 2, 2, False)]
-    args = (height, width, 4 * rows, 4 * cols, rows, cols, *parts)
+    args = tokens.window_args((height, width), (4 * rows, 4 * cols), (rows, cols), (4, 4), (2, 2), False)
     padding, cosine = tensors(lambda s: (3, 1, dim)), tensors(lambda s: (1,), torch.float32)
     places = dict(q_tokens=tokens.window, k_tokens=tokens.window, q_args=args, k_args=args)
     windows = Problem(batch * rows * cols, 1, 1, 16, 16, dim, 0.5, padding=padding, cosine=cosine, **places)
     given = [tensors(dims, strides=strides) for _ in range(5)]
     made = [torch.empty(dims(size), dtype=STORED) for _ in range(3)]
-    q, k, v, grad, out, *found = (Rows(x, dim, x.stride()[:3]) for x in given + made)
+    q, k, v, grad, out, *found = (Rows(x, dim, x.stride()[:3], True) for x in given + made)
     lse, delta = (tensors(lambda s: (dims(s)[0], 1, *dims(s)[1:3]), torch.float32) for _ in range(2))
     out = found[0] if launcher.endswith("forward") else out
-    start(launcher, windows, q, k, v, out=out, lse=per_token(lse), grad=grad, delta=delta, found=found)
+    start(launcher, windows, q, k, v, out=out, lse=per_token(lse, sized=True), grad=grad, delta=delta, found=found)
 
 
 def _expand(tensors, size, *, heads: Callable, strides: Callable | None = None):
@@ -149,25 +146,7 @@ SPECIMEN = Specimen(
         "*.SCORE=tile_and_regions": "is tile, then regions",
         "_short_*.SCORE=tile": "the short kernels take a table as their bias",
     },
-    exceptions={
-        ("window-swin-t-1-unshifted", "_short_fwd", 80): Excuse(
-            "spills: ",
-            "8 bytes, although 80 registers are in use: the compiler keeps to six programs on a multiprocessor",
-        ),
-        ("window-odd-strides", "_short_bwd", 120): Excuse(
-            "spills: ",
-            "rows at odd strides are loaded by the element, and each address takes registers",
-        ),
-        ("window-swinv2-w16-unshifted", "_stream_bwd_dq", 120): Excuse(
-            "spills: ",
-            "8 bytes, outside the products, at the limit of 255 registers",
-        ),
-        ("window-fp32", "_short_bwd", 90): Excuse(
-            "spills: ",
-            "16 bytes: full float32 has no tensor cores, and the compiler keeps to three programs on a multiprocessor",
-            tritons=("3.6",),
-        ),
-    },
+    exceptions=EXCEPTIONS,
     turns={"_reduce_table": lambda a, programs: -(-a["WINDOW_H"] * a["WINDOW_W"] // a["BLOCK_M"])},
     modules={
         name: Module((2, 5, 6, 32), dict(dim=32, num_heads=2, window_size=4, shift_size=2))
