@@ -321,6 +321,14 @@ def test_gradients_are_played(launches):
     assert len(plan_of(x=x)._tapes) == 3
 
 
+def test_a_backward_is_compiled():
+    x = rows(6, C, grad=True)
+    y = norm(x)
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.compile(lambda: y.backward(rows(6, C)), backend="eager")()
+    assert x.grad.shape == x.shape
+
+
 def test_a_backward_within_autocast():
     x = rows(6, C, grad=True)
     norm(x).backward(rows(6, C))
