@@ -425,6 +425,20 @@ def test_what_lies_between_launches_is_played():
         assert agrees(recording.tape.play(x, y, 2.5), launcher(x, y, 2.5))
 
 
+def test_what_a_launcher_frees_is_freed_while_it_is_recorded():
+    def launcher(x):
+        first = x + 1
+        part, held = first[1:], weakref.ref(first)
+        out = part * 2
+        del first, part
+        assert held() is None
+        return out - (x + 3)[1:]  # which may lie where the first one did
+
+    with tape.recording() as recording:
+        made = tape.launched(launcher, [X])
+    assert torch.equal(recording.tape.play(X), made)
+
+
 @pytest.mark.parametrize("launcher", [lambda x: x + X, lambda x: (x + 1, X)])
 def test_a_launcher_that_keeps_tensors_is_not_recorded(launcher):
     with tape.recording() as recording:
