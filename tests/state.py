@@ -90,7 +90,7 @@ class Globals:
                 names.clear(), names.update(current)
         if found or len(sys.modules) != self.seen:
             self.seen = len(sys.modules)
-            for name, module in list(sys.modules.items()):
+            for name, module in sys.modules.copy().items():  # at once: other threads import
                 known = self.modules.get(name, (None,))[0] is module
                 if name.startswith(OURS) and isinstance(module, ModuleType) and not known:
                     self.modules[name] = module, dict(vars(module))

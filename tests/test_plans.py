@@ -322,6 +322,14 @@ def test_gradients_are_played(launches):
     assert len(plan_of(x=x)._tapes) == 3
 
 
+def test_a_backward_is_compiled():
+    x = rows(6, C, grad=True)
+    y = norm(x)
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.compile(lambda: y.backward(rows(6, C)), backend="eager")()
+    assert x.grad.shape == x.shape
+
+
 def test_a_backward_within_autocast():
     x = rows(6, C, grad=True)
     norm(x).backward(rows(6, C))
@@ -427,6 +435,20 @@ def test_what_lies_between_launches_is_played():
     for _ in range(3):
         x, y = torch.randn(4, 4), torch.randn(1)
         assert agrees(recording.tape.play(x, y, 2.5), launcher(x, y, 2.5))
+
+
+def test_what_a_launcher_frees_is_freed_while_it_is_recorded():
+    def launcher(x):
+        first = x + 1
+        part, held = first[1:], weakref.ref(first)
+        out = part * 2
+        del first, part
+        assert held() is None
+        return out - (x + 3)[1:]  # which may lie where the first one did
+
+    with tape.recording() as recording:
+        made = tape.launched(launcher, [X])
+    assert torch.equal(recording.tape.play(X), made)
 
 
 @pytest.mark.parametrize("launcher", [lambda x: x + X, lambda x: (x + 1, X)])

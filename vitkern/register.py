@@ -179,12 +179,12 @@ class Planned(torch.autograd.Function):
         if operator not in plan.layouts:
             plan.layouts[operator] = _Layout.of(inputs)
         operator.save(ctx, inputs, output, plan.layouts[operator])
-        ctx.plan = plan
+        ctx.operator, ctx.plan = operator, plan
         return output
 
-    @classmethod
-    def backward(cls, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *cls.operator.differentiate(ctx, *grads), None
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *ctx.operator.differentiate(ctx, *grads), None
 
 
 def kernel_op(

@@ -5,6 +5,7 @@ A launcher is a function of sizes, strides, dtypes and numbers, never of values:
 every call that agrees in these, which `vitkern.plans` sees to. One that looks at values cannot be recorded.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 _aten = torch.ops.aten
 _ALLOCATIONS = {
@@ -36,6 +38,19 @@ class Tape(NamedTuple):
     device: torch.device | None
 
 
+class _Whole(NamedTuple):
+    """The tensor that a variable stands for. Not itself: a launcher may free it while it is recorded."""
+
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "_Whole":
+        return cls(tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+
+
 class _View(NamedTuple):
     """A tensor that lies ``offset`` elements behind the beginning of the variable ``base``."""
 
@@ -53,9 +68,9 @@ class _Recorder(TorchDispatchMode):
         self.shares = shares and all(value.numel() for value in inputs if isinstance(value, Tensor))
         self.lines: list[str] = []
         self.names: dict[str, Any] = {"as_strided": torch.as_strided, "empty_strided": torch.empty_strided}
-        self.views: dict[int, _View] = {}  # by id
-        self.kept: dict[str, Tensor] = {}  # what a variable stands for; kept, so that nothing else gets its id
-        self.parts: list[Tensor] = []
+        self.views = WeakTensorKeyDictionary()  # of each tensor a _View
+        self.wholes: dict[str, _Whole] = {}  # of each variable that is a tensor
+        self.numbers = itertools.count()  # of variables
         self.first: dict[str, int] = {}  # the line that makes a variable
         self.last: dict[str, int] = {}  # and that which reads it last
         self.device: torch.device | None = None
@@ -64,10 +79,9 @@ class _Recorder(TorchDispatchMode):
     # Names
 
     def variable(self, value: Any) -> str:
-        name = f"t{len(self.kept)}"
-        self.kept[name] = value
+        name = f"t{next(self.numbers)}"
         if isinstance(value, Tensor):
-            self.views.setdefault(id(value), _View(name, 0))
+            self.wholes[name], self.views[value] = _Whole.of(value), _View(name, 0)
         return name
 
     def constant(self, value: Any) -> str:
@@ -85,10 +99,10 @@ class _Recorder(TorchDispatchMode):
 
     def view(self, tensor: Tensor) -> _View:
         """A tensor that nothing recorded made may be of this call alone, as what autocast has cast before."""
-        if id(tensor) not in self.views:
+        if tensor not in self.views:
             self.reason = "a tensor comes from elsewhere"
             self.variable(tensor)
-        view = self.views[id(tensor)]
+        view = self.views[tensor]
         if view.base in self.last:
             self.last[view.base] = len(self.lines)
         return view
@@ -97,8 +111,8 @@ class _Recorder(TorchDispatchMode):
         """An expression for a value, a tensor, or a tree of them."""
         if isinstance(value, Tensor):
             base, offset = self.view(value)
-            whole = self.kept[base]
-            if offset == 0 and (value.shape, value.stride()) == (whole.shape, whole.stride()):
+            whole = self.wholes[base]
+            if offset == 0 and (value.shape, value.stride()) == (whole.shape, whole.stride):
                 return base
             where = f"{base}.storage_offset() + {offset}"
             return f"as_strided({base}, {tuple(value.shape)}, {value.stride()}, {where})"
@@ -143,11 +157,11 @@ class _Recorder(TorchDispatchMode):
 
     def viewed(self, source: Tensor, part: Tensor) -> None:
         base, _ = self.view(source)
-        if part.dtype != self.kept[base].dtype:
+        whole = self.wholes[base]
+        if part.dtype != whole.dtype:
             self.reason = "a tensor is read as another dtype"
         else:
-            self.views[id(part)] = _View(base, int(part.storage_offset() - self.kept[base].storage_offset()))
-            self.parts.append(part)
+            self.views[part] = _View(base, int(part.storage_offset()) - whole.offset)
 
     def computed(self, func: Any, args: tuple, kwargs: dict, result: Any) -> None:
         given = "".join(f"{self.text(value)}, " for value in args)
@@ -155,7 +169,7 @@ class _Recorder(TorchDispatchMode):
         call = f"{self.constant(func)}({given})"
         if not isinstance(result, Tensor):
             self.reason = f"{func} returns {type(result).__name__}"
-        elif id(result) in self.views:  # in place
+        elif result in self.views:  # in place
             self.lines.append(call)
         else:
             self.made(result, call)
