@@ -61,7 +61,7 @@ def _check_pickles(path: Path, file: BinaryIO, count: int) -> None:
 
 
 def _makers(file: BinaryIO) -> Iterator[str]:
-    """Of what is read next: bytearray(n), and a codec from bytes to bytes, which can be applied to its own result."""
+    """Of the next one: bytearray(n), and a codec from bytes to bytes, which can be applied to its own result."""
     calls: set[str] = set()
     words: set[str] = set()
     for opcode, argument, _ in pickletools.genops(file):
