@@ -165,8 +165,8 @@ def _keep(key: Hashable, made: Plan) -> None:
 
 
 def _eager(first: Any) -> tuple | None:
-    """What of the process decides how a call runs, at last the dtype of autocast, which casts what PyTorch multiplies
-    between launches; None where calls are not planned."""
+    """What of the process decides how a call runs: `_switches`, and the dtype of autocast, which also holds for what
+    PyTorch computes between launches. None where calls are not planned."""
     if not dispatch.HAS_TRITON or type(first) not in dispatch.PLAIN:
         return None
     if not (first.is_cuda or interpreted.value or dispatch.switches()[1]):
@@ -177,7 +177,7 @@ def _eager(first: Any) -> tuple | None:
 
 
 def _described(tensors: Sequence[Tensor | None]) -> tuple | None:
-    """What of tensors decides how a call runs; None where one is more, or other, than values in memory."""
+    """What of tensors decides how a call runs; None where one is more than its memory, or other."""
     found: list = []
     single = False
     for tensor in tensors:

@@ -2,7 +2,8 @@
 compiled kernels are handed addresses, and the operators of PyTorch in between are called.
 
 A launcher is a function of sizes, strides, dtypes and numbers, never of values: what it does for one call it does for
-every call that agrees in these, which `vitkern.plans` sees to. One that looks at values cannot be recorded.
+every call that agrees in these, which `vitkern.plans` sees to. One that looks at values, or at tensors that it is not
+given, cannot be recorded.
 """
 
 import itertools

@@ -65,6 +65,7 @@ def redirected(receiver):
 
 
 def is_redirected():
+    """Whether a receiver takes each launch."""
     return _receiver.value is not None
 
 
