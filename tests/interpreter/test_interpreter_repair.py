@@ -423,8 +423,8 @@ def test_operators_widen_bfloat16_for_the_stock_interpreter_only():
 
     seen, x = [], torch.ones(3, dtype=torch.bfloat16)
     with repaired():
-        assert register._interpret(launch, torch.empty_like, (x,)).dtype == torch.bfloat16
-    assert register._interpret(launch, torch.empty_like, (x,)).dtype == torch.bfloat16
+        assert register._interpret(launch, torch.empty_like, x).dtype == torch.bfloat16
+    assert register._interpret(launch, torch.empty_like, x).dtype == torch.bfloat16
     assert seen == [torch.bfloat16, torch.float32]
 
 
