@@ -17,7 +17,7 @@ import pytest
 import state
 import torch
 
-from vitkern import cli, dispatch
+from vitkern import cli, dispatch, plans
 from vitkern.lab import proofs
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
@@ -71,6 +71,7 @@ def _nothing_proved(tmp_path_factory):
 def _nothing_left_behind(request):
     """Every test finds the process as the one before it did: what changes it has to change it back."""
     dispatch._noted.clear()  # each test may be the first to say why an operator runs in PyTorch
+    plans.forget()
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()  # it counts what it compiled, and compiles no more beyond a limit
     _globals.changes()

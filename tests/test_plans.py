@@ -36,7 +36,6 @@ def launches():
 
     with installed(FakeDriver(start=start)):
         yield found
-    plans.forget()
 
 
 def numbers(launch):
