@@ -28,12 +28,12 @@ SAMPLE = (  # of all launches: between them every kernel, and strides of 1
     "attention-d128-bias",
     "attention-one-query",
     "attention-hopper-bias",
-    "window-swinv2-w8-unshifted",
+    "window-swinv2-w8-unshifted-batch-64",
     "local-halonet-d32",
     "sparse-50-gated",
     "mlp-192-scaled",
     "mlp-192-inference",
-    "layernorm-192",
+    "layernorm-192-batch-64",
 )
 
 

@@ -40,8 +40,9 @@ def _lacking(names, recorded) -> list[str]:
 
 def test_every_launch_is_compiled_at_many_images_too():
     recorded = defaultdict(set)
+    asked = {archs_of(name)[0] for name, one in launches().items() if "batch" not in one.options}
     for name, one in launches().items():
-        for arch in archs_of(name) if "batch" in one.options else archs_of(name)[:1]:
+        for arch in asked.intersection(archs_of(name)) if "batch" in one.options else archs_of(name)[:1]:
             recorded[arch] |= _keys(name, arch, BATCH)
     fixed = [name for name, one in launches().items() if "batch" not in one.options]
     assert not _lacking(fixed, recorded)
