@@ -10,7 +10,7 @@ from vitkern.lab import records
 from vitkern.lab.fuzzing import fuzz
 from vitkern.lab.fuzzing.case import read_case
 from vitkern.lab.fuzzing.drawing import ARCHS, OPERAND_LAYOUTS, draw
-from vitkern.lab.fuzzing.run_case import Unusable, run_case
+from vitkern.lab.fuzzing.run_case import Finding, Outcome, Unusable, run_case
 from vitkern.lab.fuzzing.shrink import shrink
 from vitkern.lab.proving.verify import Result
 from vitkern.lab.specimens import specimens
@@ -134,6 +134,24 @@ def test_a_planted_wrong_value_is_found_and_printed_with_its_replay(monkeypatch,
     assert fuzz.run(arguments("--replay", shrunk)) == 1
     monkeypatch.undo()
     assert fuzz.run(arguments("--replay", shrunk)) == 0
+
+
+@pytest.mark.parametrize("wrong, use, passes", [(1, 2.0, True), (3, 2.0, False), (1, 5.0, False)])
+def test_an_error_a_little_above_its_allowance_must_be_seen_with_other_values_too(monkeypatch, wrong, use, passes):
+    """``wrong`` of three sets of values are off, by ``use`` times what is allowed."""
+    case, seeds = LayerNormCase(channels=4), []
+
+    def run(case, seed):
+        seeds.append(seed)
+        off = len(seeds) <= wrong
+        comparison = Comparison(use * 1e-6 if off else 0.0, 1e-6, 0.0, 1e-7, True)
+        found = (Finding("value", "dx is off"),) if off else ()
+        return Outcome(found, (Result("dx", torch.float32, comparison, 1.0, 4, 0.0),), {}, 0.1)
+
+    monkeypatch.setattr("vitkern.lab.fuzzing.run_case.run_case", run)
+    verdict = fuzz.judge("layernorm", 7, case, smaller=False)
+    assert (not verdict.findings, verdict.doubted) == (passes, passes)
+    assert seeds == [7, 8, 9][: 1 if use > 4 else 2 if wrong > 1 else 3]
 
 
 def test_a_failing_run_exits_with_1_and_names_the_case(monkeypatch, capsys):

@@ -14,6 +14,7 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from vitkern.lab import proofs, records
 from vitkern.lab.fuzzing.case import Case, read_case
@@ -23,15 +24,20 @@ from vitkern.lab.proving.verify import POOLED_CASES, Result, pool_of, says_somet
 from vitkern.lab.specimens import specimens
 from vitkern.report import BadInput, progress, table
 
+if TYPE_CHECKING:
+    from vitkern.lab.fuzzing.run_case import Outcome
+
 CASES = 2000
 TOGETHER = 8  # cases that a worker takes at a time
 SHRUNK = 3  # failures that a process shrinks; each may take a minute
 SEEDS = 10**9
+DOUBTED = 4.0  # times its allowance, which is measured: an error up to here has to be seen with other values too
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one case showed. ``smaller``: the failing case it shrinks to, and its findings."""
+    """What one case showed. ``smaller``: the failing case it shrinks to, and its findings. ``doubted``: an error was
+    above its allowance with these values, and not with others."""
 
     op: str
     seed: int
@@ -40,6 +46,7 @@ class Verdict:
     results: tuple[Result, ...]
     seconds: float
     smaller: tuple[Case, tuple[str, ...]] | None = None
+    doubted: bool = False
 
     @property
     def name(self) -> str:
@@ -140,8 +147,11 @@ def judge(op: str, seed: int, case: Case | None = None, *, smaller: bool = True)
             raise
         return Verdict(op, seed, case, (f"drawn, but no problem: {error}",), (), 0.0)
     findings = tuple(str(finding) for finding in outcome.findings)
+    kept = outcome.results if case.is_plain else ()
     if not findings:
-        return Verdict(op, seed, case, findings, outcome.results if case.is_plain else (), outcome.seconds)
+        return Verdict(op, seed, case, findings, kept, outcome.seconds)
+    if is_small(outcome) and not any(run_case(case, seed + other).findings for other in (1, 2)):
+        return Verdict(op, seed, case, (), kept, outcome.seconds, doubted=True)
     if not smaller:
         return Verdict(op, seed, case, findings, (), outcome.seconds)
     kinds = {finding.kind for finding in outcome.findings}
@@ -156,6 +166,13 @@ def judge(op: str, seed: int, case: Case | None = None, *, smaller: bool = True)
     least = shrink(case, fails)
     reasons = tuple(str(finding) for finding in run_case(least, seed).findings)
     return Verdict(op, seed, case, findings, (), outcome.seconds, (least, reasons))
+
+
+def is_small(outcome: "Outcome") -> bool:
+    """Whether all that was found are errors not far above their allowance: of one value, such as the gradient of a
+    scale, PyTorch's own error in the same dtype, which allows for it, is small by chance now and then."""
+    uses = [result.comparison.use for result in outcome.results]
+    return {finding.kind for finding in outcome.findings} == {"value"} and max(uses) <= DOUBTED
 
 
 _shrunk = 0  # by this worker
@@ -226,6 +243,11 @@ def _report(verdicts: list[Verdict], arguments, seconds: float) -> int:
     print(table(("operator", "cases", "dtype", "worst", "ratio"), worst))
     for line in failures:
         print(f"FAILED  {line}")
+    for verdict in verdicts:
+        if verdict.doubted:
+            print(
+                f"{verdict.name}: above its allowance with one set of values, and not with {len(OTHER_VALUES)} others"
+            )
     count = len(failed) + len(failures)
     spent = sum(verdict.seconds for verdict in verdicts)
     summary = f"{len(verdicts)} cases, {len(failed)} failed; {len(failures)} pooled failures"
