@@ -93,7 +93,7 @@ class Compiled:
         return found
 
 
-class _Target:
+class Target:
     """Stands in for the driver of a GPU that is not there; Triton asks it no more than this to compile."""
 
     def __init__(self, arch: int):
@@ -122,7 +122,7 @@ def target(arch: int):
     from triton.runtime import driver
 
     before = dict(vars(driver))
-    driver.set_active(_Target(arch))
+    driver.set_active(Target(arch))
     try:
         yield
     finally:

@@ -3,35 +3,25 @@
 import itertools
 from contextlib import contextmanager
 
-import torch
+from vitkern.lab.compiling.compiled import Target
 
 ARCH = 80
 _numbers = itertools.count(1000)
 
 
-class FakeDriver:
+class FakeDriver(Target):
     """What Triton asks a driver for. ``shared``: bytes per program. ``threads``: most that fit, given a program's
     registers. ``load_error``: what loading a binary says. ``start`` receives the arguments of each launch.
     """
 
     def __init__(self, *, arch=ARCH, shared=166912, threads=1024, load_error=None, start=lambda *args: None):
-        from triton.backends.compiler import GPUTarget
-
-        self.target, self.shared, self.threads = GPUTarget("cuda", arch, 32), shared, threads
+        super().__init__(arch)
+        self.shared, self.threads = shared, threads
         self.load_error, self.start, self.utils = load_error, start, self
         self.number = next(_numbers)  # not id(self), which a later driver may have again: Triton keeps kernels by it
 
     def get_current_device(self):
         return self.number
-
-    def get_current_stream(self, device):
-        return 0
-
-    def get_current_target(self):
-        return self.target
-
-    def get_active_torch_device(self):
-        return torch.device("cpu")
 
     def get_device_properties(self, device):
         return {"max_shared_mem": self.shared}
