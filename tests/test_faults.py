@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from threads import run_threads
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton", reason="the faults are Triton's")
@@ -450,23 +451,6 @@ def test_eight_threads():
         work(9)  # compiles
         run_threads(work)
     assert not wrong
-
-
-def run_threads(work, count=8):
-    failures = []
-
-    def guarded(number):
-        try:
-            work(number)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures, failures[0]
 
 
 def test_eight_threads_meet_a_fault(monkeypatch, tmp_path):

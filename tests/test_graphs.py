@@ -6,12 +6,12 @@ import inspect
 import io
 import math
 import pickle
-import threading
 import warnings
 from contextlib import contextmanager
 
 import pytest
 import torch
+from threads import run_threads
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
@@ -599,11 +599,7 @@ def test_threads_get_their_own_results():
                 if not torch.allclose(model(inputs[i]), expected[i]):
                     wrong.append(i)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads(work)
     assert not wrong and graphs.captures == 1 and graphs.replays == 160
 
 

@@ -4,13 +4,13 @@ nothing: what they are handed is compared."""
 import enum
 import gc
 import sys
-import threading
 import weakref
 from typing import NamedTuple
 
 import numpy
 import pytest
 import torch
+from threads import run_threads
 
 pytest.importorskip("triton", reason="plans are of its kernels")
 from torch.utils.checkpoint import checkpoint
@@ -476,11 +476,7 @@ def test_threads_play_one_plan():
             if y.shape[0] != 1 + (n + number) % 5:
                 wrong.append(number)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads(work)
     assert not wrong and len(plans._plans) == 5
 
 

@@ -40,33 +40,8 @@ class Mlp(NamedTuple):
     drop_path: nn.Module | None = None
 
 
-_fitting: set[tuple[type, ...]] = set()  # kinds of parts that were one op before
-
-
 def obstacle(mlp: Mlp, training: bool | None = None) -> str | None:
     """Why the parts cannot be one op just now, or None. ``training``: as if the dropouts were in that mode."""
-    parts = (mlp.norm, mlp.fc1, mlp.act, mlp.fc2, mlp.layer_scale, mlp.drop_path, *mlp.wrappers, *mlp.between)
-    kinds = tuple(map(type, parts))
-    if kinds in _fitting and _still_fits(mlp, parts, training):
-        return None
-    found = _first_obstacle(mlp, training)
-    if found is None:
-        _fitting.add(kinds)
-    return found
-
-
-def _still_fits(mlp: Mlp, parts: tuple[nn.Module | None, ...], training: bool | None) -> bool:
-    """Of parts whose kinds fit: what may have changed since. True only where `_first_obstacle` finds none."""
-    norm = mlp.norm
-    if len(norm.normalized_shape) != 1 or getattr(norm, "_fast_norm", False):
-        return False
-    for module in mlp.between:
-        if module.__class__ is nn.Dropout and module.p and (module.training if training is None else training):
-            return False
-    return all_plain([part for part in parts if part is not None])
-
-
-def _first_obstacle(mlp: Mlp, training: bool | None) -> str | None:
     norm, layer_scale, drop_path = mlp.norm, mlp.layer_scale, mlp.drop_path
     if type(norm) not in LAYER_NORMS:
         return f"its norm is a {type(norm).__name__}"
