@@ -11,6 +11,7 @@ Legend: B images of img_h x img_w tokens, C channels, H heads, D = C / H, E = bl
 """
 
 import functools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,20 +20,32 @@ from torch import Tensor
 
 from .loop import locality
 from .loop.blocks import local_tile
-from .loop.problem import Problem, Rows, image_rows, per_token, unit_last
+from .loop.problem import Problem, Rows, aligned, image_rows, per_token, unit_last
 from .loop.stream import stream_forward
 from .loop.stream_axes import stream_axes_gradient
 from .loop.stream_backward import stream_dkdv, stream_dq
 from .loop.stream_bias import stream_bias_gradient
 from .machine.architecture import arch_of
+from .machine.numbers import disguised, inverse
 from .tile.short_attention import LOG2_OF_E
 
 BORDERS = {"clamp": locality.CLAMP, "exclude": locality.EXCLUDE, "keep": locality.KEEP, "wrap": locality.WRAP}
 
 
+class _Axis(NamedTuple):
+    """``args``: as locality.py takes it. ``sized``: its tokens follow the size of the image."""
+
+    args: tuple
+    groups: int
+    tile: int
+    span: int
+    sized: bool
+
+
 @functools.lru_cache(maxsize=256)
-def _axis(size, block, halo, border, dilation, kind, tile):
-    """An axis as locality.py takes it. The span of a region of queries is the largest that a tile of keys needs."""
+def _axis(size, block, halo, border, dilation, kind, tile, constants):
+    """The span of a region of queries is the largest that a tile of keys needs. ``constants``: what of the axis kernels
+    know, "size" and all else, "block" and all but the size, "tile", or nothing, where it is one block."""
     count, extent = -(-size // dilation), block + 2 * halo
     tiles = -(-count // tile)
     if kind == "keys":
@@ -47,8 +60,14 @@ def _axis(size, block, halo, border, dilation, kind, tile):
         span = extent if block > 1 else tile + extent - 1
         span += 2 * halo if kind == "fixed" and border == "clamp" else 0
     kinds = {"queries": locality.OF_QUERIES, "keys": locality.OF_KEYS, "fixed": locality.FIXED}
-    constants = (tile, span, block, halo)
-    return size, dilation, tiles, *(tl.constexpr(n) for n in constants), BORDERS[border], kinds[kind]
+    span |= constants == "tile"  # odd: tokens are no multiple of 16, which would be another kernel
+    given = tl.constexpr(disguised(size)) if constants == "size" else disguised(size)
+    known = {"": (0, 0, 0), "tile": (tile, 0, block)}.get(constants, (tile, span, block))
+    args = (
+        given, dilation, disguised(tiles), *(tl.constexpr(n) for n in (*known, halo)),
+        BORDERS[border], kinds[kind], disguised(span), inverse(max(2, span)),
+    )  # fmt: skip
+    return _Axis(args, dilation * tiles, tile, span, constants in ("", "tile"))
 
 
 def _queries(first, last, length, block, halo, border):
@@ -62,31 +81,50 @@ def _queries(first, last, length, block, halo, border):
     return max(begin, 0), min(end, length - 1)
 
 
-def _axes(qkv, block, halo, border, dilation, kind):
-    """(y_axis, x_axis)."""
-    arch = arch_of(qkv)
-    return tuple(
-        _axis(size, b, h, border, d, kind, local_tile(b, h, -(-size // d), border == "wrap", kind == "keys", arch))
-        for size, b, h, d in zip(qkv.shape[1:3], block, halo, dilation, strict=True)
-    )
+def _is_whole(image, block, halo, border, dilation, table):
+    """Whether the image is one block and one kernel serves all sizes: not one with a table, whose shape is theirs."""
+    alone = border == "keep" and table is None and not any(halo) and all(step == 1 for step in dilation)
+    height, width = image
+    return alone and tuple(image) == tuple(block) and width > 1 and height * width**2 < 2**29  # see `divided`
 
 
-def _tokens(axes):
-    """Tokens of a tile and of a region."""
-    (y_tile, y_span), (x_tile, x_span) = (tuple(part.value for part in axis[3:5]) for axis in axes)
-    return y_tile * x_tile, y_span * x_span
+def _is_even(image):
+    return image[1] % 32 == 0
+
+
+def _axes(qkv, block, halo, border, dilation, kind, table):
+    """Of y and x, with as few constants as cost nothing: where the image is one block, a width of whole pieces of 32,
+    for which the logits of a row are loaded at once; of tiles of keys, the region of those amid the image, which at
+    some sizes is too small for those at a border that moves windows inside."""
+    arch, image = arch_of(qkv), qkv.shape[1:3]
+    tiles = [
+        local_tile(b, h, -(-size // d), border == "wrap", kind == "keys", arch)
+        for size, b, h, d in zip(image, block, halo, dilation, strict=True)
+    ]
+
+    def axes(*constants):
+        sizes = zip(image, block, halo, dilation, tiles, constants, strict=True)
+        return [_axis(size, b, h, border, d, kind, tile, known) for size, b, h, d, tile, known in sizes]
+
+    if _is_whole(image, block, halo, border, dilation, table or None):
+        return axes("", "size" if _is_even(image) else "")
+    found = axes("block", "block")
+    if kind == "keys" and border == "clamp" and any(a.span != a.tile + 2 * h for a, h in zip(found, halo, strict=True)):
+        return axes("tile", "tile")
+    return found
 
 
 def _problem(qkv, kind, table, rel, padding, num_heads, block, halo, border, dilation, neighbor, scale):
-    axes = _axes(qkv, block, halo, border, dilation, kind)
-    (groups_h, groups_w), (in_tile, in_region) = (axis[1] * axis[2] for axis in axes), _tokens(axes)
-    by_keys = kind == "keys"
+    y, x = _axes(qkv, block, halo, border, dilation, kind, table)
+    axes, in_tile, in_region, by_keys = (y.args, x.args), y.tile * x.tile, y.span * x.span, kind == "keys"
+    multiple = 1 if x.sized else x.span if y.sized else 0
     n, m = (in_region, in_tile) if by_keys else (in_tile, in_region)
     places = (locality.region, locality.tile) if by_keys else (locality.tile, locality.region)
     return Problem(
-        qkv.shape[0] * groups_h * groups_w, num_heads, num_heads, n, m, qkv.shape[3] // 3 // num_heads, scale,
+        qkv.shape[0] * y.groups * x.groups, num_heads, num_heads, n, m, qkv.shape[3] // 3 // num_heads, scale,
         *places, axes, axes, locality.near, (axes, table, rel, tuple(neighbor)),
-        padding=None if padding is None else padding.to(qkv.dtype).contiguous().view(3, num_heads, -1), ragged=True,
+        padding=None if padding is None else padding.to(qkv.dtype).contiguous().view(3, num_heads, -1),
+        ragged=True, multiple=multiple,
     )  # fmt: skip
 
 
@@ -101,15 +139,19 @@ def _table(table):
 def _logits_rows(tensor):
     """(B, img_h, img_w, H, E)."""
     image, y, x, head, _ = tensor.stride()
-    return Rows(tensor, head, (image, y, x))
+    return Rows(tensor, 0, (image, y, x, head))
 
 
-def _rel(rel_h, rel_w):
-    """As `locality.near` takes it."""
+def _rel(rel_h, rel_w, whole):
+    """As `locality.near` takes it; ``whole``: see `_is_whole`."""
     if rel_h is None:
         return ()
-    h, w = _logits_rows(rel_h), _logits_rows(rel_w)
-    return h.tensor, w.tensor, h.over(1), w.over(1)
+    rows = [_logits_rows(rel_h), _logits_rows(rel_w)]
+    aligns = [1 if whole else aligned(one) for one in rows]
+    if whole and _is_even(rel_w.shape[1:3]):
+        aligns[1] = aligned(rows[1])
+    strides = (one.over(align)[1] for one, align in zip(rows, aligns, strict=True))
+    return *(one.tensor for one in rows), *strides, *map(tl.constexpr, aligns)
 
 
 def local_attention_outputs(
@@ -146,7 +188,8 @@ def local_attention_forward(
     """
     arguments = (num_heads, block, halo, border, dilation, neighbor, scale)
     out, lse = local_attention_outputs(qkv, table, rel_h, rel_w, padding, *arguments)
-    qkv, rel = unit_last(qkv), _rel(*(None if t is None else unit_last(t) for t in (rel_h, rel_w)))
+    qkv, rel_h, rel_w = (None if t is None else unit_last(t) for t in (qkv, rel_h, rel_w))
+    rel = _rel(rel_h, rel_w, _is_whole(qkv.shape[1:3], block, halo, border, dilation, table))
     problem = _problem(qkv, "queries", _table(table), rel, padding, *arguments)
     stream_forward(
         problem, *image_rows(qkv, problem.head_dim, 3), *image_rows(out, problem.head_dim, 1), per_token(lse)
@@ -192,7 +235,8 @@ def local_attention_backward(
     )
     dqkv, grad = qkv.new_empty(qkv.shape), torch.zeros_like(out) if grad is None else unit_last(grad)
     qkv, rel_h, rel_w = (None if t is None else unit_last(t) for t in (qkv, rel_h, rel_w))
-    hooked = (_table(table), _rel(rel_h, rel_w), padding)
+    whole = _is_whole(qkv.shape[1:3], block, halo, border, dilation, table)
+    hooked = (_table(table), _rel(rel_h, rel_w, whole), padding)
     by_queries, by_keys = (_problem(qkv, kind, *hooked, *arguments) for kind in ("queries", "keys"))
     operands, (dq, dk, dv) = image_rows(qkv, by_queries.head_dim, 3), image_rows(dqkv, by_queries.head_dim, 3)
     (grad,), (out,) = image_rows(grad, by_queries.head_dim, 1), image_rows(out, by_queries.head_dim, 1)
@@ -205,8 +249,9 @@ def local_attention_backward(
         dpadding = stream_dkdv(by_keys, *operands, grad, statistics, delta, dk, dv)
     if needs[2] or needs[3]:
         drel_h, drel_w = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (rel_h, rel_w))
-        axes, side = (_logits_rows(drel_h), _logits_rows(drel_w)), by_queries.q_args[1][4].value
-        stream_axes_gradient(by_queries, *operands, grad, statistics, delta, *axes, locality.first_seen, side)
+        axes, hooks = (_logits_rows(drel_h), _logits_rows(drel_w)), (locality.first_seen, locality.in_region)
+        y, x = _axes(qkv, block, halo, border, dilation, "queries", hooked[0])
+        stream_axes_gradient(by_queries, *operands, grad, statistics, delta, *axes, *hooks, (y.span, x.span))
     if needs[1]:
         fixed = _problem(qkv, "fixed", *hooked, *arguments)
         slopes = stream_bias_gradient(fixed, *operands, grad, statistics, delta, per_group=False, per_head=True)[0]

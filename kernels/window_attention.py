@@ -49,10 +49,6 @@ def _problem(qkv, padding, head_scale, num_heads, window, shift, wrap, scale, ma
     )  # fmt: skip
 
 
-def _rows(packed, problem, parts):
-    return image_rows(packed, problem.head_dim, parts, sized=True)
-
-
 def _with_table(problem, table, window):
     """The problem for the streaming kernels, whose score hook adds the table too."""
     if table is None:
@@ -101,11 +97,11 @@ def window_attention_forward(qkv, table, padding, head_scale, num_heads, window,
     )
     qkv = unit_last(qkv)
     problem = _problem(qkv, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value)
-    rows = *_rows(qkv, problem, 3), *_rows(out, problem, 1)
+    rows = *image_rows(qkv, problem.head_dim, 3), *image_rows(out, problem.head_dim, 1)
     if _is_short(qkv, num_heads, window):
         run_forward(problem, *rows, bias=_bias(table, problem, window))
     else:
-        stream_forward(_with_table(problem, table, window), *rows, per_token(lse, sized=True))
+        stream_forward(_with_table(problem, table, window), *rows, per_token(lse))
     return out, lse
 
 
@@ -129,8 +125,8 @@ def window_attention_backward(
     qkv, grad = unit_last(qkv), unit_last(grad)
     problem = _problem(qkv, padding, head_scale, num_heads, window, shift, wrap, scale, mask_value)
     wants_table = table is not None and needs[1]
-    (q, k, v), gradients = _rows(qkv, problem, 3), _rows(dqkv, problem, 3)
-    (grad_rows,), (out_rows,) = _rows(grad, problem, 1), _rows(out, problem, 1)
+    (q, k, v), gradients = image_rows(qkv, problem.head_dim, 3), image_rows(dqkv, problem.head_dim, 3)
+    (grad_rows,), (out_rows,) = image_rows(grad, problem.head_dim, 1), image_rows(out, problem.head_dim, 1)
     if _is_short(qkv, num_heads, window):
         bias = _bias(table, problem, window)
         dbias, dpadding, dhead_scale = run_backward(
@@ -138,7 +134,7 @@ def window_attention_backward(
         )
     else:
         problem, delta, dbias = _with_table(problem, table, window), torch.empty_like(lse), None
-        lse, (dq, dk, dv) = per_token(lse, sized=True), gradients
+        lse, (dq, dk, dv) = per_token(lse), gradients
         dhead_scale = stream_dq(problem, q, k, v, out_rows, grad_rows, lse, delta, dq)
         dpadding = stream_dkdv(problem, q, k, v, grad_rows, lse, delta, dk, dv)
         if wants_table:

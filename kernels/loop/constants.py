@@ -68,8 +68,8 @@ def loop_of(s: Problem, q: Rows, config: Config, tiles: tuple[int, int], align: 
         KV_SHARE=s.heads // max(s.kv_heads, 1),
         ALIGN=align,
         OUT_ALIGN=out_align,
-        EVEN_N=s.n % config.block_m == 0,
-        EVEN_M=s.m % config.block_n == 0,
+        EVEN_N=(s.multiple or s.n) % config.block_m == 0,
+        EVEN_M=(s.multiple or s.m) % config.block_n == 0,
         PADDED=s.ragged or s.padding is not None,
         PRECISION=dot_precision(q.tensor.dtype),
     )

@@ -12,13 +12,16 @@ A group is a tile of TILE ranks of each axis, and a region of SPAN ranks that ho
     OF_KEYS     the tile holds keys, the region the queries that see any of them
     FIXED       as OF_QUERIES, but region and tile lie alike in all groups, at a border too
 
-An axis travels as (size, dilation, tiles, TILE, SPAN, BLOCK, HALO, BORDER, KIND), the last six constexpr; ``args`` of
-the TOKENS hooks are (y_axis, x_axis), their strides (image, y, x).
+An axis travels as (size, dilation, tiles, TILE, SPAN, BLOCK, HALO, BORDER, KIND, span, inverse): size, tiles and span
+in disguise (see `numbers`), the capitals constexpr. A TILE and BLOCK of 0 are all ranks, a SPAN of 0 is ``span``: they
+follow the size, and one kernel serves all; ``inverse`` is that of the span, see `numbers`. ``args`` of the TOKENS hooks
+are (y_axis, x_axis), their strides (image, y, x), disguised.
 """
 
 import triton
 import triton.language as tl
 
+from ..machine.numbers import all_plain, divided, plain
 from ..machine.tiles import LOG2E
 
 CLAMP, EXCLUDE, KEEP, WRAP = (tl.constexpr(n) for n in range(4))
@@ -28,8 +31,9 @@ OF_QUERIES, OF_KEYS, FIXED = (tl.constexpr(n) for n in range(3))
 @triton.jit
 def _tile_of(group, y_axis, x_axis):
     """Of a group: its image, and for each axis the class and the first rank of the tile."""
-    _, y_dilation, y_tiles, Y_TILE, _, _, _, _, _ = y_axis
-    _, x_dilation, x_tiles, X_TILE, _, _, _, _, _ = x_axis
+    _, y_dilation, y_tiles, Y_TILE, _, _, _, _, _, _, _ = y_axis
+    _, x_dilation, x_tiles, X_TILE, _, _, _, _, _, _, _ = x_axis
+    y_tiles, x_tiles = plain(y_tiles), plain(x_tiles)
     x_tile, rest = group % x_tiles, group // x_tiles
     y_tile, rest = rest % y_tiles, rest // y_tiles
     x_class, rest = rest % x_dilation, rest // x_dilation
@@ -39,15 +43,17 @@ def _tile_of(group, y_axis, x_axis):
 @triton.jit
 def _length(axis, number):
     """Ranks of a class."""
-    return (axis[0] - number + axis[1] - 1) // axis[1]
+    return (plain(axis[0]) - number + axis[1] - 1) // axis[1]
 
 
 @triton.jit
 def _begin(rank, length, axis):
     """First rank that a query sees."""
-    _, _, _, _, _, BLOCK, HALO, BORDER, _ = axis
+    _, _, _, _, _, BLOCK, HALO, BORDER, _, _, _ = axis
     first = rank - HALO
-    if BLOCK > 1:  # ranks start at -BLOCK where an axis wraps, and division rounds towards 0
+    if BLOCK == 0:
+        first = rank * 0
+    elif BLOCK > 1:  # ranks start at -BLOCK where an axis wraps, and division rounds towards 0
         first = (rank + BLOCK) // BLOCK * BLOCK - BLOCK - HALO
     if BORDER == CLAMP:
         first = tl.minimum(tl.maximum(first, 0), length - (BLOCK + 2 * HALO))
@@ -57,10 +63,12 @@ def _begin(rank, length, axis):
 @triton.jit
 def _region_begin(rank, length, axis):
     """First rank of the region of the tile that starts at ``rank``."""
-    _, _, _, _, _, BLOCK, HALO, BORDER, KIND = axis
+    _, _, _, _, _, BLOCK, HALO, BORDER, KIND, _, _ = axis
     if KIND == OF_KEYS:
         first = rank - HALO
-        if BLOCK > 1:
+        if BLOCK == 0:
+            first = rank * 0
+        elif BLOCK > 1:
             first = (rank - HALO + 2 * BLOCK) // BLOCK * BLOCK - 2 * BLOCK
         if BORDER == CLAMP:
             first = tl.where(rank < BLOCK + 2 * HALO, 0, first)
@@ -77,7 +85,7 @@ def _region_begin(rank, length, axis):
 def _wrapped(rank, axis):
     """The rank within the padded class, for one that is at most that far outside."""
     if axis[7] == WRAP:
-        padded = axis[2] * axis[3]
+        padded = plain(axis[2]) * axis[3]
         rank = tl.where(rank < 0, rank + padded, tl.where(rank < padded, rank, rank - padded))
     return rank
 
@@ -85,7 +93,7 @@ def _wrapped(rank, axis):
 @triton.jit
 def _row(image, y_class, y, x_class, x, y_axis, x_axis, strides):
     """Offset of the token at ranks y and x, and whether there is one."""
-    y, x = _wrapped(y, y_axis), _wrapped(x, x_axis)
+    y, x, strides = _wrapped(y, y_axis), _wrapped(x, x_axis), all_plain(strides)
     inside = (y >= 0) & (y < _length(y_axis, y_class)) & (x >= 0) & (x < _length(x_axis, x_class))
     rows = (y * y_axis[1] + y_class).to(tl.int64) * strides[1]
     columns = (x * x_axis[1] + x_class).to(tl.int64) * strides[2]
@@ -93,21 +101,39 @@ def _row(image, y_class, y, x_class, x, y_axis, x_axis, strides):
 
 
 @triton.jit
+def _place(i, axis, SIDE: tl.constexpr):
+    """Row and column of token ``i`` among rows of SIDE, of the span where that is 0."""
+    if SIDE > 0:
+        row = i // SIDE
+        column = i % SIDE
+    else:
+        row = divided(i, axis[10])
+        column = i - row * plain(axis[9])
+    return row, column
+
+
+@triton.jit
 def _tile_ranks(group, i, y_axis, x_axis):
     """Image, and class and rank of each axis, of token ``i`` of a tile."""
     image, y_class, y, x_class, x = _tile_of(group, y_axis, x_axis)
-    SIDE: tl.constexpr = x_axis[3]
-    return image, y_class, y + i // SIDE, x_class, x + i % SIDE
+    row, column = _place(i, x_axis, x_axis[3])
+    return image, y_class, y + row, x_class, x + column
+
+
+@triton.jit
+def in_region(i, args):
+    """Row and column of token ``i`` within a region."""
+    return _place(i, args[1], args[1][4])
 
 
 @triton.jit
 def _region_ranks(group, i, y_axis, x_axis):
     """As `_tile_ranks`, of a region."""
     image, y_class, y, x_class, x = _tile_of(group, y_axis, x_axis)
-    SIDE: tl.constexpr = x_axis[4]
+    row, column = _place(i, x_axis, x_axis[4])
     y = _region_begin(y, _length(y_axis, y_class), y_axis)
     x = _region_begin(x, _length(x_axis, x_class), x_axis)
-    return image, y_class, y + i // SIDE, x_class, x + i % SIDE
+    return image, y_class, y + row, x_class, x + column
 
 
 @triton.jit
@@ -145,13 +171,16 @@ def _within(i, count):
 @triton.jit
 def _seen(q, k, length, axis):
     """Whether there is a query, and a key in its interval, along one axis."""
-    _, _, _, _, _, BLOCK, HALO, BORDER, _ = axis
-    step, place = k - _begin(q, length, axis), _wrapped(q, axis)
-    seen = (step >= 0) & (step < BLOCK + 2 * HALO) & (place >= 0) & (place < length)
-    if BORDER == EXCLUDE:
-        seen = seen & (k >= 0) & (k < length)
-    elif BORDER == WRAP:
-        seen = seen & (_wrapped(k, axis) < length)
+    _, _, _, _, _, BLOCK, HALO, BORDER, _, _, _ = axis
+    if BLOCK == 0:
+        seen = (q < length) & (k < length)
+    else:
+        step, place = k - _begin(q, length, axis), _wrapped(q, axis)
+        seen = (step >= 0) & (step < BLOCK + 2 * HALO) & (place >= 0) & (place < length)
+        if BORDER == EXCLUDE:
+            seen = seen & (k >= 0) & (k < length)
+        elif BORDER == WRAP:
+            seen = seen & (_wrapped(k, axis) < length)
     return seen
 
 
@@ -160,9 +189,10 @@ def near(s, group, head, qi, ki, args):
     """SCORE: forbids what a query does not see, and adds what depends on where a key lies.
 
     args (axes, table, logits, block). ``table``: () or (pointer, HEIGHT, WIDTH), (H, HEIGHT, WIDTH) float32 in units of
-    log2, its middle entry for the query's own place. ``rel``: () or (y_pointer, x_pointer, y_strides, x_strides), each
-    (B, img_h, img_w, H, EXTENT), in natural units, entry j for the keys of rank begin + j; strides (head, (image, y,
-    x)). ``neighbor``: () or (dy, dx): of the blocks around its own a query sees this one alone.
+    log2, its middle entry for the query's own place. ``rel``: () or (y_pointer, x_pointer, y_strides, x_strides,
+    Y_ALIGN, X_ALIGN), each (B, img_h, img_w, H, EXTENT), in natural units, entry j for the keys of rank begin + j;
+    strides (image, y, x, head) in units of ALIGN, disguised. ``neighbor``: () or (dy, dx): of the blocks around its own
+    a query sees this one alone.
     """
     axes, table, rel, neighbor = args
     y_axis, x_axis = axes
@@ -187,11 +217,12 @@ def near(s, group, head, qi, ki, args):
         place = (ky * WIDTH + kx) - (qy * WIDTH + qx) + (HEIGHT // 2 * WIDTH + WIDTH // 2)
         s += tl.load(pointer + head.to(tl.int64) * (HEIGHT * WIDTH) + place, mask=seen, other=0.0)
     if len(rel) > 0:
-        y_pointer, x_pointer, y_strides, x_strides = rel
-        y_offset, _ = _row(image, y_class, qy, x_class, qx, y_axis, x_axis, y_strides[1])
-        x_offset, _ = _row(image, y_class, qy, x_class, qx, y_axis, x_axis, x_strides[1])
-        y_where = y_pointer + (y_offset + head.to(tl.int64) * y_strides[0]) + (ky - _begin(qy, y_length, y_axis))
-        x_where = x_pointer + (x_offset + head.to(tl.int64) * x_strides[0]) + (kx - _begin(qx, x_length, x_axis))
+        y_pointer, x_pointer, y_strides, x_strides, Y_ALIGN, X_ALIGN = rel
+        y_offset, _ = _row(image, y_class, qy, x_class, qx, y_axis, x_axis, y_strides)
+        x_offset, _ = _row(image, y_class, qy, x_class, qx, y_axis, x_axis, x_strides)
+        y_head, x_head = head.to(tl.int64) * plain(y_strides[3]), head.to(tl.int64) * plain(x_strides[3])
+        y_where = y_pointer + (y_offset + y_head) * Y_ALIGN + (ky - _begin(qy, y_length, y_axis))
+        x_where = x_pointer + (x_offset + x_head) * X_ALIGN + (kx - _begin(qx, x_length, x_axis))
         added = tl.load(y_where, mask=seen, other=0.0).to(tl.float32)
         added += tl.load(x_where, mask=seen, other=0.0).to(tl.float32)
         s += added * LOG2E

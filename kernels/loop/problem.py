@@ -11,26 +11,27 @@ from . import scores, tokens
 
 
 class Rows(NamedTuple):
-    """One operand: its tensor, the stride between heads and the strides of its TOKENS hook, in elements; ``sized``: the
-    hook takes these in disguise, since they follow the size of an image (see `numbers`)."""
+    """One operand: its tensor, the stride between heads and the strides of its TOKENS hook, in elements."""
 
     tensor: Tensor
     head: int
     strides: tuple[int, ...]
-    sized: bool = False
 
     def over(self, align):
-        """Strides in units of ``align`` elements, as kernels take them: (head, strides of TOKENS)."""
+        """Strides in units of ``align`` elements, as kernels take them: (head, strides of TOKENS). Those of an image
+        follow its size and travel in disguise, see `numbers`."""
         strides = tuple(stride // align for stride in self.strides)
-        return self.head // align, tuple(map(disguised, strides)) if self.sized else strides
+        return self.head // align, tuple(map(disguised, strides)) if len(strides) > 2 else strides
 
 
 class Problem(NamedTuple):
     """What forward and backward agree on.
 
     ``n`` query and ``m`` key tokens of each group. ``padding`` (3, H, D), contiguous: rows of q, k and v of the tokens
-    that a hook says have none; ``ragged``: there are such tokens, and theirs are zeros. ``cosine`` (H,) float32: unit q
-    and k, their product times this factor instead of ``scale``. ``seed``: int64, one element, or None for no dropout.
+    that a hook says have none; ``ragged``: there are such tokens, and theirs are zeros. ``multiple``: n and m follow
+    the size of an image and are multiples of this, which is all that kernels know; 0 where they are constants.
+    ``cosine`` (H,) float32: unit q and k, their product times this factor instead of ``scale``. ``seed``: int64, one
+    element, or None for no dropout.
     """
 
     groups: int
@@ -51,6 +52,7 @@ class Problem(NamedTuple):
     seed: Tensor | None = None
     padding: Tensor | None = None
     ragged: bool = False
+    multiple: int = 0
     cosine: Tensor | None = None
 
 
@@ -73,16 +75,15 @@ def dense_rows(tensor: Tensor) -> Rows:
     return Rows(tensor, head, (batch, token))
 
 
-def image_rows(packed: Tensor, head_dim: int, parts: int, *, sized: bool = False) -> list[Rows]:
+def image_rows(packed: Tensor, head_dim: int, parts: int) -> list[Rows]:
     """Each of ``parts`` consecutive slices of the channels of (B, img_h, img_w, parts * H * D). See `_strides`."""
-    chunks = packed.chunk(parts, -1)
-    return [Rows(x, head_dim if x.shape[3] > head_dim else 0, x.stride()[:3], sized) for x in chunks]
+    return [Rows(x, head_dim if x.shape[3] > head_dim else 0, x.stride()[:3]) for x in packed.chunk(parts, -1)]
 
 
-def per_token(tensor: Tensor, *, sized: bool = False) -> Rows:
+def per_token(tensor: Tensor) -> Rows:
     """(B, H, tokens) or (B, H, img_h, img_w): one number for each token and head."""
     batch, head, *token = _strides(tensor)
-    return Rows(tensor, head, (batch, *token), sized)
+    return Rows(tensor, head, (batch, *token))
 
 
 def unit_last(tensor: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..machine.architecture import arch_of
 from ..machine.blocks import head_tile
 from ..machine.launch import launch
+from ..machine.numbers import plain
 from ..machine.tiles import LOG2E, key_range, load_pivot, load_scalars, probabilities
 from .blocks import ragged_config
 from .constants import constants
@@ -22,29 +23,29 @@ from .problem import Problem, Rows, aligned
 
 @triton.jit
 def _store_sums(
-    pointer, strides, args, sums, group, head, qi, first, count,
-    TOKENS: tl.constexpr, EXTENT: tl.constexpr, BLOCK: tl.constexpr, PADDED: tl.constexpr,
+    pointer, strides, args, sums, group, head, qi, first, extent, count,
+    TOKENS: tl.constexpr, BLOCK: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """sums [BLOCK_M, BLOCK] by place within the region -> EXTENT numbers of each query, from ``first`` [BLOCK_M] on."""
-    offsets, inside = TOKENS(group, qi, strides[1], args)
+    """sums [BLOCK_M, BLOCK] by place within the region -> ``extent`` numbers of each query, from ``first`` [BLOCK_M]
+    on; strides (image, y, x, head), disguised."""
+    offsets, inside = TOKENS(group, qi, strides, args)
     j = tl.arange(0, BLOCK)[None, :] - first[:, None]
-    mask = (qi < count)[:, None] & (j >= 0) & (j < EXTENT)
+    mask = (qi < count)[:, None] & (j >= 0) & (j < extent)
     if PADDED:
         mask = mask & inside[:, None]
-    where = pointer + (offsets + head.to(tl.int64) * strides[0])[:, None] + j
+    where = pointer + (offsets + head.to(tl.int64) * plain(strides[3]))[:, None] + j
     tl.store(where, sums.to(pointer.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["extent_h", "extent_w"])
 def _stream_bwd_axes(
     q, k, v, grad, lse, delta, dh, dw, q_strides, k_strides, v_strides, grad_strides, lse_strides, dh_strides,
-    dw_strides, q_args, k_args, score_args, padding, heads, N, M, scale,
-    FIRST: tl.constexpr, SIDE: tl.constexpr, EXTENT_H: tl.constexpr, EXTENT_W: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
+    dw_strides, q_args, k_args, score_args, padding, heads, N, M, extent_h, extent_w, scale,
+    FIRST: tl.constexpr, PLACE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, LOOP: tl.constexpr,
 ):  # fmt: skip
-    """Key ki is in row ki // SIDE and column ki % SIDE of the region; FIRST(group, qi, args) tells the row and the
-    column that are the first of query qi."""
+    """PLACE(ki, args) tells the row and the column of key ki within the region; FIRST(group, qi, args) those that are
+    the first of query qi."""
     pid = tl.program_id(0)
     blocks = tl.cdiv(N, LOOP.BLOCK_M)
     block, row = pid % blocks, pid // blocks
@@ -82,29 +83,31 @@ def _stream_bwd_axes(
         )  # fmt: skip
         slope = products(grads, values, LOOP.PRECISION)
         slope = (weights * (slope - deltas[:, None])).to(q.dtype.element_ty)
-        rows = ((ki // SIDE)[:, None] == tl.arange(0, BLOCK_H)[None, :]).to(q.dtype.element_ty)  # [BLOCK_N, BLOCK_H]
-        columns = ((ki % SIDE)[:, None] == tl.arange(0, BLOCK_W)[None, :]).to(q.dtype.element_ty)
+        key_row, key_column = PLACE(ki, k_args)
+        rows = (key_row[:, None] == tl.arange(0, BLOCK_H)[None, :]).to(q.dtype.element_ty)  # [BLOCK_N, BLOCK_H]
+        columns = (key_column[:, None] == tl.arange(0, BLOCK_W)[None, :]).to(q.dtype.element_ty)
         acc_h = tl.dot(slope, rows, acc_h, input_precision=LOOP.PRECISION)
         acc_w = tl.dot(slope, columns, acc_w, input_precision=LOOP.PRECISION)
 
     first_h, first_w = FIRST(group, qi, q_args)
-    _store_sums(dh, dh_strides, q_args, acc_h, group, head, qi, first_h, N, Q_TOKENS, EXTENT_H, BLOCK_H, LOOP.PADDED)
-    _store_sums(dw, dw_strides, q_args, acc_w, group, head, qi, first_w, N, Q_TOKENS, EXTENT_W, BLOCK_W, LOOP.PADDED)
+    _store_sums(dh, dh_strides, q_args, acc_h, group, head, qi, first_h, extent_h, N, Q_TOKENS, BLOCK_H, LOOP.PADDED)
+    _store_sums(dw, dw_strides, q_args, acc_w, group, head, qi, first_w, extent_w, N, Q_TOKENS, BLOCK_W, LOOP.PADDED)
 
 
 def stream_axes_gradient(
-    s: Problem, q: Rows, k: Rows, v: Rows, grad: Rows, lse: Rows, delta: Tensor, dh: Rows, dw: Rows, first, side: int
-) -> None:
+    s: Problem, q: Rows, k: Rows, v: Rows, grad: Rows, lse: Rows, delta: Tensor, dh: Rows, dw: Rows, first, place,
+    region: tuple[int, int],
+) -> None:  # fmt: skip
     """Fill ``dh`` and ``dw``, whose last dimension is the rows, or columns, that a query sees. ``delta`` is that of
-    `stream_dq`; ``first`` and ``side`` are FIRST and SIDE of the kernel."""
-    extents, rows = (dh.tensor.shape[-1], dw.tensor.shape[-1]), triton.cdiv(s.m, side)
+    `stream_dq`; ``first`` and ``place`` are FIRST and PLACE of the kernel; ``region``: its rows and columns."""
+    sides = (max(64, *region),) * 2 if s.multiple else region  # so that there are few kernels
     config = ragged_config(s.head_dim, q.tensor.element_size(), arch_of(q.tensor), True)
     align, grad_align = aligned(q, k, v), aligned(grad)
     launch(
         _stream_bwd_axes, (triton.cdiv(s.n, config.block_m) * s.groups * s.heads,),
         q.tensor, k.tensor, v.tensor, grad.tensor, lse.tensor, delta, dh.tensor, dw.tensor,
-        q.over(align), k.over(align), v.over(align), grad.over(grad_align), lse.over(1), dh.over(1), dw.over(1),
-        s.q_args, s.k_args, s.score_args, s.padding, s.heads, s.n, s.m, s.scale,
-        FIRST=first, SIDE=side, EXTENT_H=extents[0], EXTENT_W=extents[1],
-        BLOCK_H=head_tile(rows), BLOCK_W=head_tile(side), **constants(s, q, config, align, grad_align),
+        q.over(align), k.over(align), v.over(align), grad.over(grad_align), lse.over(1), dh.over(1)[1], dw.over(1)[1],
+        s.q_args, s.k_args, s.score_args, s.padding, s.heads, s.n, s.m, dh.tensor.shape[-1], dw.tensor.shape[-1],
+        s.scale, FIRST=first, PLACE=place, BLOCK_H=head_tile(sides[0]), BLOCK_W=head_tile(sides[1]),
+        **constants(s, q, config, align, grad_align),
     )  # fmt: skip

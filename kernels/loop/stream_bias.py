@@ -19,7 +19,7 @@ from .heads import load_head, products
 from .problem import Problem, Rows, aligned
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups", "splits"])
 def _stream_bwd_bias(
     q, k, v, grad, lse, delta, partial, q_strides, k_strides, v_strides, grad_strides, lse_strides,
     q_args, k_args, score_args, padding, cosine, seed, groups, heads, N, M, scale, dropout_p, splits,

@@ -16,7 +16,6 @@ from vitkern.lab.compiling.matrix import archs_of, launches
 pytestmark = pytest.mark.compiler
 MOST = 4  # kernels of one source over all sizes
 SOURCES = digest.Sources()
-BY_SHARES = "_stream_bwd_bias"  # whose numbers of groups and shares are constants where they are 1 or multiples of 16
 
 
 @functools.cache
@@ -24,8 +23,7 @@ def _keys(name: str, arch: int, batch: int) -> frozenset[str]:
     one = launches()[name]
     per_sample = {"biases": batch} if "biases" in one.options else {}
     options = one.options | dict(batch=batch) | per_sample if batch != BATCH else one.options
-    kernels = digest.launches_of(replace(one, options=options).run, arch, SOURCES)
-    return frozenset(kernel.key for kernel in kernels if kernel.name != BY_SHARES)
+    return frozenset(kernel.key for kernel in digest.launches_of(replace(one, options=options).run, arch, SOURCES))
 
 
 def _lacking(names, recorded) -> list[str]:
@@ -71,6 +69,19 @@ def _drawn(count, low, high, step=1):
     return [tuple(drawing.randrange(low, high + 1, step) for _ in range(2)) for _ in range(count)]
 
 
+def _local(height, width, *, channels, heads, block=1, halo=0, border="keep", rel=False, table=False):
+    """``block`` 0: the image."""
+    block = (block, block) if block else (height, width)
+    extents = {"rel_h": block[0], "rel_w": block[1]} if rel else {}
+    terms = {name: leaf(1, height, width, heads, extent, dtype=HALF) for name, extent in extents.items()}
+    if table:
+        terms["table"] = leaf(heads, 4 * halo + 1, 4 * halo + 1, dtype=torch.float32)
+    if border == "keep" and (height % block[0] or width % block[1]):
+        terms["padding"] = leaf(3 * channels, dtype=HALF)
+    options = dict(num_heads=heads, block=block, halo=(halo, halo), border=border)
+    backward(vitkern.local_attention(leaf(1, height, width, 3 * channels, dtype=HALF), **terms, **options))
+
+
 def _swin(height, width, *, stage, shift):
     """A stage of Swin-T in a detector, which pads images to whole patches."""
     channels, heads, patch = 96 * 2**stage, 3 * 2**stage, 4 * 2**stage
@@ -85,7 +96,11 @@ def _vit(tokens):
     backward(vitkern.attention_qkvpacked(leaf(2, tokens, 3, 6, 64, dtype=HALF)))
 
 
+SAM = functools.partial(_local, channels=768, heads=12, rel=True)
 CASES = {
+    "SAM, the image": (_drawn(80, 24, 64), functools.partial(SAM, block=0)),
+    "SAM, windows": (_drawn(40, 24, 64), functools.partial(SAM, block=14)),
+    "NAT": (_drawn(80, 14, 72), functools.partial(_local, channels=64, heads=2, halo=3, border="clamp", table=True)),
     "ViT": ([(height * width + 1,) for height, width in _drawn(80, 14, 40)], _vit),
     **{
         f"Swin detection, stage {stage + 1}, shift {shift}": (

@@ -361,7 +361,7 @@ def test_windows_with_padding(cosine):
     out, dqkv = torch.zeros(image[0] * image[1], heads, d), torch.zeros(image[0] * image[1], 3, heads, d)
 
     def rows_of(tensor):
-        return Rows(tensor, tensor.stride(1), (0, image[1] * tensor.stride(0), tensor.stride(0)), True)
+        return Rows(tensor, tensor.stride(1), (0, image[1] * tensor.stride(0), tensor.stride(0)))
 
     args = tokens.window_args(image, (rows * window[0], cols * window[1]), (rows, cols), window, shift, False)
     stream = Problem(
@@ -371,7 +371,7 @@ def test_windows_with_padding(cosine):
     operands = [rows_of(base[:, part]) for part in range(3)]
     gradients = [rows_of(dqkv[:, part]) for part in range(3)]
     statistics, delta = torch.empty(2, 1, heads, *image).unbind(0)
-    lse = per_token(statistics, sized=True)
+    lse = per_token(statistics)
     stream_forward(stream, *operands, rows_of(out), lse)
     upstream = rows_of(grad.float())
     cosine_grad = stream_dq(stream, *operands, rows_of(out), upstream, lse, delta, gradients[0])

@@ -56,14 +56,15 @@ def _beyond(tensors, size, *, launcher: str, dims: Callable, strides: Callable |
     steps = None if strides is None else lambda s: (*strides(s)[:3], 1, 1)
     rel = [tensors(lambda s: (*dims(s)[:3], 1, block + 2 * halo), strides=steps) for _ in range(2)]
     lse, delta, lse_grad = (tensors(lambda s: (dims(s)[0], 1, *dims(s)[1:3]), torch.float32) for _ in range(3))
-    hooked = local_attention._table(table), local_attention._rel(*rel), None
+    hooked = local_attention._table(table), local_attention._rel(*rel, False), None
     image = torch.empty(()).expand(*dims(size)[:3], 3 * dims(size)[3])
     kind = {"stream_dkdv": "keys", "stream_bias": "fixed"}.get(launcher, "queries")
     near = local_attention._problem(image, kind, *hooked, 1, (block, block), (halo, halo), "keep", (1, 1), (), 0.5)
     if launcher == "stream_axes":
         sums = [local_attention._logits_rows(torch.empty(x.shape, dtype=x.dtype)) for x in rel]
         of = near, q, k, v, grad, per_token(lse), delta
-        stream_axes.stream_axes_gradient(*of, *sums, locality.first_seen, near.q_args[1][4].value)
+        hooks = locality.first_seen, locality.in_region
+        stream_axes.stream_axes_gradient(*of, *sums, *hooks, (block + 2 * halo,) * 2)
         return
     out = found[0] if launcher == "stream_forward" else out
     tensors = dict(out=out, lse=per_token(lse), grad=grad, delta=delta, found=found, lse_grad=lse_grad)

@@ -60,10 +60,10 @@ def _beyond(tensors, size, *, launcher: str, dims: Callable, strides: Callable |
     windows = Problem(batch * rows * cols, 1, 1, 16, 16, dim, 0.5, padding=padding, cosine=cosine, **places)
     given = [tensors(dims, strides=strides) for _ in range(5)]
     made = [torch.empty(dims(size), dtype=STORED) for _ in range(3)]
-    q, k, v, grad, out, *found = (Rows(x, dim, x.stride()[:3], True) for x in given + made)
+    q, k, v, grad, out, *found = (Rows(x, dim, x.stride()[:3]) for x in given + made)
     lse, delta = (tensors(lambda s: (dims(s)[0], 1, *dims(s)[1:3]), torch.float32) for _ in range(2))
     out = found[0] if launcher.endswith("forward") else out
-    start(launcher, windows, q, k, v, out=out, lse=per_token(lse, sized=True), grad=grad, delta=delta, found=found)
+    start(launcher, windows, q, k, v, out=out, lse=per_token(lse), grad=grad, delta=delta, found=found)
 
 
 def _expand(tensors, size, *, heads: Callable, strides: Callable | None = None):
