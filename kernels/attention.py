@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .loop import scores
+from .loop import scores, weighing
 from .loop.problem import Problem, dense_rows, per_token, unit_last
 from .loop.stream import stream_forward
 from .loop.stream_backward import stream_dkdv, stream_dq
@@ -172,7 +172,9 @@ def _backward(
 def _problem(q, k, hook, seed, scale, causal, dropout_p) -> Problem:
     batch, heads, n, head_dim = q.shape
     kv_heads, m = k.shape[1:3]
-    return Problem(batch, heads, kv_heads, n, m, head_dim, scale, causal=causal, dropout_p=dropout_p, seed=seed, **hook)
+    if seed is not None:
+        hook |= dict(weigh=weighing.dropout, weigh_args=(seed, dropout_p, heads))
+    return Problem(batch, heads, kv_heads, n, m, head_dim, scale, causal=causal, **hook)
 
 
 def _hook(bias, mask, key_mask, q, k) -> dict:

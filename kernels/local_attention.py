@@ -122,7 +122,7 @@ def _problem(qkv, kind, table, rel, padding, num_heads, block, halo, border, dil
     places = (locality.region, locality.tile) if by_keys else (locality.tile, locality.region)
     return Problem(
         qkv.shape[0] * y.groups * x.groups, num_heads, num_heads, n, m, qkv.shape[3] // 3 // num_heads, scale,
-        *places, axes, axes, locality.near, (axes, table, rel, tuple(neighbor)),
+        *places, axes, axes, locality.near, (axes, table, rel, tuple(neighbor)), locality.own_ranks,
         padding=None if padding is None else padding.to(qkv.dtype).contiguous().view(3, num_heads, -1),
         ragged=True, multiple=multiple,
     )  # fmt: skip
@@ -150,7 +150,7 @@ def _rel(rel_h, rel_w, whole):
     aligns = [1 if whole else aligned(one) for one in rows]
     if whole and _is_even(rel_w.shape[1:3]):
         aligns[1] = aligned(rows[1])
-    strides = (one.over(align)[1] for one, align in zip(rows, aligns, strict=True))
+    strides = (one.over(align)[2] for one, align in zip(rows, aligns, strict=True))
     return *(one.tensor for one in rows), *strides, *map(tl.constexpr, aligns)
 
 

@@ -11,7 +11,7 @@ import torch
 import triton.language as tl
 
 from .loop import scores, tokens
-from .loop.problem import Problem, image_rows, per_token, unit_last
+from .loop.problem import PLAIN_ROWS, UNIT_ROWS, Problem, image_rows, per_token, unit_last
 from .loop.stream import stream_forward
 from .loop.stream_backward import stream_dkdv, stream_dq
 from .loop.stream_bias import stream_bias_gradient
@@ -45,7 +45,8 @@ def _problem(qkv, padding, head_scale, num_heads, window, shift, wrap, scale, ma
     return Problem(
         batch * rows * cols, num_heads, num_heads, size, size, head_dim, scale,
         tokens.window, tokens.window, args, args, score, score_args,
-        padding=_padding(qkv, padding, num_heads, window), cosine=head_scale,
+        padding=_padding(qkv, padding, num_heads, window), head_scale=head_scale,
+        norm=PLAIN_ROWS if head_scale is None else UNIT_ROWS,
     )  # fmt: skip
 
 

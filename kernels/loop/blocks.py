@@ -6,12 +6,13 @@ Conditions: ``single``: elements of 4 bytes. ``hooked``: see `constants.hooked`;
 `heads.head_parts`. The interpreter gets small tiles, so that small tests cross block boundaries.
 """
 
-from ..machine.architecture import INTERPRETER
+from ..machine.architecture import INTERPRETER, family
 from ..machine.blocks import Config, first_row
 from ..machine.choices import choice
 from .heads import head_parts
 
 INTERPRETED = Config(16, 16, 1, 1)
+MULTIPROCESSORS = (108, 170, 132, 148, 304)  # by `family`: A100, RTX 5090, H200, B200, MI300X
 
 
 def _held(head_dim, arch):
@@ -191,3 +192,13 @@ def bias_splits(tiles, members, arch):
     if arch == INTERPRETER:
         return min(2, max(members, 1))
     return max(1, min(members, 1024 // max(tiles, 1), 32))
+
+
+@choice
+def stream_splits(programs, turns, arch):
+    """Shares of the ``turns`` of each program: where half of a device would wait, up to two programs a multiprocessor
+    that keep four turns each."""
+    if arch == INTERPRETER:
+        return 2 if programs <= 2 and turns > 2 else 1
+    multiprocessors = MULTIPROCESSORS[family(arch)]
+    return 1 if programs > multiprocessors // 2 else max(1, min(2 * multiprocessors // programs, turns // 4))

@@ -8,9 +8,17 @@ import triton.language as tl
 
 from ..machine.architecture import arch_of
 from ..machine.blocks import Config, dot_precision, head_tile
-from . import scores
+from . import scores, weighing
 from .heads import head_parts, zeros
-from .problem import Problem, Rows
+from .problem import PLAIN_LOGIT, PLAIN_ROWS, Problem, Rows
+
+
+class Head(NamedTuple):
+    """The one or two tiles that hold the rows of a head, see heads.py."""
+
+    DIM: tl.constexpr
+    BLOCK_D: tl.constexpr  # of the first tile
+    TAIL_D: tl.constexpr  # of the second, 0 where there is none
 
 
 class Loop(NamedTuple):
@@ -20,11 +28,11 @@ class Loop(NamedTuple):
     hook that changes would find what the old one was compiled to. Hooks are parameters of their own.
     """
 
-    PLAIN: tl.constexpr  # SCORE changes nothing
+    PLAIN: tl.constexpr  # nothing changes a product but its factor
+    WEIGHED: tl.constexpr  # WEIGH changes what a weight counts for
     CAUSAL: tl.constexpr
-    HEAD_DIM: tl.constexpr
-    BLOCK_D: tl.constexpr  # of the first tile of a head
-    TAIL_D: tl.constexpr  # of the second, 0 where there is none
+    QK: Head  # of q and k
+    V: Head  # of v and out
     BLOCK_M: tl.constexpr  # queries
     BLOCK_N: tl.constexpr  # keys
     KV_SHARE: tl.constexpr  # heads of q for each of k and v
@@ -37,32 +45,42 @@ class Loop(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _loop(**values) -> Loop:
-    if not isinstance(zeros, triton.JITFunction):  # interpreted: constants are what they are, as Triton's own
-        return Loop(**values)
-    return Loop(**{name: tl.constexpr(value) for name, value in values.items()})  # before 3.9 no shape takes an int
+def constant(kind: type, **values):
+    """A ``kind`` of tuple. Before Triton 3.9 no shape takes an int; interpreted, constants are what they are."""
+    if not isinstance(zeros, triton.JITFunction):
+        return kind(**values)
+    return kind(**{name: v if isinstance(v, Head) else tl.constexpr(v) for name, v in values.items()})
 
 
 def hooked(s: Problem) -> bool:
-    """Whether a score hook, unit rows or dropout take registers of their own."""
-    return s.score is not scores.plain or s.cosine is not None or s.seed is not None
+    """Whether hooks take registers of their own."""
+    return (s.score, s.logit, s.norm, s.weigh) != (scores.plain, PLAIN_LOGIT, PLAIN_ROWS, weighing.plain)
 
 
-def _tiles(s: Problem, q: Rows) -> tuple[int, int]:
-    """Widths of those that hold a head: one where lengths are those of whole rows, or each row has an address."""
-    if s.cosine is not None or s.ragged:
-        return head_tile(s.head_dim), 0
-    return head_parts(s.head_dim, arch_of(q.tensor), hooked(s))
+def widest(s: Problem) -> int:
+    """The largest head dim."""
+    return max(s.head_dim, s.value_dim or 0)
 
 
-def loop_of(s: Problem, q: Rows, config: Config, tiles: tuple[int, int], align: int, out_align: int) -> Loop:
+def head_of(dim: int, tiles: tuple[int, int]) -> Head:
     """``tiles``: widths of those that hold a head."""
-    return _loop(
-        PLAIN=s.score is scores.plain,
+    return constant(Head, DIM=dim, BLOCK_D=tiles[0], TAIL_D=tiles[1])
+
+
+def _head(s: Problem, dim: int, q: Rows) -> Head:
+    """One tile where each row has an address of its own."""
+    return head_of(dim, (head_tile(dim), 0) if s.ragged else head_parts(dim, arch_of(q.tensor), hooked(s)))
+
+
+def loop_of(s: Problem, q: Rows, config: Config, heads: tuple[Head, Head], align: int, out_align: int) -> Loop:
+    """``heads``: of q and k, and of v."""
+    return constant(
+        Loop,
+        PLAIN=s.score is scores.plain and s.logit is PLAIN_LOGIT,
+        WEIGHED=s.weigh is not weighing.plain,
         CAUSAL=s.causal,
-        HEAD_DIM=s.head_dim,
-        BLOCK_D=tiles[0],
-        TAIL_D=tiles[1],
+        QK=heads[0],
+        V=heads[1],
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         KV_SHARE=s.heads // max(s.kv_heads, 1),
@@ -80,8 +98,14 @@ def constants(s: Problem, q: Rows, config: Config, align: int, out_align: int) -
     return dict(
         Q_TOKENS=s.q_tokens,
         K_TOKENS=s.k_tokens,
+        NORM=s.norm.forward,
+        LOGIT=s.logit.forward,
+        PREPARE=s.prepare,
         SCORE=s.score,
-        LOOP=loop_of(s, q, config, _tiles(s, q), align, out_align),
+        WEIGH=s.weigh,
+        LOOP=loop_of(
+            s, q, config, tuple(_head(s, d, q) for d in (s.head_dim, s.value_dim or s.head_dim)), align, out_align
+        ),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )

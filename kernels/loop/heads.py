@@ -2,7 +2,7 @@
 spent on what the next power of two, 128, would add. `head_parts` says which.
 
 A head is a tuple of tiles: [BLOCK, BLOCK_D] and, where TAIL_D is not 0, [BLOCK, TAIL_D] with the dims from BLOCK_D on.
-Dims from HEAD_DIM on are zero. LOOP: see constants.py.
+Dims from DIM on are zero. HEAD, LOOP: see constants.py.
 """
 
 import triton
@@ -41,59 +41,67 @@ def one_tile():
 @triton.jit
 def _load_part(
     pointer, offsets, inside, i, count, padding, padding_row,
-    FIRST_D: tl.constexpr, WIDTH: tl.constexpr, ALIGN: tl.constexpr, MASKED: tl.constexpr, LOOP: tl.constexpr,
+    FIRST_D: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, ALIGN: tl.constexpr, MASKED: tl.constexpr,
+    PADDED: tl.constexpr,
 ):  # fmt: skip
-    if LOOP.PADDED:
-        rows = gather_rows(
-            pointer, offsets, inside, i < count, padding, padding_row, LOOP.HEAD_DIM, ALIGN, FIRST_D, WIDTH
-        )
+    if PADDED:
+        rows = gather_rows(pointer, offsets, inside, i < count, padding, padding_row, DIM, ALIGN, FIRST_D, WIDTH)
     elif MASKED:
-        rows = load_rows(pointer, offsets, i < count, LOOP.HEAD_DIM, ALIGN, FIRST_D, WIDTH)
+        rows = load_rows(pointer, offsets, i < count, DIM, ALIGN, FIRST_D, WIDTH)
     else:
-        rows = load_rows(pointer, offsets, None, LOOP.HEAD_DIM, ALIGN, FIRST_D, WIDTH)
+        rows = load_rows(pointer, offsets, None, DIM, ALIGN, FIRST_D, WIDTH)
     return rows
 
 
 @triton.jit
 def load_head(
-    pointer, strides, args, padding, padding_row, group, head, i, count,
-    TOKENS: tl.constexpr, ALIGN: tl.constexpr, MASKED: tl.constexpr, LOOP: tl.constexpr,
+    operand, args, padding, padding_row, group, head, i, count,
+    TOKENS: tl.constexpr, HEAD: tl.constexpr, ALIGN: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Rows of tokens ``i`` [BLOCK] of a group and head; strides (head, strides of TOKENS) in units of ALIGN.
+    """Rows of tokens ``i`` [BLOCK] of a group and head; operand (pointer, stride of heads, strides of TOKENS) in units
+    of ALIGN.
 
-    MASKED: zero from ``count`` on. Where tokens have no row, see `gather_rows`.
+    MASKED: zero from ``count`` on. PADDED: some tokens have no row, see `gather_rows`.
     """
-    offsets, inside = TOKENS(group, i, strides[1], args)
-    offsets += head.to(tl.int64) * strides[0]
-    rows = _load_part(pointer, offsets, inside, i, count, padding, padding_row, 0, LOOP.BLOCK_D, ALIGN, MASKED, LOOP)
+    pointer, head_stride, strides = operand
+    offsets, inside = TOKENS(group, i, strides, args)
+    offsets += head.to(tl.int64) * head_stride
+    rows = _load_part(
+        pointer, offsets, inside, i, count, padding, padding_row, 0, HEAD.BLOCK_D, HEAD.DIM, ALIGN, MASKED, PADDED
+    )
     parts = (rows,)
-    if LOOP.TAIL_D > 0:
+    if HEAD.TAIL_D > 0:
         tail = _load_part(
-            pointer, offsets, inside, i, count, padding, padding_row, LOOP.BLOCK_D, LOOP.TAIL_D, ALIGN, MASKED, LOOP
-        )
+            pointer, offsets, inside, i, count, padding, padding_row,
+            HEAD.BLOCK_D, HEAD.TAIL_D, HEAD.DIM, ALIGN, MASKED, PADDED,
+        )  # fmt: skip
         parts += (tail,)
     return parts
 
 
 @triton.jit
-def store_head(pointer, strides, args, rows, group, head, i, count, TOKENS: tl.constexpr, LOOP: tl.constexpr):
-    """The inverse of `load_head`, with strides in units of OUT_ALIGN; tokens without a row are not stored."""
-    offsets, inside = TOKENS(group, i, strides[1], args)
-    offsets += head.to(tl.int64) * strides[0]
+def store_head(
+    operand, args, rows, group, head, i, count,
+    TOKENS: tl.constexpr, HEAD: tl.constexpr, ALIGN: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """The inverse of `load_head`; tokens without a row are not stored."""
+    pointer, head_stride, strides = operand
+    offsets, inside = TOKENS(group, i, strides, args)
+    offsets += head.to(tl.int64) * head_stride
     mask = i < count
-    if LOOP.PADDED:
+    if PADDED:
         mask = mask & inside
-    store_rows(pointer, offsets, rows[0], mask, LOOP.HEAD_DIM, LOOP.OUT_ALIGN, 0, LOOP.BLOCK_D)
-    if LOOP.TAIL_D > 0:
-        store_rows(pointer, offsets, rows[1], mask, LOOP.HEAD_DIM, LOOP.OUT_ALIGN, LOOP.BLOCK_D, LOOP.TAIL_D)
+    store_rows(pointer, offsets, rows[0], mask, HEAD.DIM, ALIGN, 0, HEAD.BLOCK_D)
+    if HEAD.TAIL_D > 0:
+        store_rows(pointer, offsets, rows[1], mask, HEAD.DIM, ALIGN, HEAD.BLOCK_D, HEAD.TAIL_D)
 
 
 @triton.jit
-def zeros(BLOCK: tl.constexpr, LOOP: tl.constexpr):
+def zeros(BLOCK: tl.constexpr, HEAD: tl.constexpr):
     """Sums to begin with, float32."""
-    parts = (tl.zeros([BLOCK, LOOP.BLOCK_D], tl.float32),)
-    if LOOP.TAIL_D > 0:
-        parts += (tl.zeros([BLOCK, LOOP.TAIL_D], tl.float32),)
+    parts = (tl.zeros([BLOCK, HEAD.BLOCK_D], tl.float32),)
+    if HEAD.TAIL_D > 0:
+        parts += (tl.zeros([BLOCK, HEAD.TAIL_D], tl.float32),)
     return parts
 
 
@@ -134,25 +142,24 @@ def inner_products(a, b):
 
 
 @triton.jit
-def store_sums(pointer, rows, mask, LOOP: tl.constexpr):
+def store_sums(pointer, rows, mask, HEAD: tl.constexpr):
     """The sum over the rows of ``mask`` [BLOCK, 1] at ``pointer``: D numbers."""
-    d = tl.arange(0, LOOP.BLOCK_D)
-    tl.store(pointer + d, tl.sum(tl.where(mask, rows[0], 0.0), 0), mask=d < LOOP.HEAD_DIM)
-    if LOOP.TAIL_D > 0:
-        tail = LOOP.BLOCK_D + tl.arange(0, LOOP.TAIL_D)
-        tl.store(pointer + tail, tl.sum(tl.where(mask, rows[1], 0.0), 0), mask=tail < LOOP.HEAD_DIM)
+    d = tl.arange(0, HEAD.BLOCK_D)
+    tl.store(pointer + d, tl.sum(tl.where(mask, rows[0], 0.0), 0), mask=d < HEAD.DIM)
+    if HEAD.TAIL_D > 0:
+        tail = HEAD.BLOCK_D + tl.arange(0, HEAD.TAIL_D)
+        tl.store(pointer + tail, tl.sum(tl.where(mask, rows[1], 0.0), 0), mask=tail < HEAD.DIM)
 
 
 @triton.jit
 def store_softmax(
-    out, lse, out_strides, lse_strides, args, maximum, total, sums, group, head, qi, count,
-    TOKENS: tl.constexpr, LOOP: tl.constexpr,
-):  # fmt: skip
+    out, lse, args, maximum, total, sums, group, head, qi, count, TOKENS: tl.constexpr, LOOP: tl.constexpr
+):
     """What the turns of `softmax_step` come to: rows of the output from the ``sums`` of values, and the natural
     logarithms of their denominators.
     """
     total = tl.where(total == 0.0, 1.0, total)  # a row without keys: 0 / 1, and log(1) - inf
     rows = scaled(sums, (1.0 / total)[:, None])
-    store_head(out, out_strides, args, rows, group, head, qi, count, TOKENS, LOOP)
+    store_head(out, args, rows, group, head, qi, count, TOKENS, LOOP.V, LOOP.OUT_ALIGN, LOOP.PADDED)
     logs = maximum * LN2 + tl.log(total)
-    store_scalars(lse, lse_strides, args, logs, group, head, qi, count, TOKENS, LOOP.PADDED)
+    store_scalars(lse, args, logs, group, head, qi, count, TOKENS, LOOP.PADDED)

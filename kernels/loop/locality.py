@@ -185,7 +185,15 @@ def _seen(q, k, length, axis):
 
 
 @triton.jit
-def near(s, group, head, qi, ki, args):
+def own_ranks(group, i, args):
+    """PREPARE of `near`: class and rank of each axis, and image, of tokens ``i`` of the tile."""
+    y_axis, x_axis = args[0]
+    image, y_class, y, x_class, x = _tile_ranks(group, i, y_axis, x_axis)
+    return image, y_class, y, x_class, x
+
+
+@triton.jit
+def near(s, group, head, qi, ki, args, state):
     """SCORE: forbids what a query does not see, and adds what depends on where a key lies.
 
     args (axes, table, logits, block). ``table``: () or (pointer, HEIGHT, WIDTH), (H, HEIGHT, WIDTH) float32 in units of
@@ -198,9 +206,9 @@ def near(s, group, head, qi, ki, args):
     y_axis, x_axis = axes
     if y_axis[8] == OF_KEYS:
         image, y_class, qy, x_class, qx = _region_ranks(group, qi, y_axis, x_axis)
-        _, _, ky, _, kx = _tile_ranks(group, ki, y_axis, x_axis)
+        _, _, ky, _, kx = state
     else:
-        image, y_class, qy, x_class, qx = _tile_ranks(group, qi, y_axis, x_axis)
+        image, y_class, qy, x_class, qx = state
         _, _, ky, _, kx = _region_ranks(group, ki, y_axis, x_axis)
     y_length, x_length = _length(y_axis, y_class), _length(x_axis, x_class)
     seen = _seen(qy, ky, y_length, y_axis) & _seen(qx, kx, x_length, x_axis)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..machine.blocks import alignment
 from ..machine.numbers import disguised
-from . import scores, tokens
+from . import logits, norms, reductions, scores, starts, tokens, weighing
 
 
 class Rows(NamedTuple):
@@ -17,11 +17,24 @@ class Rows(NamedTuple):
     head: int
     strides: tuple[int, ...]
 
-    def over(self, align):
-        """Strides in units of ``align`` elements, as kernels take them: (head, strides of TOKENS). Those of an image
-        follow its size and travel in disguise, see `numbers`."""
+    def over(self, align: int) -> tuple:
+        """As kernels take it: (tensor, stride of heads, strides of TOKENS) in units of ``align`` elements. Those of an
+        image follow its size and travel in disguise, see `numbers`."""
         strides = tuple(stride // align for stride in self.strides)
-        return self.head // align, tuple(map(disguised, strides)) if len(strides) > 2 else strides
+        return self.tensor, self.head // align, tuple(map(disguised, strides)) if len(strides) > 2 else strides
+
+
+class Pair(NamedTuple):
+    """A hook, and that of its gradient."""
+
+    forward: Callable
+    backward: Callable
+
+
+PLAIN_LOGIT = Pair(logits.plain, logits.plain_backward)
+CAPPED_LOGIT = Pair(logits.capped, logits.capped_backward)
+PLAIN_ROWS = Pair(norms.plain, norms.plain_backward)
+UNIT_ROWS = Pair(norms.unit, norms.unit_backward)
 
 
 class Problem(NamedTuple):
@@ -30,8 +43,8 @@ class Problem(NamedTuple):
     ``n`` query and ``m`` key tokens of each group. ``padding`` (3, H, D), contiguous: rows of q, k and v of the tokens
     that a hook says have none; ``ragged``: there are such tokens, and theirs are zeros. ``multiple``: n and m follow
     the size of an image and are multiples of this, which is all that kernels know; 0 where they are constants.
-    ``cosine`` (H,) float32: unit q and k, their product times this factor instead of ``scale``. ``seed``: int64, one
-    element, or None for no dropout.
+    ``head_scale`` (H,) float32 is the factor of each head instead of ``scale``. ``value_dim``: that of v where it is
+    another than that of q and k.
     """
 
     groups: int
@@ -47,13 +60,29 @@ class Problem(NamedTuple):
     k_args: tuple = ()
     score: Callable = scores.plain
     score_args: tuple = ()
+    prepare: Callable = scores.unprepared
     causal: bool = False
-    dropout_p: float = 0.0
-    seed: Tensor | None = None
     padding: Tensor | None = None
     ragged: bool = False
     multiple: int = 0
-    cosine: Tensor | None = None
+    head_scale: Tensor | None = None
+    value_dim: int | None = None
+    norm: Pair = PLAIN_ROWS
+    logit: Pair = PLAIN_LOGIT
+    logit_args: tuple = ()
+    start: Callable = starts.empty
+    start_args: tuple = ()
+    weigh: Callable = weighing.plain
+    weigh_args: tuple = ()
+
+    @property
+    def hook_args(self) -> tuple:
+        """Arguments of all hooks, in the order of `HOOKS`."""
+        return self.q_args, self.k_args, self.score_args, self.logit_args, self.start_args, self.weigh_args
+
+
+HOOKS = ("Q_TOKENS", "K_TOKENS", "SCORE", "LOGIT", "START", "WEIGH")
+USUAL = dict(NORM=norms.plain, LOGIT=logits.plain, START=starts.empty, WEIGH=weighing.plain, REDUCE=reductions.slopes)
 
 
 def aligned(*operands: Rows) -> int:

@@ -1,10 +1,13 @@
-"""Hook 2: how a logit changes.
+"""Hook: what is added to a logit.
 
-``SCORE(s, group, head, qi, ki, args) -> s`` with ``s`` the logits of a tile, float32, in units of log2, and ``qi``,
-``ki`` int32 token indices within the group, already shaped to broadcast against ``s``: [BLOCK_M, 1] and [1, BLOCK_N],
-or [1, BLOCK_M] and [BLOCK_N, 1] where a kernel holds the transposed tile. A hook adds to a logit or forbids it
-(-inf), never rescales it: then the backward recomputes the probabilities with the same hook and the gradient of the
-logit passes through unchanged. Keys past the group are masked by the caller.
+``SCORE(s, group, head, qi, ki, args, state) -> s`` with ``s`` the logits of a tile, float32, in units of log2, and
+``qi``, ``ki`` int32 token indices within the group, already shaped to broadcast against ``s``: [BLOCK_M, 1] and [1,
+BLOCK_N], or [1, BLOCK_M] and [BLOCK_N, 1] where a kernel holds the transposed tile. A hook adds to a logit or forbids
+it (-inf), never rescales it (`logits` does): then the backward recomputes the probabilities with the same hook and the
+gradient of the logit passes through unchanged. Keys past the group are masked by the caller.
+
+``PREPARE(group, i, args) -> state``, a tuple, computes once what depends on the tokens ``i`` [BLOCK, 1] alone
+that a program holds: queries, or keys where the tile is transposed.
 """
 
 import triton
@@ -15,13 +18,19 @@ from ..machine.tiles import LOG2E
 
 
 @triton.jit
-def plain(s, group, head, qi, ki, args):
+def plain(s, group, head, qi, ki, args, state):
     """No change. args ()."""
     return s
 
 
 @triton.jit
-def terms(s, group, head, qi, ki, args):
+def unprepared(group, i, args):
+    """PREPARE of what has nothing to compute beforehand."""
+    return ()
+
+
+@triton.jit
+def terms(s, group, head, qi, ki, args, state):
     """Dense bias and mask tensors. args: one tuple (pointer, strides, queries, keys, PER_QUERY) for each term.
 
     strides (group, head, query, key), 0 where the term broadcasts. A bool term forbids where it is false, any other
@@ -50,7 +59,7 @@ def _term(s, group, head, qi, ki, term):
 
 
 @triton.jit
-def regions(s, group, head, qi, ki, args):
+def regions(s, group, head, qi, ki, args, state):
     """Adds a value between tokens of a shifted window that were no neighbours (Swin, arXiv 2103.14030, section 3.2).
 
     args ((rows, cols), value, WINDOW_H, WINDOW_W, SHIFT_H, SHIFT_W): windows of an image, disguised (see `numbers`);
@@ -74,7 +83,7 @@ def regions(s, group, head, qi, ki, args):
 
 
 @triton.jit
-def tile(s, group, head, qi, ki, args):
+def tile(s, group, head, qi, ki, args, state):
     """Adds a tile per head that all groups share.
 
     args (pointer, COLUMNS, ROWS): (H, ROWS, COLUMNS) float32 in units of log2, padded so that every block lies within.
@@ -84,6 +93,6 @@ def tile(s, group, head, qi, ki, args):
 
 
 @triton.jit
-def tile_and_regions(s, group, head, qi, ki, args):
+def tile_and_regions(s, group, head, qi, ki, args, state):
     """`tile`, then `regions`. args: a tuple of theirs."""
-    return regions(tile(s, group, head, qi, ki, args[0]), group, head, qi, ki, args[1])
+    return regions(tile(s, group, head, qi, ki, args[0], state), group, head, qi, ki, args[1], state)

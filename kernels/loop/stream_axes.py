@@ -14,20 +14,22 @@ from ..machine.architecture import arch_of
 from ..machine.blocks import head_tile
 from ..machine.launch import launch
 from ..machine.numbers import plain
-from ..machine.tiles import LOG2E, key_range, load_pivot, load_scalars, probabilities
+from ..machine.tiles import LOG2E, key_range, load_pivot, load_scalars, visible
 from .blocks import ragged_config
 from .constants import constants
 from .heads import load_head, products
 from .problem import Problem, Rows, aligned
+from .weighing import logit_slope
 
 
 @triton.jit
 def _store_sums(
-    pointer, strides, args, sums, group, head, qi, first, extent, count,
+    operand, args, sums, group, head, qi, first, extent, count,
     TOKENS: tl.constexpr, BLOCK: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """sums [BLOCK_M, BLOCK] by place within the region -> ``extent`` numbers of each query, from ``first`` [BLOCK_M]
-    on; strides (image, y, x, head), disguised."""
+    on; operand (pointer, 0, strides (image, y, x, head)), disguised."""
+    pointer, _, strides = operand
     offsets, inside = TOKENS(group, qi, strides, args)
     j = tl.arange(0, BLOCK)[None, :] - first[:, None]
     mask = (qi < count)[:, None] & (j >= 0) & (j < extent)
@@ -39,13 +41,14 @@ def _store_sums(
 
 @triton.jit(do_not_specialize=["extent_h", "extent_w"])
 def _stream_bwd_axes(
-    q, k, v, grad, lse, delta, dh, dw, q_strides, k_strides, v_strides, grad_strides, lse_strides, dh_strides,
-    dw_strides, q_args, k_args, score_args, padding, heads, N, M, extent_h, extent_w, scale,
+    q, k, v, grad, lse, delta, dh, dw, hook_args, padding, heads, N, M, extent_h, extent_w, scale,
     FIRST: tl.constexpr, PLACE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
-    Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, LOOP: tl.constexpr,
+    Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, NORM: tl.constexpr, LOGIT: tl.constexpr, PREPARE: tl.constexpr,
+    SCORE: tl.constexpr, WEIGH: tl.constexpr, LOOP: tl.constexpr,
 ):  # fmt: skip
     """PLACE(ki, args) tells the row and the column of key ki within the region; FIRST(group, qi, args) those that are
     the first of query qi."""
+    q_args, k_args, score_args, logit_args, _, weigh_args = hook_args
     pid = tl.program_id(0)
     blocks = tl.cdiv(N, LOOP.BLOCK_M)
     block, row = pid % blocks, pid // blocks
@@ -53,15 +56,17 @@ def _stream_bwd_axes(
     qi = block * LOOP.BLOCK_M + tl.arange(0, LOOP.BLOCK_M)
 
     queries = load_head(
-        q, q_strides, q_args, padding, head, group, head, qi, N,
-        Q_TOKENS, LOOP.ALIGN, not LOOP.EVEN_N, LOOP,
+        q, q_args, padding, head, group, head, qi, N,
+        Q_TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_N, LOOP.PADDED,
     )  # fmt: skip
+    queries = NORM(queries, LOOP.QK.DIM)
     grads = load_head(
-        grad, grad_strides, q_args, None, 0, group, head, qi, N,
-        Q_TOKENS, LOOP.OUT_ALIGN, not LOOP.EVEN_N, LOOP,
+        grad, q_args, None, 0, group, head, qi, N,
+        Q_TOKENS, LOOP.V, LOOP.OUT_ALIGN, not LOOP.EVEN_N, LOOP.PADDED,
     )  # fmt: skip
-    deltas = load_scalars(delta, lse_strides, q_args, group, head, qi, N, 0.0, Q_TOKENS, LOOP.PADDED)
-    pivot = load_pivot(lse, lse_strides, q_args, group, head, qi, N, Q_TOKENS, LOOP.PADDED)
+    deltas = load_scalars((delta, lse[1], lse[2]), q_args, group, head, qi, N, 0.0, Q_TOKENS, LOOP.PADDED)
+    pivot = load_pivot(lse, q_args, group, head, qi, N, Q_TOKENS, LOOP.PADDED)
+    state = PREPARE(group, qi[:, None], score_args)
 
     acc_h = tl.zeros([LOOP.BLOCK_M, BLOCK_H], tl.float32)
     acc_w = tl.zeros([LOOP.BLOCK_M, BLOCK_W], tl.float32)
@@ -69,29 +74,30 @@ def _stream_bwd_axes(
     for start in tl.range(0, end, LOOP.BLOCK_N):
         ki = start + tl.arange(0, LOOP.BLOCK_N)
         keys = load_head(
-            k, k_strides, k_args, padding, heads + head, group, head, ki, M,
-            K_TOKENS, LOOP.ALIGN, not LOOP.EVEN_M, LOOP,
+            k, k_args, padding, heads + head, group, head, ki, M,
+            K_TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_M, LOOP.PADDED,
         )  # fmt: skip
         values = load_head(
-            v, v_strides, k_args, padding, 2 * heads + head, group, head, ki, M,
-            K_TOKENS, LOOP.ALIGN, not LOOP.EVEN_M, LOOP,
+            v, k_args, padding, 2 * heads + head, group, head, ki, M,
+            K_TOKENS, LOOP.V, LOOP.ALIGN, not LOOP.EVEN_M, LOOP.PADDED,
         )  # fmt: skip
-        product = products(queries, keys, LOOP.PRECISION)  # [BLOCK_M, BLOCK_N]
-        weights = probabilities(
-            product, scale * LOG2E, pivot[:, None], group, head, qi[:, None], ki[None, :], score_args, N, M,
-            SCORE, LOOP.PLAIN, LOOP.CAUSAL, not LOOP.EVEN_M,
-        )  # fmt: skip
+        s = products(queries, NORM(keys, LOOP.QK.DIM), LOOP.PRECISION)  # [BLOCK_M, BLOCK_N]
+        s = LOGIT(s * (scale * LOG2E), logit_args)
+        s = SCORE(s, group, head, qi[:, None], ki[None, :], score_args, state)
+        s = visible(s, qi[:, None], ki[None, :], N, M, LOOP.CAUSAL, not LOOP.EVEN_M)
+        weights = tl.math.exp2(s - pivot[:, None])
+        counted, used = WEIGH(weights, group, head, qi[:, None], ki[None, :], weigh_args)
         slope = products(grads, values, LOOP.PRECISION)
-        slope = (weights * (slope - deltas[:, None])).to(q.dtype.element_ty)
+        slope = logit_slope(counted, used, slope, deltas[:, None], LOOP.WEIGHED).to(q[0].dtype.element_ty)
         key_row, key_column = PLACE(ki, k_args)
-        rows = (key_row[:, None] == tl.arange(0, BLOCK_H)[None, :]).to(q.dtype.element_ty)  # [BLOCK_N, BLOCK_H]
-        columns = (key_column[:, None] == tl.arange(0, BLOCK_W)[None, :]).to(q.dtype.element_ty)
+        rows = (key_row[:, None] == tl.arange(0, BLOCK_H)[None, :]).to(q[0].dtype.element_ty)  # [BLOCK_N, BLOCK_H]
+        columns = (key_column[:, None] == tl.arange(0, BLOCK_W)[None, :]).to(q[0].dtype.element_ty)
         acc_h = tl.dot(slope, rows, acc_h, input_precision=LOOP.PRECISION)
         acc_w = tl.dot(slope, columns, acc_w, input_precision=LOOP.PRECISION)
 
     first_h, first_w = FIRST(group, qi, q_args)
-    _store_sums(dh, dh_strides, q_args, acc_h, group, head, qi, first_h, extent_h, N, Q_TOKENS, BLOCK_H, LOOP.PADDED)
-    _store_sums(dw, dw_strides, q_args, acc_w, group, head, qi, first_w, extent_w, N, Q_TOKENS, BLOCK_W, LOOP.PADDED)
+    _store_sums(dh, q_args, acc_h, group, head, qi, first_h, extent_h, N, Q_TOKENS, BLOCK_H, LOOP.PADDED)
+    _store_sums(dw, q_args, acc_w, group, head, qi, first_w, extent_w, N, Q_TOKENS, BLOCK_W, LOOP.PADDED)
 
 
 def stream_axes_gradient(
@@ -105,9 +111,8 @@ def stream_axes_gradient(
     align, grad_align = aligned(q, k, v), aligned(grad)
     launch(
         _stream_bwd_axes, (triton.cdiv(s.n, config.block_m) * s.groups * s.heads,),
-        q.tensor, k.tensor, v.tensor, grad.tensor, lse.tensor, delta, dh.tensor, dw.tensor,
-        q.over(align), k.over(align), v.over(align), grad.over(grad_align), lse.over(1), dh.over(1)[1], dw.over(1)[1],
-        s.q_args, s.k_args, s.score_args, s.padding, s.heads, s.n, s.m, dh.tensor.shape[-1], dw.tensor.shape[-1],
+        q.over(align), k.over(align), v.over(align), grad.over(grad_align), lse.over(1), delta, dh.over(1),
+        dw.over(1), s.hook_args, s.padding, s.heads, s.n, s.m, dh.tensor.shape[-1], dw.tensor.shape[-1],
         s.scale, FIRST=first, PLACE=place, BLOCK_H=head_tile(sides[0]), BLOCK_W=head_tile(sides[1]),
         **constants(s, q, config, align, grad_align),
     )  # fmt: skip

@@ -15,9 +15,9 @@ from ..machine.choices import choice
 from ..machine.launch import launch
 from ..machine.switch import Switch
 from ..machine.tiles import LOG2E, softmax_step
-from . import scores, tokens
+from . import scores, starts, tokens
 from .blocks import stream_hopper_config
-from .constants import loop_of
+from .constants import head_of, hooked, loop_of
 from .heads import store_softmax
 from .problem import Problem, Rows, aligned
 
@@ -30,22 +30,22 @@ _asked = Switch(None)
 
 @triton.jit
 def _described(
-    pointer, strides, group, head, rows, columns,
+    operand, group, head, rows, columns,
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Blocks [BLOCK, COLUMNS] of the rows of one (group, head), both int64: zero from ``rows`` and ``columns`` on.
-    strides (head, (group, row)) in units of ALIGN. Made in the kernel: tiles of descriptors that come from the host are
-    not divided among groups of warps (triton-lang/triton issue 11587).
+    operand (pointer, stride of heads, (group, row)) in units of ALIGN. Made in the kernel: tiles of descriptors that
+    come from the host are not divided among groups of warps (triton-lang/triton issue 11587).
     """
-    start = pointer + (group * strides[1][0] + head * strides[0]) * ALIGN
-    step = tl.cast(strides[1][1], tl.int64) * ALIGN
+    pointer, head_stride, strides = operand
+    start = pointer + (group * strides[0] + head * head_stride) * ALIGN
+    step = tl.cast(strides[1], tl.int64) * ALIGN
     return tl.make_tensor_descriptor(start, [rows, columns], [step, 1], [BLOCK, COLUMNS])
 
 
 @triton.jit
 def _stream_hopper_fwd(
-    q, k, v, bias, out, lse, q_strides, k_strides, v_strides, bias_strides, out_strides, lse_strides,
-    heads, N, M, scale,
+    q, k, v, bias, out, lse, heads, N, M, scale,
     BIAS_ALIGN: tl.constexpr, LOOP: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
@@ -53,17 +53,17 @@ def _stream_hopper_fwd(
     block, row = pid % blocks, (pid // blocks).to(tl.int64)  # row: (group, head)
     group, head = row // heads, row % heads
     kv_head = head // LOOP.KV_SHARE
-    all_queries = _described(q, q_strides, group, head, N, LOOP.HEAD_DIM, LOOP.BLOCK_M, LOOP.BLOCK_D, LOOP.ALIGN)
-    all_keys = _described(k, k_strides, group, kv_head, M, LOOP.HEAD_DIM, LOOP.BLOCK_N, LOOP.BLOCK_D, LOOP.ALIGN)
-    all_values = _described(v, v_strides, group, kv_head, M, LOOP.HEAD_DIM, LOOP.BLOCK_N, LOOP.BLOCK_D, LOOP.ALIGN)
+    all_queries = _described(q, group, head, N, LOOP.QK.DIM, LOOP.BLOCK_M, LOOP.QK.BLOCK_D, LOOP.ALIGN)
+    all_keys = _described(k, group, kv_head, M, LOOP.QK.DIM, LOOP.BLOCK_N, LOOP.QK.BLOCK_D, LOOP.ALIGN)
+    all_values = _described(v, group, kv_head, M, LOOP.V.DIM, LOOP.BLOCK_N, LOOP.V.BLOCK_D, LOOP.ALIGN)
     if not LOOP.PLAIN:
-        all_biases = _described(bias, bias_strides, group, head, N, M, LOOP.BLOCK_M, LOOP.BLOCK_N, BIAS_ALIGN)
+        all_biases = _described(bias, group, head, N, M, LOOP.BLOCK_M, LOOP.BLOCK_N, BIAS_ALIGN)
 
     queries = all_queries.load([block * LOOP.BLOCK_M, 0])  # [BLOCK_M, BLOCK_D]
     factor = scale * LOG2E
     maximum = tl.full([LOOP.BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([LOOP.BLOCK_M], tl.float32)
-    acc = tl.zeros([LOOP.BLOCK_M, LOOP.BLOCK_D], tl.float32)
+    acc = tl.zeros([LOOP.BLOCK_M, LOOP.V.BLOCK_D], tl.float32)
     for start in tl.range(0, M, LOOP.BLOCK_N, warp_specialize=True):
         keys = all_keys.load([start, 0])
         s = tl.dot(queries, tl.trans(keys))  # [BLOCK_M, BLOCK_N]
@@ -71,15 +71,14 @@ def _stream_hopper_fwd(
             s = s * factor + all_biases.load([block * LOOP.BLOCK_M, start]).to(tl.float32) * LOG2E
         if not LOOP.EVEN_M:  # in every turn: a last turn of its own would be work for the warps that only load
             s = tl.where((start + tl.arange(0, LOOP.BLOCK_N))[None, :] < M, s, float("-inf"))
-        weights, maximum, total, shrink = softmax_step(s, factor, maximum, total, LOOP.PLAIN)
+        weights, maximum, shrink = softmax_step(s, factor, maximum, LOOP.PLAIN)
+        total = total * shrink + tl.sum(weights, 1)
         acc = acc * shrink[:, None]
         values = all_values.load([start, 0])
-        acc = tl.dot(weights.to(v.dtype.element_ty), values, acc)
+        acc = tl.dot(weights.to(v[0].dtype.element_ty), values, acc)
 
     qi = block * LOOP.BLOCK_M + tl.arange(0, LOOP.BLOCK_M)
-    store_softmax(
-        out, lse, out_strides, lse_strides, (), maximum, total, (acc,), group, head, qi, N, tokens.dense, LOOP
-    )
+    store_softmax(out, lse, (), maximum, total, (acc,), group, head, qi, N, tokens.dense, LOOP)
 
 
 def _reached(rows: Rows) -> bool:
@@ -117,7 +116,9 @@ def takes_descriptors(head_dim, itemsize, arch, queries, keys, biased):
 def takes(s: Problem, *operands: Rows) -> bool:
     """Whether dense attention on q, k and v comes here: `takes_descriptors` says so, and descriptors reach all rows."""
     tensor, bias = operands[0].tensor, _bias(s)
-    if s.causal or s.seed is not None or (bias is None and s.score is not scores.plain) or s.m == 0:
+    if s.causal or s.m == 0 or s.value_dim is not None or s.start is not starts.empty:
+        return False
+    if hooked(s if bias is None else s._replace(score=scores.plain)):
         return False
     arch, itemsize = arch_of(tensor), tensor.element_size()
     if not takes_descriptors(s.head_dim, itemsize, arch, s.n, s.m, bias is not None):
@@ -131,15 +132,16 @@ def stream_hopper_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse:
     config = stream_hopper_config(s.head_dim, arch_of(q.tensor), bias is not None)
     align, out_align, bias_align = aligned(q, k, v), aligned(out), 1 if bias is None else aligned(bias)
 
+    head = head_of(s.head_dim, (head_tile(s.head_dim), 0))
+
     def placed(rows: Rows):
-        head, (group, token) = rows.over(align)
-        return head, (group, token or START)  # a single token has no stride, and a descriptor wants one
+        tensor, head, (group, token) = rows.over(align)
+        return tensor, head, (group, token or START)  # a single token has no stride, and a descriptor wants one
 
     launch(
         _stream_hopper_fwd, (triton.cdiv(s.n, config.block_m) * s.groups * s.heads,),
-        q.tensor, k.tensor, v.tensor, None if bias is None else bias.tensor, out.tensor, lse.tensor,
-        placed(q), placed(k), placed(v), () if bias is None else bias.over(bias_align),
+        placed(q), placed(k), placed(v), None if bias is None else bias.over(bias_align),
         out.over(out_align), lse.over(1), s.heads, s.n, s.m, s.scale,
-        BIAS_ALIGN=bias_align, LOOP=loop_of(s, q, config, (head_tile(s.head_dim), 0), align, out_align),
+        BIAS_ALIGN=bias_align, LOOP=loop_of(s, q, config, (head, head), align, out_align),
         num_warps=config.num_warps, num_stages=config.num_stages, scratch=True,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Hook 1: where token i of a group lives.
+"""Hook: where token i of a group lives.
 
 ``TOKENS(group, i, strides, args) -> offset, inside`` with ``i`` [BLOCK] int32 the index of a token within its group,
 ``offset`` [BLOCK] int64 the place of its row in units of ``ALIGN`` elements (the launcher divides every stride by

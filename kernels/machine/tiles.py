@@ -68,20 +68,9 @@ def gather_rows(
 
 
 @triton.jit
-def normalize(rows):
-    """Unit rows in float32 [BLOCK, BLOCK_D] and the inverse lengths [BLOCK], lengths below 1e-12 taken as 1e-12."""
-    wide = rows.to(tl.float32)
-    inverse = tl.math.rsqrt(tl.maximum(tl.sum(wide * wide, 1), 1e-24))
-    return wide * inverse[:, None], inverse
-
-
-@triton.jit
-def normalize_backward(grad, unit, inverse):
-    """Gradient of the rows from that of the unit rows; ``inverse`` is 1e12 where the length was clamped, and
-    constant there.
-    """
-    along = tl.where(inverse < 1e12, tl.sum(grad * unit, 1), 0.0)
-    return (grad - unit * along[:, None]) * inverse[:, None]
+def unit_length(squares):
+    """What makes rows unit rows, from their sums of squares [BLOCK]; lengths below 1e-12 are taken as 1e-12."""
+    return tl.math.rsqrt(tl.maximum(squares, 1e-24))
 
 
 @triton.jit
@@ -96,9 +85,9 @@ def key_range(block, N, M, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL:
 
 
 @triton.jit
-def softmax_step(s, factor, maximum, total, FOLDED: tl.constexpr):
-    """One turn of the online softmax: weights [BLOCK_M, BLOCK_N] of the tile ``s``, the running maximum and total
-    [BLOCK_M], and what a sum of values relative to the old maximum shrinks by [BLOCK_M].
+def softmax_step(s, factor, maximum, FOLDED: tl.constexpr):
+    """One turn of the online softmax: exponentials [BLOCK_M, BLOCK_N] of the tile ``s``, the running maximum [BLOCK_M],
+    and what sums relative to the old maximum shrink by [BLOCK_M].
 
     FOLDED: ``s`` is a bare product, and ``factor`` is folded into the exponent: one multiply-add for each score.
     """
@@ -110,65 +99,47 @@ def softmax_step(s, factor, maximum, total, FOLDED: tl.constexpr):
         new_maximum = tl.maximum(maximum, tl.max(s, 1))
         pivot = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
         weights = tl.math.exp2(s - pivot[:, None])
-    shrink = tl.math.exp2(maximum - pivot)
-    total = total * shrink + tl.sum(weights, 1)
-    return weights, new_maximum, total, shrink
+    return weights, new_maximum, tl.math.exp2(maximum - pivot)
 
 
 @triton.jit
-def keep_mask(seed, row, qi, ki, dropout_p):
-    """True with probability 1 - dropout_p. One Philox counter per (row, query, key), so that every tiling draws
-    the same numbers.
-    """
-    zero = qi * 0 + ki * 0  # the shape of the tile
-    bits, _, _, _ = tl.philox(seed, zero + ki, zero + qi, zero + row, zero)
-    return tl.uint_to_uniform_float(bits) >= dropout_p
-
-
-@triton.jit
-def probabilities(
-    product, factor, pivot, group, head, qi, ki, score_args, N, M,
-    SCORE: tl.constexpr, PLAIN: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
-    """exp2(logit - pivot) for a tile of q k^T; ``qi``, ``ki`` and ``pivot`` broadcast against it. MASKED: forbid
-    keys from M on.
-    """
-    s = product * factor
-    if not PLAIN:
-        s = SCORE(s, group, head, qi, ki, score_args)
+def visible(s, qi, ki, N, M, CAUSAL: tl.constexpr, MASKED: tl.constexpr):
+    """``s``, -inf where a query does not see a key: a later one where CAUSAL, one from M on where MASKED."""
     if CAUSAL:
         s = tl.where(ki <= qi + (M - N), s, float("-inf"))
     if MASKED:
         s = tl.where(ki < M, s, float("-inf"))
-    return tl.math.exp2(s - pivot)
+    return s
 
 
 @triton.jit
-def load_scalars(pointer, strides, args, group, head, i, count, other, TOKENS: tl.constexpr, PADDED: tl.constexpr):
-    """One float32 of each token ``i`` [BLOCK] of a group and head; ``other`` where there is no token. strides (head,
-    strides of TOKENS) in elements.
+def load_scalars(operand, args, group, head, i, count, other, TOKENS: tl.constexpr, PADDED: tl.constexpr):
+    """One float32 of each token ``i`` [BLOCK] of a group and head; ``other`` where there is no token. operand (pointer,
+    stride of heads, strides of TOKENS) in elements.
     """
-    offsets, inside = TOKENS(group, i, strides[1], args)
+    pointer, head_stride, strides = operand
+    offsets, inside = TOKENS(group, i, strides, args)
     mask = i < count
     if PADDED:
         mask = mask & inside
-    return tl.load(pointer + (offsets + head.to(tl.int64) * strides[0]), mask=mask, other=other)
+    return tl.load(pointer + (offsets + head.to(tl.int64) * head_stride), mask=mask, other=other)
 
 
 @triton.jit
-def store_scalars(pointer, strides, args, values, group, head, i, count, TOKENS: tl.constexpr, PADDED: tl.constexpr):
+def store_scalars(operand, args, values, group, head, i, count, TOKENS: tl.constexpr, PADDED: tl.constexpr):
     """The inverse of `load_scalars`."""
-    offsets, inside = TOKENS(group, i, strides[1], args)
+    pointer, head_stride, strides = operand
+    offsets, inside = TOKENS(group, i, strides, args)
     mask = i < count
     if PADDED:
         mask = mask & inside
-    tl.store(pointer + (offsets + head.to(tl.int64) * strides[0]), values, mask=mask)
+    tl.store(pointer + (offsets + head.to(tl.int64) * head_stride), values, mask=mask)
 
 
 @triton.jit
-def load_pivot(lse, strides, args, group, head, i, count, TOKENS: tl.constexpr, PADDED: tl.constexpr):
+def load_pivot(lse, args, group, head, i, count, TOKENS: tl.constexpr, PADDED: tl.constexpr):
     """lse [BLOCK] in units of log2. A row without keys has lse -inf and all logits -inf: 0 keeps its probabilities 0
     and not NaN; where there is no token, inf does.
     """
-    pivot = load_scalars(lse, strides, args, group, head, i, count, float("inf"), TOKENS, PADDED)
+    pivot = load_scalars(lse, args, group, head, i, count, float("inf"), TOKENS, PADDED)
     return tl.where(pivot == float("-inf"), 0.0, pivot * LOG2E)

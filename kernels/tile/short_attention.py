@@ -15,22 +15,55 @@ import triton.language as tl
 from torch import Tensor
 
 from ..loop import scores
-from ..loop.problem import Problem, aligned, dense_rows
+from ..loop.constants import constant
+from ..loop.problem import PLAIN_ROWS, Problem, aligned, dense_rows
 from ..machine.architecture import arch_of
 from ..machine.blocks import dot_precision, head_tile
 from ..machine.choices import choice
 from ..machine.launch import launch
-from ..machine.tiles import LN2, LOG2E, gather_rows, normalize, store_rows
+from ..machine.tiles import LN2, LOG2E, gather_rows, store_rows
 from .blocks import groups_per_program, short_columns, short_forward_config, short_tile
 
 LOG2_OF_E = LOG2E.value
 
 
+class Tile(NamedTuple):
+    """What the kernels of the tile know when they are compiled, as one tl.constexpr. See `loop.constants.Loop`."""
+
+    HEAD_DIM: tl.constexpr
+    BLOCK_M: tl.constexpr
+    BLOCK_N: tl.constexpr
+    BLOCK_D: tl.constexpr
+    ROW_BLOCKS: tl.constexpr
+    TILE_ROWS: tl.constexpr  # of all blocks of rows
+    ALIGN: tl.constexpr  # what strides are in units of
+    NORMED: tl.constexpr  # NORM changes rows
+    BIAS: tl.constexpr  # the kind of a `Bias`, or "none"
+    DBIAS: tl.constexpr  # its gradient: "held", "group" or "none"
+    SHARED: tl.constexpr  # see `shared_offsets`
+    PRECISION: tl.constexpr  # of products of float32
+
+
 @triton.jit
-def bias_tile(bias, group, head, qi, ki, strides, N, M, BAKED: tl.constexpr, BLOCK_N: tl.constexpr):
-    """[BLOCK_M, BLOCK_N] in units of log2. A baked tile is padded to the block, is in log2 already and -inf past the
-    last key."""
-    start = bias + group.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
+def of_head(operand, head, ALIGN: tl.constexpr):
+    """Where the rows of a head begin; operand (pointer, stride of heads, strides of TOKENS) in units of ALIGN."""
+    return operand[0] + head.to(tl.int64) * operand[1] * ALIGN
+
+
+@triton.jit
+def tile_rows(pointer, offsets, inside, valid, padding, padding_row, TILE: tl.constexpr):
+    """[BLOCK, BLOCK_D] of a head that begins at ``pointer``, see `gather_rows`."""
+    return gather_rows(
+        pointer, offsets, inside, valid, padding, padding_row, TILE.HEAD_DIM, TILE.ALIGN, 0, TILE.BLOCK_D
+    )
+
+
+@triton.jit
+def bias_tile(bias, group, head, qi, ki, N, M, BAKED: tl.constexpr, BLOCK_N: tl.constexpr):
+    """[BLOCK_M, BLOCK_N] in units of log2; bias (pointer, strides). A baked tile is padded to the block, is in log2
+    already and -inf past the last key."""
+    pointer, strides = bias
+    start = pointer + group.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
     if BAKED:
         return tl.load(start + qi[:, None] * BLOCK_N + ki[None, :])
     valid = (qi < N)[:, None] & (ki < M)[None, :]
@@ -41,71 +74,59 @@ def bias_tile(bias, group, head, qi, ki, strides, N, M, BAKED: tl.constexpr, BLO
 
 
 @triton.jit
-def logits(
-    product, held, bias, group, head, qi, ki, bias_strides, score_args, N, M, scale,
-    SCORE: tl.constexpr, BIAS: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+def logits(product, held, bias, group, head, qi, ki, score_args, N, M, scale, SCORE: tl.constexpr, TILE: tl.constexpr):
     """[BLOCK_M, BLOCK_N] in units of log2 from q k^T; -inf past the last key. ``held``: the tile where BIAS is so."""
     s = product * scale
-    if BIAS == "held":
+    if TILE.BIAS == "held":
         s += held
-    elif BIAS != "none":
-        s += bias_tile(bias, group, head, qi, ki, bias_strides, N, M, BIAS == "baked", BLOCK_N)
-    s = SCORE(s, group, head, qi[:, None], ki[None, :], score_args)
-    if BIAS == "none" or BIAS == "strided":
+    elif TILE.BIAS != "none":
+        s += bias_tile(bias, group, head, qi, ki, N, M, TILE.BIAS == "baked", TILE.BLOCK_N)
+    s = SCORE(s, group, head, qi[:, None], ki[None, :], score_args, ())
+    if TILE.BIAS == "none" or TILE.BIAS == "strided":
         s = tl.where((ki < M)[None, :], s, float("-inf"))
     return s
 
 
 @triton.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["chunk"])
 def _short_fwd(
-    q, k, v, out, lse, bias, cosine, padding,
-    q_strides, k_strides, v_strides, out_strides, bias_strides, q_args, k_args, score_args,
-    groups, heads, chunk, N, M, scale,
-    Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, SCORE: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROW_BLOCKS: tl.constexpr, ALIGN: tl.constexpr,
-    BIAS: tl.constexpr, SHARED: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, v, out, lse, bias, hook_args, padding, head_scale, groups, heads, chunk, N, M, scale,
+    Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, NORM: tl.constexpr, SCORE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
+    q_args, k_args, score_args, _, _, _ = hook_args
     pid = tl.program_id(0)
     head = pid % heads
-    qi = pid // heads % ROW_BLOCKS * BLOCK_M + tl.arange(0, BLOCK_M)
-    ki = tl.arange(0, BLOCK_N)
-    first = pid // (heads * ROW_BLOCKS) * chunk
-    q += head.to(tl.int64) * q_strides[0] * ALIGN
-    k += head.to(tl.int64) * k_strides[0] * ALIGN
-    v += head.to(tl.int64) * v_strides[0] * ALIGN
-    out += head.to(tl.int64) * out_strides[0] * ALIGN
-    if cosine is not None:
-        scale = tl.load(cosine + head) * LOG2E
+    qi = pid // heads % TILE.ROW_BLOCKS * TILE.BLOCK_M + tl.arange(0, TILE.BLOCK_M)
+    ki = tl.arange(0, TILE.BLOCK_N)
+    first = pid // (heads * TILE.ROW_BLOCKS) * chunk
+    queries, keys = of_head(q, head, TILE.ALIGN), of_head(k, head, TILE.ALIGN)
+    values, outs = of_head(v, head, TILE.ALIGN), of_head(out, head, TILE.ALIGN)
+    if head_scale is not None:
+        scale = tl.load(head_scale + head) * LOG2E
     held = None
-    if BIAS == "held":
-        held = bias_tile(bias, first, head, qi, ki, bias_strides, N, M, True, BLOCK_N)
+    if TILE.BIAS == "held":
+        held = bias_tile(bias, first, head, qi, ki, N, M, True, TILE.BLOCK_N)
     for step in tl.range(0, tl.minimum(chunk, groups - first)):
         group = first + step
-        q_at, q_inside = Q_TOKENS(group, qi, q_strides[1], q_args)
-        if SHARED == "qkv":
+        q_at, q_inside = Q_TOKENS(group, qi, q[2], q_args)
+        if TILE.SHARED == "qkv":
             k_at, k_inside, v_at = q_at, q_inside, q_at
         else:
-            k_at, k_inside = K_TOKENS(group, ki, k_strides[1], k_args)
-            v_at = k_at if SHARED == "kv" else K_TOKENS(group, ki, v_strides[1], k_args)[0]
-        q_rows = gather_rows(q, q_at, q_inside, qi < N, padding, head, HEAD_DIM, ALIGN, 0, BLOCK_D)
-        k_rows = gather_rows(k, k_at, k_inside, ki < M, padding, heads + head, HEAD_DIM, ALIGN, 0, BLOCK_D)
-        v_rows = gather_rows(v, v_at, k_inside, ki < M, padding, 2 * heads + head, HEAD_DIM, ALIGN, 0, BLOCK_D)
-        if cosine is not None:
-            q_rows = normalize(q_rows)[0].to(q_rows.dtype)
-            k_rows = normalize(k_rows)[0].to(k_rows.dtype)
-        product = tl.dot(q_rows, tl.trans(k_rows), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
-        s = logits(
-            product, held, bias, group, head, qi, ki, bias_strides, score_args, N, M, scale, SCORE, BIAS, BLOCK_N
-        )
+            k_at, k_inside = K_TOKENS(group, ki, k[2], k_args)
+            v_at = k_at if TILE.SHARED == "kv" else K_TOKENS(group, ki, v[2], k_args)[0]
+        q_rows = tile_rows(queries, q_at, q_inside, qi < N, padding, head, TILE)
+        k_rows = tile_rows(keys, k_at, k_inside, ki < M, padding, heads + head, TILE)
+        v_rows = tile_rows(values, v_at, k_inside, ki < M, padding, 2 * heads + head, TILE)
+        q_rows, k_rows = NORM((q_rows,), TILE.HEAD_DIM)[0], NORM((k_rows,), TILE.HEAD_DIM)[0]
+        product = tl.dot(q_rows, tl.trans(k_rows), input_precision=TILE.PRECISION)  # [BLOCK_M, BLOCK_N]
+        s = logits(product, held, bias, group, head, qi, ki, score_args, N, M, scale, SCORE, TILE)
         top = tl.max(s, 1)
         top = tl.where(top == float("-inf"), 0.0, top)  # a fully masked row needs a finite pivot
         p = tl.exp2(s - top[:, None])
         total = tl.sum(p, 1)
-        o = tl.dot(p.to(v_rows.dtype), v_rows, input_precision=PRECISION)  # [BLOCK_M, BLOCK_D]
+        o = tl.dot(p.to(v_rows.dtype), v_rows, input_precision=TILE.PRECISION)  # [BLOCK_M, BLOCK_D]
         o *= (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
-        out_at = Q_TOKENS(group, qi, out_strides[1], q_args)[0]
-        store_rows(out, out_at, o, q_inside & (qi < N), HEAD_DIM, ALIGN, 0, BLOCK_D)
+        out_at = Q_TOKENS(group, qi, out[2], q_args)[0]
+        store_rows(outs, out_at, o, q_inside & (qi < N), TILE.HEAD_DIM, TILE.ALIGN, 0, TILE.BLOCK_D)
         if lse is not None:
             row = (group.to(tl.int64) * heads + head) * N + qi
             tl.store(lse + row, (top + tl.log2(total)) * LN2, mask=qi < N)
@@ -130,6 +151,10 @@ def shared_offsets(problem, block_m, columns, queries, keys):
     return "qkv" if same and all(rows.strides == keys[0].strides for rows in queries) else "kv"
 
 
+def tile_of(**values) -> Tile:
+    return constant(Tile, **values)
+
+
 def run_forward(problem, q, k, v, out, *, lse=None, bias=None):
     """Launch the forward on `Rows`; writes ``out`` and, when given, ``lse`` (G, H, N) float32, natural log."""
     p = problem
@@ -139,15 +164,18 @@ def run_forward(problem, q, k, v, out, *, lse=None, bias=None):
     row_blocks = -(-p.n // config.block_m)
     chunk = groups_per_program(p.groups, p.heads, arch) if row_blocks == 1 else 1
     align = aligned(q, k, v, out)
+    tile = tile_of(
+        HEAD_DIM=p.head_dim, BLOCK_M=config.block_m, BLOCK_N=columns, BLOCK_D=head_tile(p.head_dim),
+        ROW_BLOCKS=row_blocks, TILE_ROWS=rows, ALIGN=align, NORMED=p.norm is not PLAIN_ROWS,
+        BIAS=bias.kind if bias else "none", DBIAS="none",
+        SHARED=shared_offsets(p, config.block_m, columns, (q,), (k, v)), PRECISION=dot_precision(q.tensor.dtype),
+    )  # fmt: skip
     launch(
         _short_fwd, (-(-p.groups // chunk) * row_blocks * p.heads,),
-        q.tensor, k.tensor, v.tensor, out.tensor, lse, bias and bias.tensor, p.cosine, p.padding,
-        *(x.over(align) for x in (q, k, v, out)), bias.strides if bias else (), p.q_args, p.k_args, p.score_args,
+        *(x.over(align) for x in (q, k, v, out)), lse, bias and bias[:2], p.hook_args, p.padding, p.head_scale,
         p.groups, p.heads, chunk, p.n, p.m, p.scale * LOG2_OF_E,
-        Q_TOKENS=p.q_tokens, K_TOKENS=p.k_tokens, SCORE=p.score, HEAD_DIM=p.head_dim,
-        BLOCK_M=config.block_m, BLOCK_N=columns, BLOCK_D=head_tile(p.head_dim), ROW_BLOCKS=row_blocks, ALIGN=align,
-        BIAS=bias.kind if bias else "none", SHARED=shared_offsets(p, config.block_m, columns, (q,), (k, v)),
-        PRECISION=dot_precision(q.tensor.dtype), num_warps=config.num_warps, num_stages=config.num_stages,
+        Q_TOKENS=p.q_tokens, K_TOKENS=p.k_tokens, NORM=p.norm.forward, SCORE=p.score, TILE=tile,
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
 
@@ -181,8 +209,8 @@ def short_takes(queries, keys, head_dim, itemsize, walks):
     """Whether these kernels hold a group in registers: where they compile without spills, which the tests hold them to.
     No GPU has timed them against the loop.
 
-    ``walks``: a program adds over groups (the gradient of a bias, a padding vector or a cosine scale), or reads a bias
-    or a mask. Beyond 64 tokens only whole heads of 64 fit.
+    ``walks``: a program adds over groups (the gradient of a bias, a padding vector or the scale of a head), or reads a
+    bias or a mask. Beyond 64 tokens only whole heads of 64 fit.
     """
     longest = max(queries, keys)
     if itemsize == 4:

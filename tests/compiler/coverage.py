@@ -78,10 +78,10 @@ def entries(arch):
 
 def combination(kernel, args, constants):
     """What tells two kernels of one source apart, tile sizes aside: hooks, head, flags, and arguments that are None."""
-    chosen = ("HEAD_DIM", "ACT", "POST_NORM", "CAUSAL", "BIAS", "SHARED", "NORM")
+    chosen = ("HEAD_DIM", "DIM", "ACT", "POST_NORM", "CAUSAL", "BIAS", "SHARED", "NORM")
     constants = named(constants)
     hooks = sorted((name, value.fn.__name__) for name, value in constants.items() if hasattr(value, "fn"))
-    flags = [(name, constants[name]) for name in chosen if name in constants]
+    flags = [(name, constants[name]) for name in chosen if name in constants and not hasattr(constants[name], "fn")]
     missing = tuple(name for name, value in zip(kernel.arg_names, args, strict=False) if value is None)
     return kernel.fn.__name__, tuple(hooks), tuple(flags), missing
 

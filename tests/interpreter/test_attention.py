@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitkern.kernels import attention as launchers
 from vitkern.kernels.loop import tokens
-from vitkern.kernels.loop.problem import Problem, Rows, per_token
+from vitkern.kernels.loop.problem import UNIT_ROWS, Problem, Rows, per_token
 from vitkern.kernels.loop.stream import stream_forward
 from vitkern.kernels.loop.stream_backward import stream_dkdv, stream_dq
 from vitkern.kernels.loop.stream_bias import stream_bias_gradient
@@ -366,7 +366,8 @@ def test_windows_with_padding(cosine):
     args = tokens.window_args(image, (rows * window[0], cols * window[1]), (rows, cols), window, shift, False)
     stream = Problem(
         groups, heads, heads, n, n, d, 0.4, tokens.window, tokens.window, args, args,
-        padding=padding.detach().float(), cosine=factor.detach().float() if cosine else None,
+        padding=padding.detach().float(),
+        **(dict(head_scale=factor.detach().float(), norm=UNIT_ROWS) if cosine else {}),
     )  # fmt: skip
     operands = [rows_of(base[:, part]) for part in range(3)]
     gradients = [rows_of(dqkv[:, part]) for part in range(3)]
@@ -399,7 +400,7 @@ def test_windows_with_padding(cosine):
 def test_cosine_of_a_zero_vector_is_finite():
     q = torch.randn(1, 1, 5, 16)
     q[0, 0, 2] = 0
-    stream = Problem(1, 1, 1, 5, 5, 16, 1.0, cosine=torch.tensor([5.0]))
+    stream = Problem(1, 1, 1, 5, 5, 16, 1.0, head_scale=torch.tensor([5.0]), norm=UNIT_ROWS)
     operand = Rows(q, 80, (80, 16))
     out, lse, delta, dq, dk, dv = (torch.empty(1, 1, 5, 16), *torch.empty(2, 1, 1, 5), *torch.empty(3, 1, 1, 5, 16))
     outputs = [Rows(t, 80, (80, 16)) for t in (out, dq, dk, dv)]

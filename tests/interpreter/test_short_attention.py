@@ -21,7 +21,7 @@ HEAD_DIMS = (8, 16, 24, 32, 40, 64)
 
 
 @triton.jit
-def keep(s, group, head, qi, ki, args):
+def keep(s, group, head, qi, ki, args, state):
     """Forbids where a mask (B, N, M) of int8 is 0. args (pointer, N, M)."""
     pointer, N, M = args
     inside = (qi < N) & (ki < M)

@@ -42,11 +42,13 @@ def hooks(kernel) -> list[str]:
     names = inspect.signature(kernel.fn).parameters
     found = []
     for parameter, first, module in (
-        ("EPILOGUE", "acc", "rows.epilogues"), ("SCORE", "s", "loop.scores"), ("SCORE", "s", "loop.locality")
+        ("EPILOGUE", "acc", "rows.epilogues"), ("SCORE", "s", "loop.scores"), ("SCORE", "s", "loop.locality"),
+        ("LOGIT", "s", "loop.logits"), ("START", "head", "loop.starts"), ("WEIGH", "e", "loop.weighing"),
     ):  # fmt: skip
         if parameter in names:
             for name, one in vars(importlib.import_module(f"vitkern.kernels.{module}")).items():
                 is_own = hasattr(one, "fn") and one.fn.__module__.endswith(module)
+                is_own = is_own and not name.endswith("_backward")
                 if is_own and {first, "args"} <= inspect.signature(one.fn).parameters.keys():
                     found.append(f"{parameter}={name}")
     return found
@@ -68,6 +70,19 @@ def _name_in_hook(hook, place: str) -> str:
     return hook.fn.__name__ + place
 
 
+def _shown(name: str, constants: dict) -> str:
+    """The pointer ``name`` of a launch: an operand by its own name, what a hook takes by the hook's."""
+    from vitkern.kernels.loop.problem import HOOKS
+
+    parameter, _, place = name.partition("[")
+    if parameter == "hook_args":
+        number, _, place = place.partition("]")
+        return _name_in_hook(constants[HOOKS[int(number)]], place)
+    if parameter == "args" and "EPILOGUE" in constants:
+        return _name_in_hook(constants["EPILOGUE"], f"[{place}")
+    return name.removesuffix("[0]")
+
+
 class Coverage:
     """What the cases have shown of each pointer."""
 
@@ -79,19 +94,14 @@ class Coverage:
     def add(self, case, kernel, args: tuple, constants: dict, touched: dict[str, int]) -> None:
         """One launch of ``case``; ``touched``: the farthest element by the name of the tensor."""
         bound = dict(zip(kernel.arg_names, args, strict=False))
-        hook = constants.get("EPILOGUE", constants.get("SCORE"))
         for parameter, value in bound.items():
             self.seen[case.kernel].add(parameter)
             for name, leaf in leaves(parameter, value):
                 if leaf is None or isinstance(leaf, Tensor):
-                    if name.startswith(("args[", "score_args[")) and hook is not None:
-                        shown = _name_in_hook(hook, name[name.index("[") :])
-                    else:
-                        shown = name
-                    key, far = f"{case.kernel}.{shown}", touched.get(name, -1)
+                    key, far = f"{case.kernel}.{_shown(name, constants)}", touched.get(name, -1)
                     if far >= self.farthest.get(key, -2):
                         self.farthest[key], self.case[key] = far, case.name
-        for parameter in ("EPILOGUE", "SCORE"):
+        for parameter in ("EPILOGUE", "SCORE", "LOGIT", "START", "WEIGH"):
             if parameter in constants:
                 self.seen[case.kernel].add(f"{parameter}={constants[parameter].fn.__name__}")
 

@@ -14,10 +14,16 @@ from vitkern import dispatch
 from vitkern.lab.compiling import amdgcn, budget, limits, sass
 from vitkern.lab.compiling.work import Work, named, tensors, work_of
 
+FOLLOWING = ("PREPARE", "NORM_BACKWARD", "LOGIT_BACKWARD")
+
 
 def hooks_of(constants: Mapping[str, object]) -> tuple[str, ...]:
-    """Names of the functions among the constants of a launch."""
-    return tuple(dict.fromkeys(value.fn.__name__ for value in constants.values() if hasattr(value, "fn")))
+    """Names of the functions among the constants of a launch, but for those that are there unless asked otherwise, and
+    those that come with another."""
+    from vitkern.kernels.loop.problem import USUAL
+
+    chosen = {name: hook for name, hook in constants.items() if hasattr(hook, "fn") and hook is not USUAL.get(name)}
+    return tuple(dict.fromkeys(hook.fn.__name__ for name, hook in chosen.items() if not name.startswith(FOLLOWING)))
 
 
 def label_of(name: str, hooks: tuple[str, ...]) -> str:

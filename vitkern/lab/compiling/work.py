@@ -31,11 +31,11 @@ def tensors(values) -> Iterator[torch.Tensor]:
 
 
 def named(constants: Mapping) -> dict[str, object]:
-    """Constants of a launch by name, those of a tuple that travels as one by their own names."""
+    """Constants of a launch by name, those of a tuple that travels as one by their own names: of two, the first."""
     found = {}
     for name, value in constants.items():
-        fields = value._asdict() if hasattr(value, "_asdict") else {name: value}
-        found |= {field: getattr(part, "value", part) for field, part in fields.items()}
+        fields = named(value._asdict()) if hasattr(value, "_asdict") else {name: getattr(value, "value", value)}
+        found = fields | found
     return found
 
 

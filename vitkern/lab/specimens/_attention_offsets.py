@@ -10,7 +10,12 @@ from vitkern.lab.specimens._streaming import SHORT, STREAMING, start, stride
 
 BOUNDED = {
     "*.seed": "one element",
-    "*.SCORE=plain": "takes no pointer",
+    **{
+        f"*.{hook}": "takes no pointer"
+        for hook in ("SCORE=plain", "LOGIT=plain", "LOGIT=capped", "START=empty", "WEIGH=plain")
+    },
+    "*.WEIGH=dropout": "one element",
+    "*.START=sink": "one element a head",
     "_stream_hopper_fwd.lse": "one element a row, and rows have more than 32 elements: q alone takes 128 GiB",
 }
 

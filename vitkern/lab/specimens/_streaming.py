@@ -66,6 +66,8 @@ TURNS = {
     "_stream_bwd_dq": _keys,
     "_stream_bwd_dkdv": lambda a, programs: _halved(a["KV_SHARE"] * -(-a["N"] // a["BLOCK_M"]), a),
     "_stream_bwd_bias": _members,
+    "_combine_softmax": lambda a, programs: a["splits"],
+    "_add_parts": lambda a, programs: a["splits"],
     "_short_fwd": lambda a, programs: min(a["chunk"], a["groups"]),
     "_short_bwd": lambda a, programs: min(a["chunk"], a["groups"]) * a["ROW_BLOCKS"],
 }

@@ -50,14 +50,15 @@ def _gradients() -> Iterator[GradientCase]:
 def _beyond(tensors, size, *, launcher: str, dims: Callable, strides: Callable | None = None):
     """Windows of 4 x 4 tokens, shifted by 2, on images that they do not divide. ``dims(size)``: (B, h, w, D)."""
     from vitkern.kernels.loop import tokens
-    from vitkern.kernels.loop.problem import Problem, Rows, per_token
+    from vitkern.kernels.loop.problem import UNIT_ROWS, Problem, Rows, per_token
 
     batch, height, width, dim = dims(size)
     rows, cols = -(-height // 4), -(-width // 4)
     args = tokens.window_args((height, width), (4 * rows, 4 * cols), (rows, cols), (4, 4), (2, 2), False)
-    padding, cosine = tensors(lambda s: (3, 1, dim)), tensors(lambda s: (1,), torch.float32)
+    padding, head_scale = tensors(lambda s: (3, 1, dim)), tensors(lambda s: (1,), torch.float32)
     places = dict(q_tokens=tokens.window, k_tokens=tokens.window, q_args=args, k_args=args)
-    windows = Problem(batch * rows * cols, 1, 1, 16, 16, dim, 0.5, padding=padding, cosine=cosine, **places)
+    cosine = dict(head_scale=head_scale, norm=UNIT_ROWS)
+    windows = Problem(batch * rows * cols, 1, 1, 16, 16, dim, 0.5, padding=padding, **cosine, **places)
     given = [tensors(dims, strides=strides) for _ in range(5)]
     made = [torch.empty(dims(size), dtype=STORED) for _ in range(3)]
     q, k, v, grad, out, *found = (Rows(x, dim, x.stride()[:3]) for x in given + made)
@@ -137,10 +138,10 @@ SPECIMEN = Specimen(
         problem("cosine", (5, 6), (4, 4), shift=(1, 2), cosine=True, wrap="padded"),
     ),
     bounded={
-        "*.cosine": "one element a head",
+        "*.head_scale": "one element a head",
         "*.padding": "3 C elements",
-        "*.cosine_grad": "one element a program, and programs are counted in 31 bits",
-        "_short_bwd.dcosine": "one element a program, and programs are counted in 31 bits",
+        "*.scale_grad": "one element a program, and programs are counted in 31 bits",
+        "_short_bwd.dscale": "one element a program, and programs are counted in 31 bits",
         "_reduce_table.dtable": "a table: one element for each head and offset within a window",
         "*.SCORE=regions": "takes no pointer",
         "*.SCORE=tile_and_regions": "is tile, then regions",
