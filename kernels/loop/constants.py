@@ -46,10 +46,12 @@ class Loop(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def constant(kind: type, **values):
-    """A ``kind`` of tuple. Before Triton 3.9 no shape takes an int; interpreted, constants are what they are."""
+    """A ``kind`` of tuple, of constants and heads. Before Triton 3.9 no shape takes an int; interpreted, constants are
+    what they are."""
     if not isinstance(zeros, triton.JITFunction):
         return kind(**values)
-    return kind(**{name: v if isinstance(v, Head) else tl.constexpr(v) for name, v in values.items()})
+    made = {name: constant(Head, **v._asdict()) if isinstance(v, Head) else v for name, v in values.items()}
+    return kind(**{name: tl.constexpr(v) for name, v in made.items()})
 
 
 def hooked(s: Problem) -> bool:
@@ -62,14 +64,9 @@ def widest(s: Problem) -> int:
     return max(s.head_dim, s.value_dim or 0)
 
 
-def head_of(dim: int, tiles: tuple[int, int]) -> Head:
-    """``tiles``: widths of those that hold a head."""
-    return constant(Head, DIM=dim, BLOCK_D=tiles[0], TAIL_D=tiles[1])
-
-
 def _head(s: Problem, dim: int, q: Rows) -> Head:
     """One tile where each row has an address of its own."""
-    return head_of(dim, (head_tile(dim), 0) if s.ragged else head_parts(dim, arch_of(q.tensor), hooked(s)))
+    return Head(dim, *((head_tile(dim), 0) if s.ragged else head_parts(dim, arch_of(q.tensor), hooked(s))))
 
 
 def loop_of(s: Problem, q: Rows, config: Config, heads: tuple[Head, Head], align: int, out_align: int) -> Loop:

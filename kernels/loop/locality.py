@@ -204,7 +204,7 @@ def near(s, group, head, qi, ki, args, state):
     """
     axes, table, rel, neighbor = args
     y_axis, x_axis = axes
-    if y_axis[8] == OF_KEYS:
+    if args[0][0][8] == OF_KEYS:  # read in place: what is assigned to a name is no constant any more
         image, y_class, qy, x_class, qx = _region_ranks(group, qi, y_axis, x_axis)
         _, _, ky, _, kx = state
     else:

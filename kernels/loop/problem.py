@@ -37,6 +37,18 @@ PLAIN_ROWS = Pair(norms.plain, norms.plain_backward)
 UNIT_ROWS = Pair(norms.unit, norms.unit_backward)
 
 
+class HookArgs(NamedTuple):
+    """What hooks are given, as kernels take it: read in place, since what is assigned to a name, or taken apart, is no
+    constant any more."""
+
+    q: tuple
+    k: tuple
+    score: tuple
+    logit: tuple
+    start: tuple
+    weigh: tuple
+
+
 class Problem(NamedTuple):
     """What forward and backward agree on.
 
@@ -76,12 +88,11 @@ class Problem(NamedTuple):
     weigh_args: tuple = ()
 
     @property
-    def hook_args(self) -> tuple:
-        """Arguments of all hooks, in the order of `HOOKS`."""
-        return self.q_args, self.k_args, self.score_args, self.logit_args, self.start_args, self.weigh_args
+    def args(self) -> "HookArgs":
+        return HookArgs(self.q_args, self.k_args, self.score_args, self.logit_args, self.start_args, self.weigh_args)
 
 
-HOOKS = ("Q_TOKENS", "K_TOKENS", "SCORE", "LOGIT", "START", "WEIGH")
+HOOKS = dict(q="Q_TOKENS", k="K_TOKENS", score="SCORE", logit="LOGIT", start="START", weigh="WEIGH")
 USUAL = dict(NORM=norms.plain, LOGIT=logits.plain, START=starts.empty, WEIGH=weighing.plain, REDUCE=reductions.slopes)
 
 

@@ -32,13 +32,12 @@ from .weighing import dropout
 
 @triton.jit
 def _stream_fwd(
-    q, k, v, out, lse, hook_args, padding, head_scale, heads, N, M, scale, split,
+    q, k, v, out, lse, args, padding, head_scale, heads, N, M, scale, split,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, NORM: tl.constexpr, LOGIT: tl.constexpr, PREPARE: tl.constexpr,
     SCORE: tl.constexpr, START: tl.constexpr, WEIGH: tl.constexpr, LOOP: tl.constexpr,
 ):  # fmt: skip
     """split: (), or (groups, splits) where a program walks a share of the keys, and out and lse are those of a group
     for each share."""
-    q_args, k_args, score_args, logit_args, start_args, weigh_args = hook_args
     pid = tl.program_id(0)
     blocks = tl.cdiv(N, LOOP.BLOCK_M)
     block, row = pid % blocks, pid // blocks  # row: (split, group, head)
@@ -47,7 +46,7 @@ def _stream_fwd(
     qi = block * LOOP.BLOCK_M + tl.arange(0, LOOP.BLOCK_M)
     group = place
     whole, end = key_range(block, N, M, LOOP.BLOCK_M, LOOP.BLOCK_N, LOOP.CAUSAL)
-    maximum, total = START(head, start_args, LOOP.BLOCK_M)
+    maximum, total = START(head, args.start, LOOP.BLOCK_M)
     first = 0
     if len(split) > 0:
         group = place % split[0]
@@ -58,39 +57,39 @@ def _stream_fwd(
         total = tl.where(first == 0, total, 0.0)
 
     queries = load_head(
-        q, q_args, padding, head, group, head, qi, N,
+        q, args.q, padding, head, group, head, qi, N,
         Q_TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_N, LOOP.PADDED,
     )  # fmt: skip
     queries = NORM(queries, LOOP.QK.DIM)
     factor = scale * LOG2E
     if head_scale is not None:
         factor = tl.load(head_scale + head) * LOG2E
-    state = PREPARE(group, qi[:, None], score_args)
+    state = PREPARE(group, qi[:, None], args.score)
 
     acc = zeros(LOOP.BLOCK_M, LOOP.V)
     for MASKED in tl.static_range(1 if LOOP.EVEN_M and not LOOP.CAUSAL else 2):
         for start in tl.range(whole if MASKED else first, end if MASKED else whole, LOOP.BLOCK_N):
             ki = start + tl.arange(0, LOOP.BLOCK_N)
             keys = load_head(
-                k, k_args, padding, heads + head, group, kv_head, ki, M,
+                k, args.k, padding, heads + head, group, kv_head, ki, M,
                 K_TOKENS, LOOP.QK, LOOP.ALIGN, MASKED and not LOOP.EVEN_M, LOOP.PADDED,
             )  # fmt: skip
             s = products(queries, NORM(keys, LOOP.QK.DIM), LOOP.PRECISION)  # [BLOCK_M, BLOCK_N]
             if not LOOP.PLAIN:
-                s = LOGIT(s * factor, logit_args)
-                s = SCORE(s, group, head, qi[:, None], ki[None, :], score_args, state)
+                s = LOGIT(s * factor, args.logit)
+                s = SCORE(s, group, head, qi[:, None], ki[None, :], args.score, state)
             s = visible(s, qi[:, None], ki[None, :], N, M, MASKED and LOOP.CAUSAL, MASKED and not LOOP.EVEN_M)
             weights, maximum, shrink = softmax_step(s, factor, maximum, LOOP.PLAIN)
-            counted, used = WEIGH(weights, group, head, qi[:, None], ki[None, :], weigh_args)
+            counted, used = WEIGH(weights, group, head, qi[:, None], ki[None, :], args.weigh)
             total = total * shrink + tl.sum(counted, 1)
             acc = scaled(acc, shrink[:, None])
             values = load_head(
-                v, k_args, padding, 2 * heads + head, group, kv_head, ki, M,
+                v, args.k, padding, 2 * heads + head, group, kv_head, ki, M,
                 K_TOKENS, LOOP.V, LOOP.ALIGN, MASKED and not LOOP.EVEN_M, LOOP.PADDED,
             )  # fmt: skip
             acc = add_products(acc, used.to(v[0].dtype.element_ty), values, LOOP.PRECISION)
 
-    store_softmax(out, lse, q_args, maximum, total, acc, place, head, qi, N, Q_TOKENS, LOOP)
+    store_softmax(out, lse, args.q, maximum, total, acc, place, head, qi, N, Q_TOKENS, LOOP)
 
 
 def stream_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse: Rows) -> None:
@@ -107,7 +106,7 @@ def stream_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse: Rows) 
     launch(
         _stream_fwd, (splits * programs,),
         q.over(align), k.over(align), v.over(align), left[0].over(out_align), left[1].over(1),
-        s.hook_args, s.padding, s.head_scale, s.heads, s.n, s.m, s.scale, () if splits == 1 else (s.groups, splits),
+        s.args, s.padding, s.head_scale, s.heads, s.n, s.m, s.scale, () if splits == 1 else (s.groups, splits),
         START=s.start, **constants(s, q, config, align, out_align),
     )  # fmt: skip
     if splits > 1:

@@ -41,14 +41,13 @@ def _store_sums(
 
 @triton.jit(do_not_specialize=["extent_h", "extent_w"])
 def _stream_bwd_axes(
-    q, k, v, grad, lse, delta, dh, dw, hook_args, padding, heads, N, M, extent_h, extent_w, scale,
+    q, k, v, grad, lse, delta, dh, dw, args, padding, heads, N, M, extent_h, extent_w, scale,
     FIRST: tl.constexpr, PLACE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, NORM: tl.constexpr, LOGIT: tl.constexpr, PREPARE: tl.constexpr,
     SCORE: tl.constexpr, WEIGH: tl.constexpr, LOOP: tl.constexpr,
 ):  # fmt: skip
     """PLACE(ki, args) tells the row and the column of key ki within the region; FIRST(group, qi, args) those that are
     the first of query qi."""
-    q_args, k_args, score_args, logit_args, _, weigh_args = hook_args
     pid = tl.program_id(0)
     blocks = tl.cdiv(N, LOOP.BLOCK_M)
     block, row = pid % blocks, pid // blocks
@@ -56,17 +55,17 @@ def _stream_bwd_axes(
     qi = block * LOOP.BLOCK_M + tl.arange(0, LOOP.BLOCK_M)
 
     queries = load_head(
-        q, q_args, padding, head, group, head, qi, N,
+        q, args.q, padding, head, group, head, qi, N,
         Q_TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_N, LOOP.PADDED,
     )  # fmt: skip
     queries = NORM(queries, LOOP.QK.DIM)
     grads = load_head(
-        grad, q_args, None, 0, group, head, qi, N,
+        grad, args.q, None, 0, group, head, qi, N,
         Q_TOKENS, LOOP.V, LOOP.OUT_ALIGN, not LOOP.EVEN_N, LOOP.PADDED,
     )  # fmt: skip
-    deltas = load_scalars((delta, lse[1], lse[2]), q_args, group, head, qi, N, 0.0, Q_TOKENS, LOOP.PADDED)
-    pivot = load_pivot(lse, q_args, group, head, qi, N, Q_TOKENS, LOOP.PADDED)
-    state = PREPARE(group, qi[:, None], score_args)
+    deltas = load_scalars((delta, lse[1], lse[2]), args.q, group, head, qi, N, 0.0, Q_TOKENS, LOOP.PADDED)
+    pivot = load_pivot(lse, args.q, group, head, qi, N, Q_TOKENS, LOOP.PADDED)
+    state = PREPARE(group, qi[:, None], args.score)
 
     acc_h = tl.zeros([LOOP.BLOCK_M, BLOCK_H], tl.float32)
     acc_w = tl.zeros([LOOP.BLOCK_M, BLOCK_W], tl.float32)
@@ -74,30 +73,30 @@ def _stream_bwd_axes(
     for start in tl.range(0, end, LOOP.BLOCK_N):
         ki = start + tl.arange(0, LOOP.BLOCK_N)
         keys = load_head(
-            k, k_args, padding, heads + head, group, head, ki, M,
+            k, args.k, padding, heads + head, group, head, ki, M,
             K_TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_M, LOOP.PADDED,
         )  # fmt: skip
         values = load_head(
-            v, k_args, padding, 2 * heads + head, group, head, ki, M,
+            v, args.k, padding, 2 * heads + head, group, head, ki, M,
             K_TOKENS, LOOP.V, LOOP.ALIGN, not LOOP.EVEN_M, LOOP.PADDED,
         )  # fmt: skip
         s = products(queries, NORM(keys, LOOP.QK.DIM), LOOP.PRECISION)  # [BLOCK_M, BLOCK_N]
-        s = LOGIT(s * (scale * LOG2E), logit_args)
-        s = SCORE(s, group, head, qi[:, None], ki[None, :], score_args, state)
+        s = LOGIT(s * (scale * LOG2E), args.logit)
+        s = SCORE(s, group, head, qi[:, None], ki[None, :], args.score, state)
         s = visible(s, qi[:, None], ki[None, :], N, M, LOOP.CAUSAL, not LOOP.EVEN_M)
         weights = tl.math.exp2(s - pivot[:, None])
-        counted, used = WEIGH(weights, group, head, qi[:, None], ki[None, :], weigh_args)
+        counted, used = WEIGH(weights, group, head, qi[:, None], ki[None, :], args.weigh)
         slope = products(grads, values, LOOP.PRECISION)
         slope = logit_slope(counted, used, slope, deltas[:, None], LOOP.WEIGHED).to(q[0].dtype.element_ty)
-        key_row, key_column = PLACE(ki, k_args)
+        key_row, key_column = PLACE(ki, args.k)
         rows = (key_row[:, None] == tl.arange(0, BLOCK_H)[None, :]).to(q[0].dtype.element_ty)  # [BLOCK_N, BLOCK_H]
         columns = (key_column[:, None] == tl.arange(0, BLOCK_W)[None, :]).to(q[0].dtype.element_ty)
         acc_h = tl.dot(slope, rows, acc_h, input_precision=LOOP.PRECISION)
         acc_w = tl.dot(slope, columns, acc_w, input_precision=LOOP.PRECISION)
 
-    first_h, first_w = FIRST(group, qi, q_args)
-    _store_sums(dh, q_args, acc_h, group, head, qi, first_h, extent_h, N, Q_TOKENS, BLOCK_H, LOOP.PADDED)
-    _store_sums(dw, q_args, acc_w, group, head, qi, first_w, extent_w, N, Q_TOKENS, BLOCK_W, LOOP.PADDED)
+    first_h, first_w = FIRST(group, qi, args.q)
+    _store_sums(dh, args.q, acc_h, group, head, qi, first_h, extent_h, N, Q_TOKENS, BLOCK_H, LOOP.PADDED)
+    _store_sums(dw, args.q, acc_w, group, head, qi, first_w, extent_w, N, Q_TOKENS, BLOCK_W, LOOP.PADDED)
 
 
 def stream_axes_gradient(
@@ -112,7 +111,7 @@ def stream_axes_gradient(
     launch(
         _stream_bwd_axes, (triton.cdiv(s.n, config.block_m) * s.groups * s.heads,),
         q.over(align), k.over(align), v.over(align), grad.over(grad_align), lse.over(1), delta, dh.over(1),
-        dw.over(1), s.hook_args, s.padding, s.heads, s.n, s.m, dh.tensor.shape[-1], dw.tensor.shape[-1],
+        dw.over(1), s.args, s.padding, s.heads, s.n, s.m, dh.tensor.shape[-1], dw.tensor.shape[-1],
         s.scale, FIRST=first, PLACE=place, BLOCK_H=head_tile(sides[0]), BLOCK_W=head_tile(sides[1]),
         **constants(s, q, config, align, grad_align),
     )  # fmt: skip

@@ -26,12 +26,11 @@ from .weighing import logit_slope
 
 @triton.jit
 def _stream_bwd_dq(
-    q, k, v, out, grad, lse, lse_grad, delta, dq, scale_grad, hook_args, padding, head_scale, heads, N, M, scale,
+    q, k, v, out, grad, lse, lse_grad, delta, dq, scale_grad, args, padding, head_scale, heads, N, M, scale,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, NORM: tl.constexpr, LOGIT: tl.constexpr, PREPARE: tl.constexpr,
     SCORE: tl.constexpr, WEIGH: tl.constexpr, NORM_BACKWARD: tl.constexpr, LOGIT_BACKWARD: tl.constexpr,
     LOOP: tl.constexpr,
 ):  # fmt: skip
-    q_args, k_args, score_args, logit_args, _, weigh_args = hook_args
     pid = tl.program_id(0)
     blocks = tl.cdiv(N, LOOP.BLOCK_M)
     block, row = pid % blocks, pid // blocks
@@ -40,27 +39,27 @@ def _stream_bwd_dq(
     qi = block * LOOP.BLOCK_M + tl.arange(0, LOOP.BLOCK_M)
 
     rows = load_head(
-        q, q_args, padding, head, group, head, qi, N,
+        q, args.q, padding, head, group, head, qi, N,
         Q_TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_N, LOOP.PADDED,
     )  # fmt: skip
     grads = load_head(
-        grad, q_args, None, 0, group, head, qi, N,
+        grad, args.q, None, 0, group, head, qi, N,
         Q_TOKENS, LOOP.V, LOOP.OUT_ALIGN, not LOOP.EVEN_N, LOOP.PADDED,
     )  # fmt: skip
     outs = load_head(
-        out, q_args, None, 0, group, head, qi, N,
+        out, args.q, None, 0, group, head, qi, N,
         Q_TOKENS, LOOP.V, LOOP.OUT_ALIGN, not LOOP.EVEN_N, LOOP.PADDED,
     )  # fmt: skip
     deltas = inner_products(grads, outs)  # [BLOCK_M]
     if lse_grad is not None:
-        deltas -= load_scalars((lse_grad, lse[1], lse[2]), q_args, group, head, qi, N, 0.0, Q_TOKENS, LOOP.PADDED)
-    store_scalars((delta, lse[1], lse[2]), q_args, deltas, group, head, qi, N, Q_TOKENS, LOOP.PADDED)
-    pivot = load_pivot(lse, q_args, group, head, qi, N, Q_TOKENS, LOOP.PADDED)
+        deltas -= load_scalars((lse_grad, lse[1], lse[2]), args.q, group, head, qi, N, 0.0, Q_TOKENS, LOOP.PADDED)
+    store_scalars((delta, lse[1], lse[2]), args.q, deltas, group, head, qi, N, Q_TOKENS, LOOP.PADDED)
+    pivot = load_pivot(lse, args.q, group, head, qi, N, Q_TOKENS, LOOP.PADDED)
     if head_scale is not None:
         scale = tl.load(head_scale + head)
     factor = scale * LOG2E
     queries = NORM(rows, LOOP.QK.DIM)
-    state = PREPARE(group, qi[:, None], score_args)
+    state = PREPARE(group, qi[:, None], args.score)
 
     acc = zeros(LOOP.BLOCK_M, LOOP.QK)
     whole, end = key_range(block, N, M, LOOP.BLOCK_M, LOOP.BLOCK_N, LOOP.CAUSAL)
@@ -68,41 +67,40 @@ def _stream_bwd_dq(
         for start in tl.range(whole if MASKED else 0, end if MASKED else whole, LOOP.BLOCK_N):
             ki = start + tl.arange(0, LOOP.BLOCK_N)
             keys = load_head(
-                k, k_args, padding, heads + head, group, kv_head, ki, M,
+                k, args.k, padding, heads + head, group, kv_head, ki, M,
                 K_TOKENS, LOOP.QK, LOOP.ALIGN, MASKED and not LOOP.EVEN_M, LOOP.PADDED,
             )  # fmt: skip
             keys = NORM(keys, LOOP.QK.DIM)
             values = load_head(
-                v, k_args, padding, 2 * heads + head, group, kv_head, ki, M,
+                v, args.k, padding, 2 * heads + head, group, kv_head, ki, M,
                 K_TOKENS, LOOP.V, LOOP.ALIGN, MASKED and not LOOP.EVEN_M, LOOP.PADDED,
             )  # fmt: skip
             product = products(queries, keys, LOOP.PRECISION) * factor  # [BLOCK_M, BLOCK_N]
-            s = LOGIT(product, logit_args)
-            s = SCORE(s, group, head, qi[:, None], ki[None, :], score_args, state)
+            s = LOGIT(product, args.logit)
+            s = SCORE(s, group, head, qi[:, None], ki[None, :], args.score, state)
             s = visible(s, qi[:, None], ki[None, :], N, M, MASKED and LOOP.CAUSAL, MASKED and not LOOP.EVEN_M)
             weights = tl.math.exp2(s - pivot[:, None])
-            counted, used = WEIGH(weights, group, head, qi[:, None], ki[None, :], weigh_args)
+            counted, used = WEIGH(weights, group, head, qi[:, None], ki[None, :], args.weigh)
             slope = products(grads, values, LOOP.PRECISION)
             slope = logit_slope(counted, used, slope, deltas[:, None], LOOP.WEIGHED)
-            slope = LOGIT_BACKWARD(slope, product, logit_args)
+            slope = LOGIT_BACKWARD(slope, product, args.logit)
             acc = add_products(acc, slope.to(k[0].dtype.element_ty), keys, LOOP.PRECISION)
 
     if scale_grad is not None:
         tl.store(scale_grad + pid, tl.sum(inner_products(acc, queries), 0))
     acc = NORM_BACKWARD(scaled(acc, scale), rows, LOOP.QK.DIM)
-    store_head(dq, q_args, acc, group, head, qi, N, Q_TOKENS, LOOP.QK, LOOP.OUT_ALIGN, LOOP.PADDED)
+    store_head(dq, args.q, acc, group, head, qi, N, Q_TOKENS, LOOP.QK, LOOP.OUT_ALIGN, LOOP.PADDED)
 
 
 @triton.jit
 def _stream_bwd_dkdv(
-    q, k, v, grad, lse, delta, dk, dv, padding_grad, hook_args, padding, head_scale, heads, N, M, scale, split,
+    q, k, v, grad, lse, delta, dk, dv, padding_grad, args, padding, head_scale, heads, N, M, scale, split,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, NORM: tl.constexpr, LOGIT: tl.constexpr, PREPARE: tl.constexpr,
     SCORE: tl.constexpr, WEIGH: tl.constexpr, NORM_BACKWARD: tl.constexpr, LOGIT_BACKWARD: tl.constexpr,
     LOOP: tl.constexpr,
 ):  # fmt: skip
     """split: (), or (groups, splits) where a program walks a share of the queries, and dk and dv are those of a group
     for each share."""
-    q_args, k_args, score_args, logit_args, _, weigh_args = hook_args
     pid = tl.program_id(0)
     kv_heads = heads // LOOP.KV_SHARE
     key_blocks = tl.cdiv(M, LOOP.BLOCK_N)
@@ -120,17 +118,17 @@ def _stream_bwd_dkdv(
         begin, end = split_share(place // split[0], split[1], end, 1)
 
     rows = load_head(
-        k, k_args, padding, heads + kv_head, group, kv_head, ki, M,
+        k, args.k, padding, heads + kv_head, group, kv_head, ki, M,
         K_TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_M, LOOP.PADDED,
     )  # fmt: skip
     values = load_head(
-        v, k_args, padding, 2 * heads + kv_head, group, kv_head, ki, M,
+        v, args.k, padding, 2 * heads + kv_head, group, kv_head, ki, M,
         K_TOKENS, LOOP.V, LOOP.ALIGN, not LOOP.EVEN_M, LOOP.PADDED,
     )  # fmt: skip
     keys = NORM(rows, LOOP.QK.DIM)
     if head_scale is not None:
         scale = tl.load(head_scale + kv_head)
-    state = PREPARE(group, ki[:, None], score_args)
+    state = PREPARE(group, ki[:, None], args.score)
 
     acc_k = zeros(LOOP.BLOCK_N, LOOP.QK)
     acc_v = zeros(LOOP.BLOCK_N, LOOP.V)
@@ -138,33 +136,33 @@ def _stream_bwd_dkdv(
         head = kv_head * LOOP.KV_SHARE + step // blocks
         qi = (first + step % blocks) * LOOP.BLOCK_M + tl.arange(0, LOOP.BLOCK_M)
         queries = load_head(
-            q, q_args, padding, head, group, head, qi, N,
+            q, args.q, padding, head, group, head, qi, N,
             Q_TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_N, LOOP.PADDED,
         )  # fmt: skip
         queries = NORM(queries, LOOP.QK.DIM)
-        pivot = load_pivot(lse, q_args, group, head, qi, N, Q_TOKENS, LOOP.PADDED)
+        pivot = load_pivot(lse, args.q, group, head, qi, N, Q_TOKENS, LOOP.PADDED)
         product = products(keys, queries, LOOP.PRECISION) * (scale * LOG2E)  # [BLOCK_N, BLOCK_M]
-        s = LOGIT(product, logit_args)
-        s = SCORE(s, group, head, qi[None, :], ki[:, None], score_args, state)
+        s = LOGIT(product, args.logit)
+        s = SCORE(s, group, head, qi[None, :], ki[:, None], args.score, state)
         s = visible(s, qi[None, :], ki[:, None], N, M, LOOP.CAUSAL, False)
         weights = tl.math.exp2(s - pivot[None, :])
-        counted, used = WEIGH(weights, group, head, qi[None, :], ki[:, None], weigh_args)
+        counted, used = WEIGH(weights, group, head, qi[None, :], ki[:, None], args.weigh)
         grads = load_head(
-            grad, q_args, None, 0, group, head, qi, N,
+            grad, args.q, None, 0, group, head, qi, N,
             Q_TOKENS, LOOP.V, LOOP.OUT_ALIGN, not LOOP.EVEN_N, LOOP.PADDED,
         )  # fmt: skip
         slope = products(values, grads, LOOP.PRECISION)  # [BLOCK_N, BLOCK_M]
         acc_v = add_products(acc_v, used.to(grad[0].dtype.element_ty), grads, LOOP.PRECISION)
-        deltas = load_scalars((delta, lse[1], lse[2]), q_args, group, head, qi, N, 0.0, Q_TOKENS, LOOP.PADDED)
+        deltas = load_scalars((delta, lse[1], lse[2]), args.q, group, head, qi, N, 0.0, Q_TOKENS, LOOP.PADDED)
         slope = logit_slope(counted, used, slope, deltas[None, :], LOOP.WEIGHED)
-        slope = LOGIT_BACKWARD(slope, product, logit_args)
+        slope = LOGIT_BACKWARD(slope, product, args.logit)
         acc_k = add_products(acc_k, slope.to(q[0].dtype.element_ty), queries, LOOP.PRECISION)
 
     acc_k = NORM_BACKWARD(scaled(acc_k, scale), rows, LOOP.QK.DIM)
-    store_head(dk, k_args, acc_k, place, kv_head, ki, M, K_TOKENS, LOOP.QK, LOOP.OUT_ALIGN, LOOP.PADDED)
-    store_head(dv, k_args, acc_v, place, kv_head, ki, M, K_TOKENS, LOOP.V, LOOP.OUT_ALIGN, LOOP.PADDED)
+    store_head(dk, args.k, acc_k, place, kv_head, ki, M, K_TOKENS, LOOP.QK, LOOP.OUT_ALIGN, LOOP.PADDED)
+    store_head(dv, args.k, acc_v, place, kv_head, ki, M, K_TOKENS, LOOP.V, LOOP.OUT_ALIGN, LOOP.PADDED)
     if padding_grad is not None:  # every program leaves the sum over its padding tokens
-        outside = ((ki < M) & (K_TOKENS(group, ki, k[2], k_args)[1] == 0))[:, None]
+        outside = ((ki < M) & (K_TOKENS(group, ki, k[2], args.k)[1] == 0))[:, None]
         where = padding_grad + pid.to(tl.int64) * (2 * LOOP.QK.DIM)
         store_sums(where, acc_k, outside, LOOP.QK)
         store_sums(where + LOOP.QK.DIM, acc_v, outside, LOOP.V)
@@ -194,7 +192,7 @@ def stream_dq(
         _stream_bwd_dq, (blocks * s.groups * s.heads,),
         q.over(align), k.over(align), v.over(align), out.over(out_align), grad.over(out_align), lse.over(1),
         lse_grad, delta, dq.over(out_align), scale_grad,
-        s.hook_args, s.padding, s.head_scale, s.heads, s.n, s.m, s.scale,
+        s.args, s.padding, s.head_scale, s.heads, s.n, s.m, s.scale,
         **_backward(s), **constants(s, q, config, align, out_align),
     )  # fmt: skip
     return None if scale_grad is None else scale_grad.sum((0, 2))
@@ -225,7 +223,7 @@ def stream_dkdv(
         _stream_bwd_dkdv, (splits * programs,),
         q.over(align), k.over(align), v.over(align), grad.over(out_align), lse.over(1), delta,
         left[0].over(out_align), left[1].over(out_align), padding_grad,
-        s.hook_args, s.padding, s.head_scale, s.heads, s.n, s.m, s.scale, () if splits == 1 else (s.groups, splits),
+        s.args, s.padding, s.head_scale, s.heads, s.n, s.m, s.scale, () if splits == 1 else (s.groups, splits),
         **_backward(s), **constants(s, q, config, align, out_align),
     )  # fmt: skip
     if splits > 1:

@@ -24,7 +24,7 @@ from .problem import Problem, Rows, aligned
 
 @triton.jit(do_not_specialize=["groups", "splits"])
 def _stream_bwd_bias(
-    q, k, v, grad, lse, delta, partial, hook_args, padding, head_scale, groups, heads, N, M, scale, splits,
+    q, k, v, grad, lse, delta, partial, args, padding, head_scale, groups, heads, N, M, scale, splits,
     PER_GROUP: tl.constexpr, PER_HEAD: tl.constexpr, REDUCE: tl.constexpr,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, NORM: tl.constexpr, LOGIT: tl.constexpr, PREPARE: tl.constexpr,
     SCORE: tl.constexpr, WEIGH: tl.constexpr, LOOP: tl.constexpr,
@@ -32,7 +32,6 @@ def _stream_bwd_bias(
     """partial (splits, groups or 1, H or 1, N, M): sums over a share of the (group, head) pairs that read the same
     bias. Where ``grad`` is None, REDUCE does not look at gradients.
     """
-    q_args, k_args, score_args, logit_args, _, weigh_args = hook_args
     pid = tl.program_id(0)
     key_blocks = tl.cdiv(M, LOOP.BLOCK_N)
     query_blocks = tl.cdiv(N, LOOP.BLOCK_M)
@@ -56,36 +55,36 @@ def _stream_bwd_bias(
         head = first_head + member % shared_heads
         kv_head = head // LOOP.KV_SHARE
         queries = load_head(
-            q, q_args, padding, head, group, head, qi, N,
+            q, args.q, padding, head, group, head, qi, N,
             Q_TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_N, LOOP.PADDED,
         )  # fmt: skip
         keys = load_head(
-            k, k_args, padding, heads + head, group, kv_head, ki, M,
+            k, args.k, padding, heads + head, group, kv_head, ki, M,
             K_TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_M, LOOP.PADDED,
         )  # fmt: skip
         factor = scale * LOG2E
         if head_scale is not None:
             factor = tl.load(head_scale + head) * LOG2E
         s = products(NORM(queries, LOOP.QK.DIM), NORM(keys, LOOP.QK.DIM), LOOP.PRECISION)  # [BLOCK_M, BLOCK_N]
-        s = LOGIT(s * factor, logit_args)
-        state = PREPARE(group, qi[:, None], score_args)
-        s = SCORE(s, group, head, qi[:, None], ki[None, :], score_args, state)
+        s = LOGIT(s * factor, args.logit)
+        state = PREPARE(group, qi[:, None], args.score)
+        s = SCORE(s, group, head, qi[:, None], ki[None, :], args.score, state)
         s = visible(s, qi[:, None], ki[None, :], N, M, LOOP.CAUSAL, False)
-        pivot = load_pivot(lse, q_args, group, head, qi, N, Q_TOKENS, LOOP.PADDED)
+        pivot = load_pivot(lse, args.q, group, head, qi, N, Q_TOKENS, LOOP.PADDED)
         weights = tl.math.exp2(s - pivot[:, None])
-        counted, used = WEIGH(weights, group, head, qi[:, None], ki[None, :], weigh_args)
+        counted, used = WEIGH(weights, group, head, qi[:, None], ki[None, :], args.weigh)
         slope, deltas = 0.0, 0.0
         if grad is not None:
             grads = load_head(
-                grad, q_args, None, 0, group, head, qi, N,
+                grad, args.q, None, 0, group, head, qi, N,
                 Q_TOKENS, LOOP.V, LOOP.OUT_ALIGN, not LOOP.EVEN_N, LOOP.PADDED,
             )  # fmt: skip
             values = load_head(
-                v, k_args, padding, 2 * heads + head, group, kv_head, ki, M,
+                v, args.k, padding, 2 * heads + head, group, kv_head, ki, M,
                 K_TOKENS, LOOP.V, LOOP.ALIGN, not LOOP.EVEN_M, LOOP.PADDED,
             )  # fmt: skip
             slope = products(grads, values, LOOP.PRECISION)
-            deltas = load_scalars((delta, lse[1], lse[2]), q_args, group, head, qi, N, 0.0, Q_TOKENS, LOOP.PADDED)[
+            deltas = load_scalars((delta, lse[1], lse[2]), args.q, group, head, qi, N, 0.0, Q_TOKENS, LOOP.PADDED)[
                 :, None
             ]
         acc += REDUCE(counted, used, slope, deltas, LOOP.WEIGHED)
@@ -115,7 +114,7 @@ def stream_bias_gradient(
     launch(
         _stream_bwd_bias, (splits * tiles,),
         q.over(align), k.over(align), v.over(align), None if grad is None else grad.over(grad_align), lse.over(1),
-        delta, partial, s.hook_args, s.padding, s.head_scale,
+        delta, partial, s.args, s.padding, s.head_scale,
         s.groups, s.heads, s.n, s.m, s.scale, splits,
         PER_GROUP=per_group, PER_HEAD=per_head, REDUCE=reduce, **constants(s, q, config, align, grad_align),
     )  # fmt: skip

@@ -17,7 +17,7 @@ from ..machine.switch import Switch
 from ..machine.tiles import LOG2E, softmax_step
 from . import scores, starts, tokens
 from .blocks import stream_hopper_config
-from .constants import head_of, hooked, loop_of
+from .constants import Head, hooked, loop_of
 from .heads import store_softmax
 from .problem import Problem, Rows, aligned
 
@@ -132,7 +132,7 @@ def stream_hopper_forward(s: Problem, q: Rows, k: Rows, v: Rows, out: Rows, lse:
     config = stream_hopper_config(s.head_dim, arch_of(q.tensor), bias is not None)
     align, out_align, bias_align = aligned(q, k, v), aligned(out), 1 if bias is None else aligned(bias)
 
-    head = head_of(s.head_dim, (head_tile(s.head_dim), 0))
+    head = Head(s.head_dim, head_tile(s.head_dim), 0)
 
     def placed(rows: Rows):
         tensor, head, (group, token) = rows.over(align)

@@ -89,10 +89,9 @@ def logits(product, held, bias, group, head, qi, ki, score_args, N, M, scale, SC
 
 @triton.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["chunk"])
 def _short_fwd(
-    q, k, v, out, lse, bias, hook_args, padding, head_scale, groups, heads, chunk, N, M, scale,
+    q, k, v, out, lse, bias, args, padding, head_scale, groups, heads, chunk, N, M, scale,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, NORM: tl.constexpr, SCORE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    q_args, k_args, score_args, _, _, _ = hook_args
     pid = tl.program_id(0)
     head = pid % heads
     qi = pid // heads % TILE.ROW_BLOCKS * TILE.BLOCK_M + tl.arange(0, TILE.BLOCK_M)
@@ -107,25 +106,25 @@ def _short_fwd(
         held = bias_tile(bias, first, head, qi, ki, N, M, True, TILE.BLOCK_N)
     for step in tl.range(0, tl.minimum(chunk, groups - first)):
         group = first + step
-        q_at, q_inside = Q_TOKENS(group, qi, q[2], q_args)
+        q_at, q_inside = Q_TOKENS(group, qi, q[2], args.q)
         if TILE.SHARED == "qkv":
             k_at, k_inside, v_at = q_at, q_inside, q_at
         else:
-            k_at, k_inside = K_TOKENS(group, ki, k[2], k_args)
-            v_at = k_at if TILE.SHARED == "kv" else K_TOKENS(group, ki, v[2], k_args)[0]
+            k_at, k_inside = K_TOKENS(group, ki, k[2], args.k)
+            v_at = k_at if TILE.SHARED == "kv" else K_TOKENS(group, ki, v[2], args.k)[0]
         q_rows = tile_rows(queries, q_at, q_inside, qi < N, padding, head, TILE)
         k_rows = tile_rows(keys, k_at, k_inside, ki < M, padding, heads + head, TILE)
         v_rows = tile_rows(values, v_at, k_inside, ki < M, padding, 2 * heads + head, TILE)
         q_rows, k_rows = NORM((q_rows,), TILE.HEAD_DIM)[0], NORM((k_rows,), TILE.HEAD_DIM)[0]
         product = tl.dot(q_rows, tl.trans(k_rows), input_precision=TILE.PRECISION)  # [BLOCK_M, BLOCK_N]
-        s = logits(product, held, bias, group, head, qi, ki, score_args, N, M, scale, SCORE, TILE)
+        s = logits(product, held, bias, group, head, qi, ki, args.score, N, M, scale, SCORE, TILE)
         top = tl.max(s, 1)
         top = tl.where(top == float("-inf"), 0.0, top)  # a fully masked row needs a finite pivot
         p = tl.exp2(s - top[:, None])
         total = tl.sum(p, 1)
         o = tl.dot(p.to(v_rows.dtype), v_rows, input_precision=TILE.PRECISION)  # [BLOCK_M, BLOCK_D]
         o *= (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
-        out_at = Q_TOKENS(group, qi, out[2], q_args)[0]
+        out_at = Q_TOKENS(group, qi, out[2], args.q)[0]
         store_rows(outs, out_at, o, q_inside & (qi < N), TILE.HEAD_DIM, TILE.ALIGN, 0, TILE.BLOCK_D)
         if lse is not None:
             row = (group.to(tl.int64) * heads + head) * N + qi
@@ -172,7 +171,7 @@ def run_forward(problem, q, k, v, out, *, lse=None, bias=None):
     )  # fmt: skip
     launch(
         _short_fwd, (-(-p.groups // chunk) * row_blocks * p.heads,),
-        *(x.over(align) for x in (q, k, v, out)), lse, bias and bias[:2], p.hook_args, p.padding, p.head_scale,
+        *(x.over(align) for x in (q, k, v, out)), lse, bias and bias[:2], p.args, p.padding, p.head_scale,
         p.groups, p.heads, chunk, p.n, p.m, p.scale * LOG2_OF_E,
         Q_TOKENS=p.q_tokens, K_TOKENS=p.k_tokens, NORM=p.norm.forward, SCORE=p.score, TILE=tile,
         num_warps=config.num_warps, num_stages=config.num_stages,

@@ -34,12 +34,11 @@ from .short_attention import (
 
 @triton.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["chunk"])
 def _short_bwd(
-    q, k, v, grad, dq, dk, dv, dbias, dpadding, dscale, bias, hook_args, padding, head_scale,
+    q, k, v, grad, dq, dk, dv, dbias, dpadding, dscale, bias, args, padding, head_scale,
     groups, heads, chunk, N, M, scale,
     Q_TOKENS: tl.constexpr, K_TOKENS: tl.constexpr, NORM: tl.constexpr, SCORE: tl.constexpr,
     NORM_BACKWARD: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    q_args, k_args, score_args, _, _, _ = hook_args
     PADDED: tl.constexpr = padding is not None
     pid = tl.program_id(0)
     head = pid % heads
@@ -66,8 +65,8 @@ def _short_bwd(
         ds_sum = tl.zeros([SLOTS, TILE.BLOCK_M, TILE.BLOCK_N], tl.float32)
     for step in tl.range(0, tl.minimum(chunk, groups - first)):
         group = first + step
-        k_at, k_inside = K_TOKENS(group, ki, k[2], k_args)
-        v_at = k_at if TILE.SHARED != "none" else K_TOKENS(group, ki, v[2], k_args)[0]
+        k_at, k_inside = K_TOKENS(group, ki, k[2], args.k)
+        v_at = k_at if TILE.SHARED != "none" else K_TOKENS(group, ki, v[2], args.k)[0]
         k_valid = k_inside & (ki < M)
         outside = (ki < M) & (k_inside == 0)
         k_rows = tile_rows(keys, k_at, k_inside, ki < M, padding, heads + head, TILE)
@@ -80,21 +79,21 @@ def _short_bwd(
             if TILE.SHARED == "qkv":
                 q_at, q_inside = k_at, k_inside
             else:
-                q_at, q_inside = Q_TOKENS(group, qi, q[2], q_args)
-            grad_at = Q_TOKENS(group, qi, grad[2], q_args)[0]
+                q_at, q_inside = Q_TOKENS(group, qi, q[2], args.q)
+            grad_at = Q_TOKENS(group, qi, grad[2], args.q)[0]
             q_valid = q_inside & (qi < N)
             q_raw = tile_rows(queries, q_at, q_inside, qi < N, padding, head, TILE)
             g_rows = load_rows(grads, grad_at, q_valid, TILE.HEAD_DIM, TILE.ALIGN, 0, TILE.BLOCK_D)
             q_rows = NORM((q_raw,), TILE.HEAD_DIM)[0]
             product = tl.dot(q_rows, tl.trans(k_rows), input_precision=TILE.PRECISION)  # [BLOCK_M, BLOCK_N]
-            s = logits(product, held, bias, group, head, qi, ki, score_args, N, M, scale * LOG2E, SCORE, TILE)
+            s = logits(product, held, bias, group, head, qi, ki, args.score, N, M, scale * LOG2E, SCORE, TILE)
             top = tl.max(s, 1)
             p = tl.exp2(s - tl.where(top == float("-inf"), 0.0, top)[:, None])
             total = tl.sum(p, 1)
             p *= (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
             dv_sum += tl.dot(tl.trans(p.to(g_rows.dtype)), g_rows, input_precision=TILE.PRECISION)  # [BLOCK_N, BLOCK_D]
             if TILE.ROW_BLOCKS == 1:  # at once, which frees the registers
-                dv_at = k_at if TILE.SHARED != "none" else K_TOKENS(group, ki, dv[2], k_args)[0]
+                dv_at = k_at if TILE.SHARED != "none" else K_TOKENS(group, ki, dv[2], args.k)[0]
                 store_rows(dvs, dv_at, dv_sum, k_valid, TILE.HEAD_DIM, TILE.ALIGN, 0, TILE.BLOCK_D)
                 if PADDED:
                     pad_dv += tl.sum(tl.where(outside[:, None], dv_sum, 0.0), 0)
@@ -117,10 +116,10 @@ def _short_bwd(
             if head_scale is not None:
                 scale_sum += tl.sum(dq_rows * q_rows.to(tl.float32), 1)
             dq_rows = NORM_BACKWARD((dq_rows * scale,), (q_raw,), TILE.HEAD_DIM)[0]
-            dq_at = q_at if TILE.SHARED == "qkv" else Q_TOKENS(group, qi, dq[2], q_args)[0]
+            dq_at = q_at if TILE.SHARED == "qkv" else Q_TOKENS(group, qi, dq[2], args.q)[0]
             store_rows(dqs, dq_at, dq_rows, q_valid, TILE.HEAD_DIM, TILE.ALIGN, 0, TILE.BLOCK_D)
         if TILE.ROW_BLOCKS > 1:
-            dv_at = k_at if TILE.SHARED != "none" else K_TOKENS(group, ki, dv[2], k_args)[0]
+            dv_at = k_at if TILE.SHARED != "none" else K_TOKENS(group, ki, dv[2], args.k)[0]
             store_rows(dvs, dv_at, dv_sum, k_valid, TILE.HEAD_DIM, TILE.ALIGN, 0, TILE.BLOCK_D)
             if PADDED:
                 pad_dv += tl.sum(tl.where(outside[:, None], dv_sum, 0.0), 0)
@@ -128,7 +127,7 @@ def _short_bwd(
         if TILE.NORMED:
             k_raw = tile_rows(keys, k_at, k_inside, ki < M, padding, heads + head, TILE)
             dk_sum = NORM_BACKWARD((dk_sum,), (k_raw,), TILE.HEAD_DIM)[0]
-        dk_at = k_at if TILE.SHARED != "none" else K_TOKENS(group, ki, dk[2], k_args)[0]
+        dk_at = k_at if TILE.SHARED != "none" else K_TOKENS(group, ki, dk[2], args.k)[0]
         store_rows(dks, dk_at, dk_sum, k_valid, TILE.HEAD_DIM, TILE.ALIGN, 0, TILE.BLOCK_D)
         if PADDED:
             pad_dk += tl.sum(tl.where(outside[:, None], dk_sum, 0.0), 0)
@@ -181,7 +180,7 @@ def run_backward(problem, grad, q, k, v, dq, dk, dv, *, bias=None, bias_grad=Fal
     )  # fmt: skip
     launch(
         _short_bwd, (parts * p.heads,),
-        *(x.over(align) for x in operands), dbias, dpadding, dscale, bias and bias[:2], p.hook_args, p.padding,
+        *(x.over(align) for x in operands), dbias, dpadding, dscale, bias and bias[:2], p.args, p.padding,
         p.head_scale, p.groups, p.heads, chunk, p.n, p.m, p.scale,
         Q_TOKENS=p.q_tokens, K_TOKENS=p.k_tokens, NORM=p.norm.forward, SCORE=p.score, NORM_BACKWARD=p.norm.backward,
         TILE=tile, num_warps=config.num_warps, num_stages=config.num_stages,

@@ -75,11 +75,11 @@ def _shown(name: str, constants: dict) -> str:
     from vitkern.kernels.loop.problem import HOOKS
 
     parameter, _, place = name.partition("[")
-    if parameter == "hook_args":
-        number, _, place = place.partition("]")
-        return _name_in_hook(constants[HOOKS[int(number)]], place)
     if parameter == "args" and "EPILOGUE" in constants:
         return _name_in_hook(constants["EPILOGUE"], f"[{place}")
+    if parameter == "args":
+        number, _, place = place.partition("]")
+        return _name_in_hook(constants[list(HOOKS.values())[int(number)]], place)
     return name.removesuffix("[0]")
 
 
