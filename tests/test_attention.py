@@ -10,12 +10,12 @@ from vitkern.ops.attention import attention, attention_qkvpacked
 from vitkern.reference import attention as reference
 
 
-def explicit(q, k, v, bias=None, mask=None, key_padding_mask=None, causal=False, scale=None):
-    """Row by row, with no tensor tricks: (B, H, N, D) and lse, float64."""
+def explicit(q, k, v, bias=None, mask=None, key_padding_mask=None, causal=False, scale=None, softcap=None, sinks=None):
+    """Row by row, with no tensor tricks: (B, H, N, Dv) and lse, float64."""
     batch, heads, n, d = q.shape
     m, share = k.shape[2], heads // k.shape[1]
     out, lse = (
-        torch.zeros(batch, heads, n, d, dtype=torch.float64),
+        torch.zeros(batch, heads, n, v.shape[3], dtype=torch.float64),
         torch.full((batch, heads, n), -torch.inf, dtype=torch.float64),
     )
     scale = d**-0.5 if scale is None else scale
@@ -36,9 +36,14 @@ def explicit(q, k, v, bias=None, mask=None, key_padding_mask=None, causal=False,
                     for j in range(m)
                     if allowed[b, h, i, j] and (not causal or j <= i + m - n) and bias[b, h, i, j] > -torch.inf
                 ]
-                if keys:
-                    logits = (k[b, h // share, keys].double() @ q[b, h, i].double()) * scale + bias[b, h, i, keys]
-                    out[b, h, i] = logits.softmax(0) @ v[b, h // share, keys].double()
+                if keys or sinks is not None:
+                    logits = (k[b, h // share, keys].double() @ q[b, h, i].double()) * scale
+                    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+                    logits, values = logits + bias[b, h, i, keys], v[b, h // share, keys].double()
+                    if sinks is not None:  # a key whose value is 0
+                        logits = torch.cat([logits, sinks[h].double().view(1)])
+                        values = torch.cat([values, values.new_zeros(1, v.shape[3])])
+                    out[b, h, i] = logits.softmax(0) @ values
                     lse[b, h, i] = logits.logsumexp(0)
     return out, lse
 
@@ -70,6 +75,9 @@ def options():
         "bias, causal": {"bias": bias, "causal": True},
         "bool mask, key padding, causal": {"mask": allowed, "key_padding_mask": padding, "causal": True},
         "additive mask, causal": {"mask": additive, "causal": True},
+        "soft cap": {"softcap": 0.8},
+        "soft cap, bias, sinks, causal": {"softcap": 1.5, "bias": bias, "causal": True, "sinks": torch.randn(2)},
+        "sinks, bool mask": {"sinks": torch.randn(2), "mask": allowed},
     }
 
 
@@ -93,12 +101,12 @@ def test_gradients_follow_the_reference(name, dtype):
     leaves = [t.requires_grad_() for t in operands(dtype)]
     wide = [t.detach().double().requires_grad_() for t in leaves]
     wide_terms = dict(terms)
-    if "bias" in terms:
-        bias = terms["bias"].to(dtype).requires_grad_()
-        terms = {**terms, "bias": bias}
-        wide_terms["bias"] = bias.detach().double().requires_grad_()
-        leaves.append(bias)
-        wide.append(wide_terms["bias"])
+    for name in {"bias", "sinks"} & set(terms):
+        term = terms[name].to(dtype).requires_grad_()
+        terms = {**terms, name: term}
+        wide_terms[name] = term.detach().double().requires_grad_()
+        leaves.append(term)
+        wide.append(wide_terms[name])
     grad = torch.randn(2, 2, 6, 8).to(dtype)
     actual = torch.autograd.grad(attention(*leaves[:3], **terms), leaves, grad)
     expected = torch.autograd.grad(reference.attention(*wide[:3], **wide_terms), wide, grad.double())
@@ -239,6 +247,7 @@ def test_the_plain_case_costs_what_pytorch_costs():
 
 def bad_calls():
     q, k, v = torch.zeros(2, 4, 6, 8), torch.zeros(2, 2, 5, 8), torch.zeros(2, 2, 5, 8)
+    wrong = r"sinks has the wrong shape: got \(2,\); expected \(H,\) = \(4,\)"
     three, six = torch.zeros(2, 3, 5, 8), torch.ones(2, 6, dtype=torch.bool)
     return {
         "no tensor": (TypeError, "q is no tensor", dict(q=[1.0])),
@@ -249,7 +258,12 @@ def bad_calls():
         "batch": (ValueError, r"k has the wrong shape.*q's B = 2", dict(k=k[:1], v=v[:1])),
         "head dim": (ValueError, "k has the wrong shape.*D = 8", dict(k=k[..., :4])),
         "value length": (ValueError, "v has the wrong shape", dict(v=v[:, :, :4])),
-        "value head dim": (ValueError, "v has the wrong shape", dict(v=v[..., :4])),
+        "no value head dim": (ValueError, "the width of v is 0", dict(v=v[..., :0])),
+        "soft cap": (ValueError, "softcap is not usable", dict(softcap=0.0)),
+        "no soft cap": (TypeError, "softcap is no number", dict(softcap="50")),
+        "sinks": (ValueError, wrong, dict(sinks=q[0, :2, 0, 0])),
+        "integer sinks": (TypeError, "sinks has an unsupported dtype", dict(sinks=torch.zeros(4, dtype=torch.int32))),
+        "sinks elsewhere": (ValueError, "devices differ", dict(sinks=torch.zeros(4, device="meta"))),
         "heads": (ValueError, "heads do not divide: got 4 query heads and 3", dict(k=three, v=three)),
         "no head dim": (ValueError, "head dim is 0", dict(q=q[..., :0], k=k[..., :0], v=v[..., :0])),
         "bias shape": (ValueError, r"bias has the wrong shape: got \(4, 6, 6\)", dict(bias=torch.zeros(4, 6, 6))),
@@ -273,6 +287,18 @@ def test_errors(name):
     arguments = dict(q=torch.zeros(2, 4, 6, 8), k=torch.zeros(2, 2, 5, 8), v=torch.zeros(2, 2, 5, 8)) | change
     with pytest.raises(kind, match=f"^attention: .*{message}"):
         attention(**arguments)
+
+
+def test_values_of_another_width():
+    q, k, _ = (t.requires_grad_() for t in operands())
+    v = torch.randn(2, 2, 19, 5, requires_grad=True)
+    out, lse = attention(q, k, v, return_lse=True)
+    expected, expected_lse = explicit(q, k, v)
+    torch.testing.assert_close(attention(q, k, v).double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close((out.double(), lse.double()), (expected, expected_lse), rtol=0, atol=1e-5)
+    assert out.transpose(1, 2).is_contiguous()
+    for grad, operand in zip(torch.autograd.grad(out.sum(), (q, k, v)), (q, k, v), strict=True):
+        assert grad.shape == operand.shape
 
 
 def test_packed_errors():

@@ -153,9 +153,10 @@ def good_calls():
     return {
         "attention": (vitkern.attention, dict(q=t(2, 4, 5, 8), k=t(2, 2, 6, 8), v=t(2, 2, 6, 8), bias=t(1, 4, 5, 6),
             mask=torch.ones(5, 6, dtype=torch.bool), key_padding_mask=torch.ones(2, 6, dtype=torch.bool), scale=0.3,
-            dropout_p=0.1, causal=True, return_lse=False)),
+            dropout_p=0.1, causal=True, softcap=5.0, sinks=t(4), return_lse=False)),
         "attention_qkvpacked": (vitkern.attention_qkvpacked, dict(qkv=t(2, 5, 3, 2, 8), bias=t(2, 5, 5),
-            mask=t(1, 1, 5, 5), key_padding_mask=torch.ones(2, 5, dtype=torch.bool), scale=0.3, dropout_p=0.0)),
+            mask=t(1, 1, 5, 5), key_padding_mask=torch.ones(2, 5, dtype=torch.bool), scale=0.3, dropout_p=0.0,
+            softcap=5.0, sinks=t(2))),
         "window_attention": (vitkern.window_attention, dict(qkv=t(2, 5, 6, 48), num_heads=2, window=(4, 3),
             shift=(1, 2), table=t(35, 2), padding=t(48), wrap="image", mask_value=-100.0, logit_scale=t(2, 1, 1))),
         "projected_window_attention": (vitkern.projected_window_attention, dict(x=t(2, 5, 6, 16),

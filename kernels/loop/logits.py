@@ -21,8 +21,8 @@ def plain_backward(slope, s, args):
 
 @triton.jit
 def _tanh(x):
-    """Within 3 units of the last place of float32: x P(x^2) / Q(x^2), for |x| < 7.9; beyond, tanh is 1 in float32."""
-    x = tl.minimum(tl.maximum(x, -7.90531110763549805), 7.90531110763549805)
+    """Within 3 units of the last place: x P(x^2) / Q(x^2), where |x| < 7.9; beyond, it is 1 in float32. NaN stays."""
+    x = tl.clamp(x, -7.90531110763549805, 7.90531110763549805, propagate_nan=tl.PropagateNan.ALL)
     y = x * x
     p = y * -2.76076847742355e-16 + 2.00018790482477e-13
     p = y * p - 8.60467152213735e-11

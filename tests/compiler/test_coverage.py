@@ -11,7 +11,7 @@ import torch
 import vitkern
 from tests import other_triton
 from tests.compiler import coverage
-from vitkern.kernels.loop import scores, tokens
+from vitkern.kernels.loop import logits, norms, scores, starts, tokens, weighing
 from vitkern.kernels.machine.choices import replaced
 from vitkern.kernels.rows import epilogues
 from vitkern.kernels.rows.blocks import layernorm_config
@@ -74,7 +74,7 @@ def test_an_entry_that_nothing_asks_for_is_found(launched):
 def test_every_hook_and_activation_is_compiled_on_every_architecture(launched):
     for arch in ARCHITECTURES:
         used = {name for _, hooks, _, _ in launched(arch)[1] for _, name in hooks}
-        for module in (tokens, scores, epilogues):
+        for module in (tokens, scores, logits, norms, starts, weighing, epilogues):
             public = {
                 name
                 for name, value in vars(module).items()

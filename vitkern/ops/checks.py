@@ -92,13 +92,16 @@ def check_flag(op: str, name: str, value: object) -> None:
         raise TypeError(f"{op}: {name} is no flag: got {type(value).__name__} {value!r}; expected True or False.")
 
 
-def check_scale(op: str, scale: float | None) -> None:
-    if scale is None:
-        return
+def check_positive(op: str, name: str, value: float) -> None:
     meaning = "a finite number above 0"
-    check_number(op, "scale", scale, meaning)
-    if not 0.0 < scale < math.inf:  # not isfinite, which a number that torch.compile leaves open does not take
-        raise ValueError(f"{op}: scale is not usable: got {scale}; expected {meaning}.")
+    check_number(op, name, value, meaning)
+    if not 0.0 < value < math.inf:  # not isfinite, which a number that torch.compile leaves open does not take
+        raise ValueError(f"{op}: {name} is not usable: got {value}; expected {meaning}.")
+
+
+def check_scale(op: str, scale: float | None) -> None:
+    if scale is not None:
+        check_positive(op, "scale", scale)
 
 
 def check_probability(op: str, name: str, value: float) -> None:

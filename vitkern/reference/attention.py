@@ -23,6 +23,8 @@ class Terms(TypedDict, total=False):
     causal: bool
     scale: float | None
     dropout_p: float
+    softcap: float | None
+    sinks: Tensor | None
 
 
 class _Terms(Terms, total=False):
@@ -49,6 +51,8 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     return_lse: bool = False,
     low_precision: torch.dtype | None = None,
     keep: Tensor | None = None,
@@ -72,6 +76,8 @@ def attention(
     if low_precision is not None and product.requires_grad:
         product.register_hook(lambda grad: grad.to(low_precision).to(wide))
     scores = product * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
     if bias is not None:
         scores = scores + bias.to(wide)
     if mask is not None:
@@ -83,7 +89,7 @@ def attention(
         allowed = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
         scores = scores.masked_fill(~allowed, -math.inf)
 
-    pivot, total, weights = _softmax(scores)
+    pivot, total, weights = _softmax(scores, None if sinks is None else sinks.to(wide).view(-1, 1, 1))
     log_total = total.masked_fill(total == 0.0, 1.0).log()
     if dropout_p > 0.0:
         weights = torch.nn.functional.dropout(weights, dropout_p) if keep is None else weights * keep / (1 - dropout_p)
@@ -108,15 +114,19 @@ def read_back(out: Tensor, exact: Tensor, log_total: Tensor) -> Tensor:
     return out + (log_total - log_total.detach()) * lost.masked_fill(~lost.isfinite(), 0.0)
 
 
-def _softmax(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _softmax(scores: Tensor, sinks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Pivot (..., 1), sum of the exponentials (..., 1) and softmax; a row that is -inf throughout, or empty, gets
-    zeros.
+    zeros. ``sinks``, broadcast to (..., 1), are one more logit in the sum.
     """
     if scores.shape[-1] == 0:
-        pivot = scores.new_zeros(*scores.shape[:-1], 1)
+        pivot = scores.new_full((*scores.shape[:-1], 1), -math.inf)
     else:
         pivot = scores.detach().amax(-1, keepdim=True)
-        pivot = pivot.masked_fill(pivot == -math.inf, 0.0)
+    if sinks is not None:
+        pivot = torch.maximum(pivot, sinks.detach())
+    pivot = pivot.masked_fill(pivot == -math.inf, 0.0)
     exponentials = (scores - pivot).exp()
     total = exponentials.sum(-1, keepdim=True)
+    if sinks is not None:
+        total = total + (sinks - pivot).exp()
     return pivot, total, exponentials / total.masked_fill(total == 0.0, 1.0)

@@ -32,7 +32,7 @@ def sizes_of(problem: Problem, operands: dict[str, Tensor | None], grad: Tensor 
         return Sizes(0.0, {} if nothing else problem.terms(operands, options, grad))
     q, k, v = found
     width = q.shape[-1]
-    added = [operands.get(name) for name in ("bias", "mask", "table", "rel_h", "rel_w")]
+    added = [operands.get(name) for name in ("bias", "mask", "table", "rel_h", "rel_w", "sinks")]
     added = sum(_largest(term) for term in added if term is not None and term.is_floating_point())
     if operands.get("logit_scale") is not None:
         scale = min(_largest(operands["logit_scale"].double().exp()), MAX_HEAD_SCALE)
@@ -42,8 +42,8 @@ def sizes_of(problem: Problem, operands: dict[str, Tensor | None], grad: Tensor 
         score, keys, queries = _row(q) * _row(k) * scale, _row(k) * scale, _row(q) * scale
     if grad is None:
         return Sizes(score + added, {})
-    slope = _row(grad.unflatten(-1, (-1, width))) * _row(v) / width**0.5  # of the probabilities
-    terms = dict.fromkeys(("bias", "table", "rel_h", "rel_w"), slope) | dict(logit_scale=slope * score)
+    slope = _row(grad.unflatten(-1, (-1, v.shape[-1]))) * _row(v) / v.shape[-1] ** 0.5  # of the probabilities
+    terms = dict.fromkeys(("bias", "table", "rel_h", "rel_w", "sinks"), slope) | dict(logit_scale=slope * score)
     terms |= dict(q=slope * keys / width**0.5, k=slope * queries / width**0.5)
     terms |= dict.fromkeys(("qkv", "padding"), max(terms["q"], terms["k"]))
     terms |= dict.fromkeys(("query_gate", "key_gate"), slope * options.get("strength", 0.0))

@@ -17,34 +17,39 @@ BIASES = "1hnm", "bhnm", "11nm", "b1nm", "hnm", "nm", "bh1m", "1hn1"  # shapes, 
 MASKS = "11nm", "b1nm", "bhnm", "nm", "1h1m"
 
 
+def _learned(generator, bias, sinks: int) -> dict[str, Tensor]:
+    """A bias of a shape, or None, and so many ``sinks``."""
+    found = {} if bias is None else dict(bias=normal(generator, *bias))
+    return found | (dict(sinks=normal(generator, sinks)) if sinks else {})
+
+
 def problem(
-    name: str, shape: tuple, *, keys: int | None = None, kv_heads: int = 0, bias=None, extra=None, outputs=("out",),
-    **options,
+    name: str, shape: tuple, *, keys: int | None = None, kv_heads: int = 0, bias=None, sinks=False, width=0, extra=None,
+    outputs=("out",), **options,
 ) -> Problem:  # fmt: skip
-    """``shape`` (B, H, N, D); ``bias`` a learned bias's shape; ``extra(generator)`` tensors without a gradient."""
+    """``shape`` (B, H, N, D); ``bias`` a learned bias's shape; ``width`` of v where it is not D; ``extra(generator)``
+    tensors without a gradient."""
     batch, heads, tokens, dim = shape
 
     def inputs(generator):
         kv = (batch, kv_heads or heads, tokens if keys is None else keys, dim)
-        tensors = dict(q=normal(generator, *shape), k=normal(generator, *kv), v=normal(generator, *kv))
-        if bias is not None:
-            tensors["bias"] = normal(generator, *bias)
-        return tensors | (extra(generator) if extra else {})
+        tensors = dict(q=normal(generator, *shape), k=normal(generator, *kv))
+        tensors["v"] = normal(generator, *kv[:3], width or dim)
+        return tensors | _learned(generator, bias, sinks * heads) | (extra(generator) if extra else {})
 
-    gradients = ("q", "k", "v") if bias is None else ("q", "k", "v", "bias")
+    gradients = ("q", "k", "v", *("bias",) * (bias is not None), *("sinks",) * sinks)
     return Problem("attention", name, inputs, gradients, options, outputs=outputs)
 
 
 def packed(
-    name: str, batch: int, tokens: int, heads: int, dim: int, *, bias=None, extra=None, outputs=("out",), **options
-) -> Problem:
+    name: str, batch: int, tokens: int, heads: int, dim: int, *, bias=None, sinks=False, extra=None,
+    outputs=("out",), **options,
+) -> Problem:  # fmt: skip
     """As `problem`, on the output (B, N, 3, H, D) of a joint projection."""
 
     def inputs(generator):
         tensors = dict(qkv=normal(generator, batch, tokens, 3, heads, dim))
-        if bias is not None:
-            tensors["bias"] = normal(generator, *bias)
-        return tensors | (extra(generator) if extra else {})
+        return tensors | _learned(generator, bias, sinks * heads) | (extra(generator) if extra else {})
 
     def formula(qkv, **arguments):
         from vitkern.reference.attention import attention
@@ -52,7 +57,7 @@ def packed(
         found = attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0), **arguments)
         return (found[0].transpose(1, 2), *found[1:]) if isinstance(found, tuple) else found.transpose(1, 2)
 
-    gradients = ("qkv",) if bias is None else ("qkv", "bias")
+    gradients = ("qkv", *("bias",) * (bias is not None), *("sinks",) * sinks)
     function = "attention_qkvpacked"
     return Problem("attention", name, inputs, gradients, options, function, outputs=outputs, formula=formula)
 
@@ -61,7 +66,7 @@ def packed(
 class AttentionCase(Case):
     """``share``: query heads that read one key head. ``bias``, ``mask``: the term's dimensions out of "bhnm", "1" where
     it broadcasts; "" for none. ``empty``: queries that the mask lets attend to nothing. ``key_padding``: "some"
-    drops random keys, "all" those of the first batch entry too."""
+    drops random keys, "all" those of the first batch entry too. ``width``: of v where it is not ``dim``."""
 
     batch: int = 1
     heads: int = 1
@@ -78,22 +83,25 @@ class AttentionCase(Case):
     causal: bool = False
     scale: float | None = None
     lse: bool = False
+    width: int = 0
+    softcap: float | None = None
+    sinks: bool = False
 
     def _term(self, dimensions: str) -> tuple[int, ...]:
         keys = self.n if self.packed else self.m
         return tuple({"b": self.batch, "h": self.heads, "n": self.n, "m": keys, "1": 1}[d] for d in dimensions)
 
     def base(self) -> Problem:
-        options = dict(causal=self.causal, scale=self.scale)
+        options = dict(causal=self.causal, scale=self.scale, softcap=self.softcap)
         if self.lse:
             options |= dict(return_lse=True, outputs=("out", "lse"))
-        terms = dict(bias=self._term(self.bias) if self.bias else None, extra=self._masks)
+        terms = dict(bias=self._term(self.bias) if self.bias else None, sinks=self.sinks, extra=self._masks)
         if self.packed:
             return packed("case", self.batch, self.n, self.heads, self.dim, **terms, **options)
         if self.heads % self.share:
             raise ValueError(f"{self.heads} heads in groups of {self.share}")
         shape, kv_heads = (self.batch, self.heads, self.n, self.dim), self.heads // self.share
-        return problem("case", shape, keys=self.m, kv_heads=kv_heads, **terms, **options)
+        return problem("case", shape, keys=self.m, kv_heads=kv_heads, width=self.width, **terms, **options)
 
     def _masks(self, generator) -> dict[str, Tensor]:
         masks = {}
@@ -142,6 +150,9 @@ def draw(rng: Random) -> AttentionCase:
         causal=chance(rng, 0.2),
         scale=round(rng.choice((0.3, 1.5)) * dim**-0.5, 3) if chance(rng, 0.2) else None,
         lse=chance(rng, 0.3),
+        width=rng.choice(HEAD_DIMS) if not packed and chance(rng, 0.1) else 0,
+        softcap=rng.choice((0.5, 2.0, 50.0)) if chance(rng, 0.1) else None,
+        sinks=chance(rng, 0.1),
     )
     # Where the formula multiplies NaN by the 0 of a forbidden key, a kernel may skip the key, or the whole row.
     forbids = case["causal"] or mask or case["key_padding"]

@@ -28,6 +28,8 @@ LAUNCHES = (
     Launch("attention-causal", _BASE, dict(causal=True), everywhere=True),
     Launch("attention-causal-d80", _HUGE, dict(causal=True)),
     Launch("attention-dropout", _SMALL, _DROPS, everywhere=True),
+    Launch("attention-cap-sinks", _SMALL, dict(softcap=50.0, sinks=True), everywhere=True),
+    Launch("attention-wide-values", Attention("values twice as wide", 8, 577, 32, 577), dict(width=64)),
     Launch("attention-dropout-d128", _WIDE, _DROPS, everywhere=True),
     Launch("attention-dropout-causal", Attention("narrow heads", 8, 577, 32), _DROPS | dict(causal=True)),
     Launch("attention-cross-masks", Attention("100 queries", 8, 100, 32, 1024, masked=True), dict(boolean=True)),

@@ -44,18 +44,21 @@ class Attention(Layer):
 
     def launch(
         self, *, batch=layers.BATCH, dtype=layers.HALF, spare=0, trained=True, key_heads=0, boolean=False,
-        biases=1, bias_dtype=None, descriptors=False, **options,
+        biases=1, bias_dtype=None, descriptors=False, sinks=False, width=0, **options,
     ):  # fmt: skip
         """Self-attention on the output of a qkv projection; where there are ``keys``, on projections (B, N, H, D).
 
         key_heads: that the H share. boolean: a mask of every sample too. biases: that the batch has, 1 or ``batch``.
-        descriptors: through Hopper's kernel. options: of the operator.
+        descriptors: through Hopper's kernel. sinks: one of each head. width: of v where it is not D. options: of the
+        operator.
         """
         from vitkern.kernels.loop import stream_hopper
 
         n, m, h, dim = self.tokens, self.keys or self.tokens, self.heads, self.head_dim
         if self.bias:
             options["bias"] = leaf(biases, h, n, m, dtype=bias_dtype or dtype)
+        if sinks:
+            options["sinks"] = leaf(h, dtype=dtype)
         if self.masked:
             options["key_padding_mask"] = torch.ones(batch, m, dtype=torch.bool)
         if boolean:
@@ -65,8 +68,8 @@ class Attention(Layer):
             torch.set_grad_enabled(trained),
         ):
             if self.keys:
-                sizes = (n, h), (m, key_heads or h), (m, key_heads or h)
-                q, k, v = (leaf(batch, tokens, heads, dim, dtype=dtype).transpose(1, 2) for tokens, heads in sizes)
+                shapes = (n, h, dim), (m, key_heads or h, dim), (m, key_heads or h, width or dim)
+                q, k, v = (leaf(batch, *shape, dtype=dtype).transpose(1, 2) for shape in shapes)
                 out = vitkern.attention(q, k, v, **options)
             else:
                 rows = leaf(batch, n, 3 * h * dim + spare, dtype=dtype)[..., : 3 * h * dim]
@@ -101,7 +104,7 @@ _TIMED = (
     Attention("ViT-B/16 384, no class token", 12, 576, 64, masked=True, batch=32),
     Attention("BEiT-B/16 224", 12, 197, 64, bias=True, compiled="attention-bias-197"),
     Attention("BEiT-B/16 384", 12, 577, 64, bias=True, batch=32, compiled="attention-bias", everywhere=True),
-    Attention("PVT-S stage 1", 1, 3136, 64, keys=49),
+    Attention("PVT-S stage 1", 1, 3136, 64, keys=49, compiled="attention-pvt-1", everywhere=True),
     Attention("PVT-S stage 2", 2, 784, 64, keys=49),
     Attention("PVT-S stage 3", 5, 196, 64, keys=49),
     Attention("PVT-S stage 4", 8, 50, 64, keys=50),
@@ -137,6 +140,7 @@ LAYERS = (
     _sized("attention-d16", "narrowest heads", 8, 577, 16),
     _sized("attention-one-head", "one head", 1, 577, 64),
     _sized("attention-one-query", "pooling by attention", 8, 1, 64, keys=577),
+    _sized("attention-one-query-4096", "pooling of a long sequence", 8, 1, 64, keys=4096, everywhere=True),
     _sized("attention-d32-tokens-197", "narrow heads", 12, 197, 32),
     # one tile per group
     _sized("short-d32-window-49", "a window of Swin-T", 3, 49, 32),

@@ -31,7 +31,7 @@ def _dense(tensors, size, *, launcher, dims, strides=None, bias=None, bias_strid
     term = None if bias is None else tensors(bias, strides=bias_strides)
     key_mask = None if keys is None else tensors(lambda s: (dims(s)[0], dims(s)[3]), torch.bool, keys)
     in_tile = launcher in SHORT.values()
-    terms = attention._hook(None if in_tile else term, None, key_mask, q, k) if hook is None else hook(tensors)
+    terms = attention._score(None if in_tile else term, None, key_mask, q, k) if hook is None else hook(tensors)
     problem, short = Problem(batch, heads, heads, n, m, dim, 0.5, **terms), None
     out = tensors(lambda s: (dims(s)[0], dims(s)[2], dims(s)[1], dims(s)[4]))  # laid out as the operators do
     lse, delta = (tensors(lambda s: dims(s)[:3], torch.float32) for _ in range(2))

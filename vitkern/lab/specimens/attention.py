@@ -87,6 +87,11 @@ def _edges() -> Iterator[Edge]:
     yield _edge("nothing but the first token, causal", n=1, m=1, dim=16, causal=True)
     for tokens, dim in ((63, 32), (64, 32), (65, 32), (64, 64), (65, 64), (255, 64), (256, 64), (257, 64)):
         yield _edge(f"{tokens} tokens of {dim} in fp16, packed", n=tokens, dim=dim, packed=True, dtype="fp16", arch=90)
+    for fields in (dict(softcap=1e-3), dict(softcap=1e4), dict(sinks=True), dict(width=5), dict(width=80)):
+        yield _edge(", ".join(f"{name} {value:g}" for name, value in fields.items()), n=18, m=20, dim=16, **fields)
+    yield _edge("a sink and no keys", *zero("out", "dq"), n=5, m=0, dim=16, sinks=True, lse=True)
+    for value in (-1e4, 1e4):
+        yield _edge(f"a sink of {value:g}", n=18, m=20, dim=16, sinks=True, values={"sinks": (((0,), value),)})
     for scale in (1e-6, 30.0):
         yield _edge(f"a scale of {scale:g}", n=18, m=20, dim=16, scale=scale, backward=False)
 
@@ -113,6 +118,7 @@ SPECIMEN = Specimen(
         problem("N=33 four heads on two", (1, 4, 33, 32), kv_heads=2),
         problem("N=20 M=270 streaming, log-sum-exp", (1, 1, 20, 32), keys=270, **_LSE),
         problem("N=70 D=128 scale 0.2", (1, 1, 70, 128), scale=0.2),
+        problem("N=33 M=45 soft cap, sinks, values of 48", (1, 2, 33, 32), keys=45, softcap=2.0, sinks=True, width=48),
     ),
     case=AttentionCase,
     draw=draw,

@@ -21,16 +21,19 @@ def attention_in_pytorch(
     bias: Tensor | None,
     mask: Tensor | None,
     key_padding_mask: Tensor | None,
+    sinks: Tensor | None,
     scale: float,
     causal: bool,
     dropout_p: float,
+    softcap: float,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The checked arguments of `vitkern.ops.attention.attention` -> out (B, H, N, D), and lse where it is wanted."""
-    if return_lse or (not q.is_cuda and k.shape[2] < _VECTOR):
+    """The checked arguments of `vitkern.ops.attention.attention` -> out (B, H, N, Dv), and lse where it is wanted. SDPA
+    knows neither caps nor sinks: with these the formula runs, and holds all scores."""
+    if return_lse or softcap or sinks is not None or (not q.is_cuda and k.shape[2] < _VECTOR):
         out, lse = reference.attention(
             q, k, v, bias=bias, mask=mask, key_padding_mask=key_padding_mask,
-            causal=causal, scale=scale, dropout_p=dropout_p, return_lse=True,
+            causal=causal, scale=scale, dropout_p=dropout_p, softcap=softcap, sinks=sinks, return_lse=True,
         )  # fmt: skip
         return out.transpose(1, 2).contiguous().transpose(1, 2), lse.float()
     if key_padding_mask is not None:
@@ -65,10 +68,12 @@ def kernel_in_pytorch(
     bias: Tensor | None,
     mask: Tensor | None,
     key_mask: Tensor | None,
+    sinks: Tensor | None,
     seed: Tensor | None,
     scale: float,
     causal: bool,
     dropout_p: float,
+    softcap: float,
 ) -> tuple[Tensor, Tensor | None]:
     """What `vitkern.kernels.attention.attention_forward` returns, from its arguments: out (B, N, H, D) and lse. With
     dropout the same weights are dropped, so that either can follow the other in a backward pass."""
@@ -76,10 +81,10 @@ def kernel_in_pytorch(
         keep = keep_mask(seed, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]), dropout_p)
         out = reference.attention(
             q, k, v, bias=bias, mask=mask, key_padding_mask=key_mask,
-            causal=causal, scale=scale, dropout_p=dropout_p, keep=keep,
+            causal=causal, scale=scale, dropout_p=dropout_p, softcap=softcap, sinks=sinks, keep=keep,
         )  # fmt: skip
     else:
-        out, _ = attention_in_pytorch(q, k, v, bias, mask, key_mask, scale, causal, 0.0, False)
+        out, _ = attention_in_pytorch(q, k, v, bias, mask, key_mask, sinks, scale, causal, 0.0, softcap, False)
     if torch._C._are_functorch_transforms_active():
         return out.transpose(1, 2), None  # differentiated by the backward, which has lse no use for
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
@@ -88,7 +93,7 @@ def kernel_in_pytorch(
         own_bias, own_mask, own_keys = (t[rows] if t is not None and len(t) > 1 else t for t in (bias, mask, key_mask))
         lse[rows] = reference.attention(
             q[rows], k[rows], v[rows], bias=own_bias, mask=own_mask, key_padding_mask=own_keys,
-            causal=causal, scale=scale, return_lse=True,
+            causal=causal, scale=scale, softcap=softcap, sinks=sinks, return_lse=True,
         )[1]  # fmt: skip
     return out.transpose(1, 2), lse
 
