@@ -196,9 +196,11 @@ def bias_splits(tiles, members, arch):
 
 @choice
 def stream_splits(programs, turns, arch):
-    """Shares of the ``turns`` of each program: where half of a device would wait, up to two programs a multiprocessor
-    that keep eight turns each, which pay for a second launch."""
+    """Shares of the ``turns`` of each program: of many turns, where half of a device would wait, up to two programs a
+    multiprocessor that keep eight turns each, which pay for a second launch."""
     if arch == INTERPRETER:
         return 2 if programs <= 2 and turns > 2 else 1
     multiprocessors = MULTIPROCESSORS[family(arch)]
-    return 1 if programs > multiprocessors // 2 else max(1, min(2 * multiprocessors // programs, turns // 8))
+    if turns < 24 or programs > multiprocessors // 2:
+        return 1
+    return min(2 * multiprocessors // programs, turns // 8)

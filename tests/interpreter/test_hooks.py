@@ -168,7 +168,7 @@ def test_splits_of_rows_without_keys():
 def test_few_programs_of_many_turns_are_split():
     from vitkern.kernels.loop.blocks import stream_splits
 
-    assert stream_splits(1000, 49, 90) == 1 and stream_splits(8, 15, 90) == 1
+    assert stream_splits(1000, 49, 90) == 1 and stream_splits(8, 23, 90) == 1
     assert stream_splits(64, 49, 90) == 4 and stream_splits(8, 49, 90) == 6
 
 

@@ -80,11 +80,23 @@ SHORT: Trials = (
     *quick(HALF, packed("packed, several blocks of rows", 1, 70, 2, 64), _STRIDED),
 )
 
-_LOOP = Checks(STREAMED, ("dropout",), ("test_attention.py",))
+_CAPPED, _APART = dict(softcap=1.5, sinks=True), ("soft cap, sinks, another width", (2, 2, 18, 40))
+HOOKED: Trials = (
+    *quick(SINGLE, problem(*_APART, keys=20, width=24, bias=(1, 2, 18, 20), **_CAPPED, **_LSE), apart=1),
+    *quick(HALF, problem(*_APART, keys=50, width=64, causal=True, **_CAPPED)),
+    *quick(SINGLE, problem("many keys", (1, 1, 5, 16), keys=70, sinks=True, **_LSE)),
+    *quick(SINGLE, problem("many queries", (1, 1, 70, 16), keys=5), packed("packed", 1, 40, 1, 16, **_CAPPED)),
+)
+
+_LOOP = Checks(STREAMED + HOOKED, ("dropout",), ("test_attention.py", "test_hooks.py"))
 _TILE = Checks(SHORT, (), ("test_short_attention.py",))
 JUDGES = {
-    "attention": Checks(SHORT + STREAMED[:7], ("dropout",), ("test_attention.py",)),
+    "attention": Checks(SHORT + STREAMED[:7] + HOOKED, ("dropout",), ("test_attention.py",)),
     **dict.fromkeys(("loop/blocks", "loop/constants", "loop/heads"), _LOOP),
+    **dict.fromkeys(("loop/logits", "loop/splits", "loop/starts"), Checks(HOOKED, (), ("test_hooks.py",))),
+    "loop/norms": Checks((), (), ("test_hooks.py",)),
+    "loop/reductions": Checks(STREAMED[1:2], (), ("test_hooks.py",)),
+    "loop/weighing": Checks(STREAMED[:1], ("dropout",), ("test_hooks.py",)),
     "loop/scores": Checks(STREAMED + SHORT[:1], (), ("test_attention.py",)),
     "loop/stream": _LOOP,
     "loop/stream_backward": _LOOP,
@@ -112,23 +124,15 @@ SURVIVORS = {
         "masked lanes are keys past the last, which the callers forbid after the hook, or whose rows and "
         "columns they do not store",
     ),
-    "short_attention_backward._short_bwd:drop-int64:5": Survivor(
-        "head.to(tl.int64) -> head",
-        "launchers allocate dq with heads side by side: head * stride stays below the channels of a row",
-    ),
     "short_attention_backward._short_bwd:wrong-constant:3": Survivor("0.0 -> 1.0", _NO_KEY),
     "short_attention_backward._short_bwd:wrong-index:17": Survivor(
         "head -> (head * 0)",
         "a padding query has no gradient: dP and dS are zero in its row whatever q is, and its dQ is not stored",
     ),
-    "stream._stream_fwd:narrow-accumulator:1": Survivor(
+    "starts.empty:narrow-accumulator:1": Survivor(
         "tl.float32 -> tl.float16",
         "minus infinity is exact in float16 and the maximum is float32 from the first turn on; compiled, the changing "
         "type is refused",
-    ),
-    "stream_backward._stream_bwd_dq:wrong-axis:2": Survivor(
-        "1 -> 0",
-        "the two sums add up the whole tile, in either order of its axes",
     ),
     "stream_bias._stream_bwd_bias:narrow-accumulator:1": Survivor(
         "tl.float32 -> tl.float16",
@@ -140,8 +144,8 @@ SURVIVORS = {
         "zero is exact in float16 and the total is float32 from the first turn on; compiled, the changing type is "
         "refused",
     ),
-    "tiles.keep_mask:flip-sign:4": Survivor(
-        "zero + row -> (zero - row)",
+    "weighing.dropout:flip-sign:4": Survivor(
+        "zero + (group * heads + head) -> (zero - (group * heads + head))",
         "the counter of a row is its negative: other random numbers, as many of them, drawn alike by "
         "forward and backward",
     ),

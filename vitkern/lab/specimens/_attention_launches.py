@@ -4,7 +4,7 @@ import torch
 
 from vitkern.lab.compiling import layer as layers
 from vitkern.lab.compiling.exception import Excuse
-from vitkern.lab.compiling.layer import Launch, compiled
+from vitkern.lab.compiling.layer import Launch, compiled, with_many
 from vitkern.lab.compiling.matrix import ARCHITECTURES
 from vitkern.lab.specimens._attention_layers import FEW, LAYERS, Attention
 
@@ -20,7 +20,7 @@ def _hopper(name: str, layer: Attention, **options) -> Launch:
     return Launch(f"attention-hopper-{name}", layer, dict(trained=False, descriptors=True, **options), alone=90)
 
 
-LAUNCHES = (
+_ONCE = (
     *compiled(LAYERS),
     Launch("attention-fp16", _SMALL, _FP16),
     Launch("attention-fp32", _SMALL, _FP32),
@@ -65,6 +65,8 @@ LAUNCHES = (
     Launch("short-d64-tokens-50-batch-1024", Attention("ViT-B/32 224", 12, 50, 64), dict(batch=1024), everywhere=True),
     Launch("short-d64-bias-50-batch-1024", _SHARED, dict(batch=1024), everywhere=True),
 )
+# with more groups, keys and queries are not split
+LAUNCHES = with_many(_ONCE, "attention-pvt-1", "attention-d256", "attention-pooled-4096", "attention-grouped-heads")
 
 _STREAM, _TILE = ("_stream_fwd", "_stream_bwd_dq", "_stream_bwd_dkdv"), ("_short_fwd", "_short_bwd")
 _NARROW = Excuse(

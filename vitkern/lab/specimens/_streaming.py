@@ -46,8 +46,8 @@ def start(
 
 
 def _halved(turns: int, a: Mapping) -> float:
-    """A causal block sees half of the others at least."""
-    return turns / (2 if a["CAUSAL"] else 1)
+    """A causal block sees half of the others at least; where there are splits, each walks a share."""
+    return turns / (2 if a["CAUSAL"] else 1) / (a["split"][1] if a.get("split") else 1)
 
 
 def _keys(a: Mapping, programs: int) -> float:

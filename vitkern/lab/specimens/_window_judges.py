@@ -42,6 +42,7 @@ JUDGES = {
     "attention": Checks(_STREAMED[:1]),
     "window_attention": Checks(_WINDOWS, (), _OWN),
     "loop/heads": _LOOP,
+    "loop/norms": Checks(_STREAMED + _HALF),
     "loop/scores": Checks(_STREAMED + _WINDOWS[:4], (), _OWN),
     "loop/stream": _LOOP,
     "loop/stream_backward": _LOOP,
