@@ -27,6 +27,7 @@ COMPILE = ["lab", "compile", "--arch", "sm_90", "--jobs", "1"]  # GPUs that are 
 SAMPLE = (  # of all launches: between them every kernel, and strides of 1
     "attention-d128-bias",
     "attention-one-query",
+    "attention-split",
     "attention-hopper-bias",
     "window-swinv2-w8-unshifted-batch-64",
     "local-halonet-d32",

@@ -39,6 +39,7 @@ _ONCE = (
         Launch(f"attention-fp32-d{d}-bias", Attention("biased", 4, 300, d, bias=True), _FP32, everywhere=d != 80)
         for d in (64, 80, 128, 256)
     ),
+    Launch("attention-split", Attention("one long image", 1, 2048, 64), dict(batch=1), everywhere=True),
     Launch("attention-batch-1", _SMALL, dict(batch=1)),
     Launch("attention-batch-1-bias", _BIASED, dict(batch=1)),
     Launch("attention-odd-strides", _SMALL, dict(spare=3)),
@@ -66,7 +67,7 @@ _ONCE = (
     Launch("short-d64-bias-50-batch-1024", _SHARED, dict(batch=1024), everywhere=True),
 )
 # with more groups, keys and queries are not split
-LAUNCHES = with_many(_ONCE, "attention-pvt-1", "attention-d256", "attention-pooled-4096", "attention-grouped-heads")
+LAUNCHES = with_many(_ONCE, "attention-pvt-1", "attention-d256", "attention-grouped-heads")
 
 _STREAM, _TILE = ("_stream_fwd", "_stream_bwd_dq", "_stream_bwd_dkdv"), ("_short_fwd", "_short_bwd")
 _NARROW = Excuse(

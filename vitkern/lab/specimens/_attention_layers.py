@@ -140,7 +140,6 @@ LAYERS = (
     _sized("attention-d16", "narrowest heads", 8, 577, 16),
     _sized("attention-one-head", "one head", 1, 577, 64),
     _sized("attention-one-query", "pooling by attention", 8, 1, 64, keys=577),
-    _sized("attention-pooled-4096", "pooling of a long sequence", 8, 1, 64, keys=4096, everywhere=True),
     _sized("attention-d32-tokens-197", "narrow heads", 12, 197, 32),
     # one tile per group
     _sized("short-d32-window-49", "a window of Swin-T", 3, 49, 32),
