@@ -43,6 +43,11 @@ def compiled(request):
 
 
 @pytest.fixture(autouse=True)
+def _poisoned_allocations():
+    """None here: nothing runs, and what launches would read, gigabytes at many images, is never touched."""
+
+
+@pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
