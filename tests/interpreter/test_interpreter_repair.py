@@ -1,5 +1,7 @@
 """The repaired interpreter computes what hardware computes; the stock one, on each of these points, does not."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from triton.runtime import interpreter as interp
 from vitkern import dispatch, register
 from vitkern.lab.interpreting import bfloat16
 from vitkern.lab.interpreting.interpreter import InterpreterChanged, repaired
+from vitkern.lab.interpreting.wide import wide
 
 pytestmark = pytest.mark.interpreter
 BLOCK = tl.constexpr(16)
@@ -434,6 +437,36 @@ def test_what_types_say_is_remembered_as_it_is():
                     tl.block_type(tl.float32, lengths)
             assert tl.block_type(tl.float32, [tl.constexpr(4)]) == tl.block_type(tl.float32, [4])
             assert all(tl.block_type(one, [4]).element_ty is one for one in (tl.float32, tl.pointer_type(tl.float32)))
+
+
+@pytest.mark.unsanitized(reason="compares with the stock interpreter", repaired=False)
+def test_types_are_computed_in_what_they_are_without_the_repairs():
+    def promoted():
+        semantic, found = interp.TritonSemantic(interp.interpreter_builder), {}
+        for case in itertools.product(kinds, (False, True), kinds, (False, True), (False, True)):
+            try:
+                found[case] = str(semantic.computation_type_impl(*case))
+            except TypeError as error:
+                found[case] = str(error)
+        return found
+
+    kinds = tl.int1, tl.int8, tl.uint8, tl.int32, tl.uint32, tl.int64, tl.float16, tl.bfloat16, tl.float32, tl.float64
+    expected = promoted()
+    with repaired():
+        assert promoted() == promoted() == expected
+        divided = tl.float16, False, tl.float16, False, True
+        with wide():
+            assert promoted()[divided] == "fp64"
+        assert promoted()[divided] == "fp32"
+
+
+@pytest.mark.unsanitized(reason="makes double precision of single", repaired=False)
+def test_single_precision_is_remembered_outside_of_double_alone():
+    single = tl.float32
+    with repaired():
+        assert interp._get_np_dtype(single) == np.float32
+        with wide(), pytest.raises(KeyError):
+            interp._get_np_dtype(single)
 
 
 @pytest.mark.unsanitized(reason="compares with the stock interpreter", repaired=False)

@@ -35,7 +35,10 @@ _EXPECTED = {
     "ReduceOps": {"sum": ("self", "input"), "min_max": ("self", "input", "val_reduce_op", "idx_reduce_op")},
     "ScanOps": {"cumsum": ("self", "input"), "cumprod": ("self", "input")},
     "GridExecutor": {"_restore_args_dev": ("self", "args_dev", "args_hst", "kwargs", "kwargs_hst")},
-    "TritonSemantic": {"broadcast_impl_value": ("self", "lhs", "rhs")},
+    "TritonSemantic": {
+        "broadcast_impl_value": ("self", "lhs", "rhs"),
+        "computation_type_impl": ("self", "a_ty", "a_is_scalar", "b_ty", "b_is_scalar", "div_or_mod"),
+    },
     "tl.core.block_type": {"__init__": ("self", "element_ty", "shape")},
     "tl.core.tensor": {"__init__": ("self", "handle", "type")},
     "tl.core.dtype": {"__eq__": ("self", "other")},
