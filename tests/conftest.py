@@ -31,6 +31,7 @@ else:
 
 CACHES = "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"  # of what was compiled: each process has its own
 _globals = state.Globals()
+_imported = 0  # modules, when what they hold was last frozen
 
 
 def pytest_configure(config):
@@ -43,8 +44,14 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f"the order of this run: --randomly-seed={seed}")
 
 
-def pytest_collection_finish():
-    gc.freeze()  # what is imported stays: a collection, of which the benchmarks make many, need not look at it
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """What was imported stays: a collection, of which the benchmarks make many, need not look at it again."""
+    global _imported
+    if len(sys.modules) != _imported:
+        _imported = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_sessionfinish():

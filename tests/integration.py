@@ -28,11 +28,15 @@ def tuple_of(out):
     return out if isinstance(out, tuple) else (out,)
 
 
+def weights_of(output):
+    return torch.linspace(-1, 1, output.numel()).view(output.shape).to(output.dtype)
+
+
 def gradients(function, tensors):
     """Outputs, then the gradient of each tensor that wants one."""
     outputs = tuple_of(function(*tensors))
     wanting = [t for t in tensors if t.requires_grad]
-    weights = [torch.linspace(-1, 1, o.numel()).view(o.shape).to(o.dtype) for o in outputs]
+    weights = [weights_of(o) for o in outputs]
     return [o.detach() for o in outputs] + list(torch.autograd.grad(outputs, wanting, weights))
 
 
@@ -73,6 +77,7 @@ def traces_for_other_batches(case):
     """torch.jit.trace, saved and loaded: the graph holds for twice as many samples, and gradients go through it."""
     tensors = case.tensors()
     longer = [torch.cat([t, -t.detach()]) if i in case.batched else t for i, t in enumerate(tensors)]
+    expected = [(inputs, tuple_of(case.function(*inputs))) for inputs in (tensors, longer)]
     for grad in (False, True):
         with torch.set_grad_enabled(grad), warnings.catch_warnings():
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # sizes are looked at, and that is no secret
@@ -81,8 +86,8 @@ def traces_for_other_batches(case):
             torch.jit.save(traced, stored)
             stored.seek(0)
             loaded = torch.jit.load(stored)
-            for inputs in (tensors, longer):
-                agree(tuple_of(loaded(*inputs)), tuple_of(case.function(*inputs)))
+            for inputs, outputs in expected:
+                agree(tuple_of(loaded(*inputs)), outputs)
     agree(gradients(loaded, longer), gradients(case.function, longer))
 
 
@@ -97,7 +102,7 @@ def follows_autocast(case):
                 return case.function(*inner)
 
         actual = gradients(function, tensors)
-        kinds = [o.dtype for o in tuple_of(function(*tensors))]
+        kinds = [o.dtype for o in actual[: len(case.under_autocast)]]
         assert kinds == [kept or dtype for kept in case.under_autocast]
         for i, kept in enumerate(case.under_autocast):
             if i and kept:  # a sum, beside what the products give, is none of them
@@ -168,7 +173,7 @@ def checkpoints(case):
     for reentrant in (False, True):
         again = [t.detach().clone().requires_grad_() for t in tensors]
         outputs = tuple_of(checkpoint(case.function, *again, use_reentrant=reentrant))
-        weights = [torch.linspace(-1, 1, o.numel()).view(o.shape) for o in outputs]
+        weights = [weights_of(o) for o in outputs]
         torch.autograd.backward(outputs, weights)
         agree([o.detach() for o in outputs] + [t.grad for t in again], expected)
 
@@ -198,10 +203,10 @@ def takes_any_layout(case):
         strided = [t.detach().requires_grad_() for t in inner]
         plain = [t.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for t in inner]
         assert any(not t.is_contiguous() for t in strided)
-        agree(gradients(case.function, strided), gradients(case.function, plain))
         outputs = tuple_of(case.function(*plain))
-        weights = [torch.linspace(-1, 1, o.numel()).view(o.shape) for o in outputs]
+        weights = [weights_of(o) for o in outputs]
         expected = torch.autograd.grad(outputs, plain, weights, retain_graph=True)
+        agree(gradients(case.function, strided), [*(o.detach() for o in outputs), *expected])
         agree(torch.autograd.grad(outputs, plain, [permuted(w) for w in weights]), expected)
 
 

@@ -1,6 +1,7 @@
 """What of the process a test has to leave as it found it: a later test would compute, or fail, by what is left."""
 
 import logging
+import operator
 import os
 import signal
 import sys
@@ -80,6 +81,8 @@ class Globals:
             if sys.modules.get(name) is not module:
                 found.append(f"sys.modules[{name!r}] is another module or none")
             current = vars(module)
+            if len(current) == len(names) and all(map(operator.is_, current.values(), names.values())):
+                continue  # as most are, and quickly seen
             changed = [
                 key
                 for key, value in names.items()

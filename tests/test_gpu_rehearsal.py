@@ -2,6 +2,7 @@
 the same code. Only the kernels are not there: where they are asked for, PyTorch runs."""
 
 import contextlib
+import functools
 
 import fake_cuda
 import pytest
@@ -57,24 +58,30 @@ def test_a_graph_that_keeps_its_first_inputs_is_found(gpu):
 VIT = "vit_tiny_patch16_224"
 
 
+@pytest.fixture
+def of_graphs(gpu):
+    """The tests of CUDA graphs, of models of two blocks."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    tests = loaded("test_graphs_gpu")
+    gpu.setattr(tests, "built", functools.partial(tests.built, depth=2))
+    return tests
+
+
 @pytest.mark.parametrize("autocast", (False, True))
-def test_the_tests_of_replayed_models_run(gpu, autocast):
-    pytest.importorskip("timm", reason="timm is not installed")
-    loaded("test_graphs_gpu").test_a_replay_is_the_forward_to_the_bit(VIT, autocast)
+def test_the_tests_of_replayed_models_run(of_graphs, autocast):
+    of_graphs.test_a_replay_is_the_forward_to_the_bit(VIT, autocast)
 
 
-def test_the_tests_of_streams_run(gpu):
-    pytest.importorskip("timm", reason="timm is not installed")
-    loaded("test_graphs_gpu").test_streams_and_dropped_graphs_do_not_mix()
+def test_the_tests_of_streams_run(of_graphs):
+    of_graphs.test_streams_and_dropped_graphs_do_not_mix()
 
 
-def test_the_tests_of_what_cannot_be_captured_run(gpu):
-    loaded("test_graphs_gpu").test_control_flow_on_values_runs_plain()
+def test_the_tests_of_what_cannot_be_captured_run(of_graphs):
+    of_graphs.test_control_flow_on_values_runs_plain()
 
 
-def test_the_tests_of_a_captured_training_step_run(gpu):
-    pytest.importorskip("timm", reason="timm is not installed")
-    loaded("test_graphs_gpu").test_a_captured_training_step_is_the_step_to_the_bit(VIT)
+def test_the_tests_of_a_captured_training_step_run(of_graphs):
+    of_graphs.test_a_captured_training_step_is_the_step_to_the_bit(VIT)
 
 
 def test_the_benchmarks_run_and_record_the_machine(gpu, tmp_path, capsys):

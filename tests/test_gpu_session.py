@@ -82,22 +82,41 @@ def test_a_part_of_it_has_all_the_time(only, names, tmp_path):
     assert {command[0] for command, _ in machine.asked} == names and machine.now - 100.0 == pytest.approx(540.0)
 
 
-def collected(*options):
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *options]
-    said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
-    return [line for line in said.splitlines() if "::" in line]
+COLLECT = """
+import json, sys
+import pytest
+
+class Names:
+    def pytest_collection_finish(self, session):
+        self.found = [item.nodeid for item in session.items]
+
+names = [Names() for _ in json.loads(sys.argv[2])]
+for one, options in zip(names, json.loads(sys.argv[2])):
+    pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *options], plugins=[one])
+with open(sys.argv[1], "w") as file:
+    json.dump([one.found for one in names], file)
+"""
+
+
+def collected(folder, *runs):
+    """What pytest collects with the options of each run; all in one process, which imports the tests once."""
+    path = folder / "collected.json"
+    command = [sys.executable, "-c", COLLECT, str(path), json.dumps(runs)]
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    return json.loads(path.read_text())
 
 
 def test_every_test_on_a_gpu_is_in_one_stage(tmp_path):
     pytest.importorskip("triton", reason="tests on a GPU need Triton")
-    of_stages = []
-    for stage in gpu.STAGES:
-        if stage.tests:
-            line = gpu.command(stage, 60.0, tmp_path / "report.xml")
-            found = collected(*line[line.index("-m") :][: line[line.index("-m") :].index("-p")], "-k", stage.tests)
-            assert found, stage.name
-            of_stages += found
-    assert sorted(of_stages) == sorted(collected("-m", "gpu", "tests/gpu"))
+    stages = [stage for stage in gpu.STAGES if stage.tests]
+    runs = []
+    for stage in stages:
+        line = gpu.command(stage, 60.0, tmp_path / "report.xml")
+        assert line[0] == "pytest" and line[-2:] == ["-k", stage.tests]
+        runs.append([*line[1 : line.index("-p")], *line[-2:]])
+    *of_stages, every = collected(tmp_path, *runs, ["-m", "gpu", "tests/gpu"])
+    assert all(of_stages)
+    assert sorted(name for found in of_stages for name in found) == sorted(every)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so it would run everything")

@@ -335,21 +335,23 @@ def test_copies_are_swapped_too(build):
             assert_near(value, expected[key], 1e-6, key)
 
 
-@pytest.mark.parametrize("build", [vit, sam, mistral])
-def test_a_pickled_model_loads_in_another_process(build, tmp_path):
-    model, arguments = build()
-    randomise(model.eval())
-    vitkern.accelerate(model)
-    torch.save(model, tmp_path / "model.pt")
-    torch.save((arguments, model(**arguments)[0].detach()), tmp_path / "expected.pt")
-    code = f"""
+def test_pickled_models_load_in_another_process(tmp_path):
+    for build in (vit, sam, mistral):
+        model, arguments = build()
+        randomise(model.eval())
+        vitkern.accelerate(model)
+        torch.save(model, tmp_path / f"{build.__name__}.model")
+        torch.save((arguments, model(**arguments)[0].detach()), tmp_path / f"{build.__name__}.expected")
+    code = """
 import torch
-model = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False)
-arguments, expected = torch.load({str(tmp_path / "expected.pt")!r}, weights_only=False)
-assert torch.allclose(model(**arguments)[0], expected, atol=1e-4)
+for name in ("vit", "sam", "mistral"):
+    model = torch.load(f"{name}.model", weights_only=False)
+    arguments, expected = torch.load(f"{name}.expected", weights_only=False)
+    assert torch.allclose(model(**arguments)[0], expected, atol=1e-4), name
 """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from uninitialised import uninitialised
 
 import vitkern.models as models
 
@@ -48,8 +49,10 @@ def randomise(model, seed=0):
 
 def pair(name, **overrides):
     """(ours, timm's) with the same random weights, in evaluation."""
-    theirs = randomise(timm.create_model(name, **overrides).eval())
-    with torch.device("meta"):
+    with uninitialised():
+        theirs = timm.create_model(name, **overrides).eval()
+    randomise(theirs)
+    with uninitialised(), torch.device("meta"):
         ours = models.create_model(name, **overrides).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
     for module in ours.modules():
@@ -90,13 +93,14 @@ def test_logits_agree_with_timm(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_are_those_of_timm(name):
-    with torch.device("meta"):
+    with uninitialised(), torch.device("meta"):
         ours, theirs = models.create_model(name), timm.create_model(name)
+        description = models.describe(name)
     expected = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
     assert {key: tuple(value.shape) for key, value in ours.state_dict().items()} == expected
-    assert models.describe(name).parameters == sum(p.numel() for p in theirs.parameters())
+    assert description.parameters == sum(p.numel() for p in theirs.parameters())
     assert ours.num_classes == theirs.num_classes
-    assert models.describe(name).input_size == timm.get_pretrained_cfg(name).input_size
+    assert description.input_size == timm.get_pretrained_cfg(name).input_size
     assert {m.eps for m in ours.modules() if hasattr(m, "eps")} == {
         m.eps for m in theirs.modules() if hasattr(m, "eps")
     }
@@ -121,11 +125,12 @@ def test_parameters_are_those_of_timm(name):
     ],
 )
 def test_published_parameter_counts(name, count):
-    assert models.describe(name).parameters == count
+    with uninitialised():
+        assert models.describe(name).parameters == count
 
 
 def test_huge_with_a_head_has_the_published_count():
-    with torch.device("meta"):
+    with uninitialised(), torch.device("meta"):
         model = models.create_model("vit_huge_patch14_224", num_classes=1000)
     assert sum(p.numel() for p in model.parameters()) == 632_045_800
 

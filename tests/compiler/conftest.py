@@ -19,10 +19,12 @@ def pytest_configure(config):
         raise pytest.UsageError("tests/compiler compiles kernels: start pytest without TRITON_INTERPRET")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def compiled(request):
-    """compiled(cell) -> its kernels, once they are there; the cells of all collected tests are compiled meanwhile."""
-    cells = [item.callspec.params["cell"] for item in request.session.items if "compiled" in item.fixturenames]
+    """compiled(cell) -> its kernels, once they are there; the cells of all collected tests are compiled from the first
+    test on, whichever it is."""
+    parameters = [getattr(item, "callspec", None) for item in request.session.items]
+    cells = [found.params["cell"] for found in parameters if found and "cell" in found.params]
     count = int(os.environ.get("VITKERN_COMPILE_WORKERS", "2"))
     coming = workers.compile_cells(list(dict.fromkeys(cells)), count)
     there = {}
@@ -37,9 +39,15 @@ def compiled(request):
         assert not there[cell].failed, f"{cell} did not compile: {there[cell].failed}"
         return there[cell].kernels
 
-    wait()  # the workers start here, with the cache of the session and not that of one test
+    if cells:
+        wait()  # the workers start here, with the cache of the session and not that of one test
     yield get
     coming.close()
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_allocations():
+    """None here: nothing runs, and what launches would read, gigabytes at many images, is never touched."""
 
 
 @pytest.fixture(autouse=True)

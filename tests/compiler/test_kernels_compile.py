@@ -22,7 +22,6 @@ from vitkern.lab.compiling import compile as lab
 from vitkern.ops.attention import attention_qkvpacked
 
 pytestmark = pytest.mark.compiler
-HOPPER = ("d64", "d128", "bias", "d128-bias")
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell[0]}-{budget.name_of(cell[1])}")

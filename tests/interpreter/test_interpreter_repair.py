@@ -1,5 +1,7 @@
 """The repaired interpreter computes what hardware computes; the stock one, on each of these points, does not."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from triton.runtime import interpreter as interp
 from vitkern import dispatch, register
 from vitkern.lab.interpreting import bfloat16
 from vitkern.lab.interpreting.interpreter import InterpreterChanged, repaired
+from vitkern.lab.interpreting.wide import wide
 
 pytestmark = pytest.mark.interpreter
 BLOCK = tl.constexpr(16)
@@ -398,13 +401,88 @@ def test_erf_is_exact():
 
 @pytest.mark.unsanitized(reason="looks at the repairs coming and going", repaired=False)
 def test_everything_is_put_back():
-    owners = (interp, interp.InterpreterBuilder, interp.ReduceOps, interp.ScanOps, interp.GridExecutor, tl, tl.core)
+    classes = interp.InterpreterBuilder, interp.ReduceOps, interp.ScanOps, interp.GridExecutor, interp.TritonSemantic
+    owners = (interp, *classes, tl, tl.core, tl.core.dtype, tl.core.block_type)
     before = [dict(vars(owner)) for owner in owners]
     with repaired(), repaired():
         assert dispatch.interpreter_is_repaired
         assert vars(interp.InterpreterBuilder)["create_dot"] is not before[1]["create_dot"]
     assert [dict(vars(owner)) for owner in owners] == before
     assert not dispatch.interpreter_is_repaired
+
+
+def _said(kind):
+    """All that a type and a tensor of it say."""
+    tensor = tl.core.tensor(None, kind)
+    numel, shape = tensor.numel.value, [length.value for length in tensor.shape]
+    of_block = (kind.numel, [*kind.shape]) if kind.is_block() else None
+    return str(kind), str(kind.scalar), of_block, numel, shape, tensor.type is kind, interp._get_np_dtype(kind)
+
+
+@pytest.mark.unsanitized(reason="compares with the stock interpreter", repaired=False)
+def test_what_types_say_is_remembered_as_it_is():
+    elements = tl.float32, tl.bfloat16, tl.int1, tl.int64, tl.pointer_type(tl.float32), tl.pointer_type(tl.int8)
+
+    def kinds():
+        return [*elements, *(tl.block_type(one, shape) for one in elements for shape in ([16], [4, 1], [1, 4], [4, 4]))]
+
+    expected = [_said(kind) for kind in kinds()]
+    same = [[one == other for other in kinds()] for one in kinds()]
+    with repaired():
+        for _ in range(2):
+            assert [_said(kind) for kind in kinds()] == expected
+            assert [[one == other for other in kinds()] for one in kinds()] == same
+            for lengths in ([4.0, 4], [3], [], [tl.constexpr(4.0)]):
+                with pytest.raises((TypeError, ValueError)):
+                    tl.block_type(tl.float32, lengths)
+            assert tl.block_type(tl.float32, [tl.constexpr(4)]) == tl.block_type(tl.float32, [4])
+            assert all(tl.block_type(one, [4]).element_ty is one for one in (tl.float32, tl.pointer_type(tl.float32)))
+
+
+@pytest.mark.unsanitized(reason="compares with the stock interpreter", repaired=False)
+def test_types_are_computed_in_what_they_are_without_the_repairs():
+    def promoted():
+        semantic, found = interp.TritonSemantic(interp.interpreter_builder), {}
+        for case in itertools.product(kinds, (False, True), kinds, (False, True), (False, True)):
+            try:
+                found[case] = str(semantic.computation_type_impl(*case))
+            except TypeError as error:
+                found[case] = str(error)
+        return found
+
+    kinds = tl.int1, tl.int8, tl.uint8, tl.int32, tl.uint32, tl.int64, tl.float16, tl.bfloat16, tl.float32, tl.float64
+    expected = promoted()
+    with repaired():
+        assert promoted() == promoted() == expected
+        divided = tl.float16, False, tl.float16, False, True
+        with wide():
+            assert promoted()[divided] == "fp64"
+        assert promoted()[divided] == "fp32"
+
+
+@pytest.mark.unsanitized(reason="makes double precision of single", repaired=False)
+def test_single_precision_is_remembered_outside_of_double_alone():
+    single = tl.float32
+    with repaired():
+        assert interp._get_np_dtype(single) == np.float32
+        with wide(), pytest.raises(KeyError):
+            interp._get_np_dtype(single)
+
+
+@pytest.mark.unsanitized(reason="compares with the stock interpreter", repaired=False)
+@pytest.mark.parametrize("shapes", [([4, 1], [1, 8]), ([4, 8], [4, 8]), ([4, 8], [4, 1]), ([8], [8]), ([8], None)])
+def test_blocks_are_broadcast_as_they_are_without_the_repairs(shapes):
+    def spread():
+        types = [tl.int32 if shape is None else tl.block_type(tl.int32, shape) for shape in shapes]
+        values = [np.arange(np.prod(shape or 1), dtype=np.int32).reshape(shape or 1) for shape in shapes]
+        handles = [interp.TensorHandle(value, tl.int32) for value in values]
+        tensors = [tl.core.tensor(*one) for one in zip(handles, types, strict=True)]
+        found = interp.TritonSemantic(interp.interpreter_builder).broadcast_impl_value(*tensors)
+        return [(str(one.type), one.handle.data.tolist()) for one in found]
+
+    expected = spread()
+    with repaired():
+        assert spread() == expected
 
 
 @pytest.mark.unsanitized(reason="looks at how often the language is patched", repaired=False)
@@ -454,6 +532,7 @@ def _truncated(values):
             r"got InterpreterBuilder.create_dot None; expected",
         ),
         (lambda m: m.setattr(interp.ReduceOps, "sum", lambda self: None), r"got ReduceOps.sum \('self',\); expected"),
+        (lambda m: m.setattr(tl.core.tensor, "__init__", lambda self: None), r"got tl.core.tensor.__init__ \('self'"),
         (lambda m: m.delattr(interp, "_implicit_cvt"), "got no _implicit_cvt; expected one"),
         (lambda m: m.delattr(tl.semantic.TritonSemantic, "binary_op_sanitize_overflow_impl"), "got no binary_op"),
         (lambda m: m.setattr(interp, "_patch_lang", lambda fn: None), "the language was not patched"),

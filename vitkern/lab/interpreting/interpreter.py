@@ -4,7 +4,7 @@ The stock interpreter treats bfloat16 as 16-bit integers, truncates where hardwa
 products in full precision, lets 32-bit integers wrap in silence, accepts matrix products that no GPU has, and believes
 every alignment hint. Before Triton 3.7 it has no bfloat16 constants, no bool arguments, and with NumPy 2.4 no run-time
 loop bounds. `repaired` changes that within a block, and makes it faster: the language is patched once and not at every
-call of a device function.
+call of a device function, and what types and shapes say is remembered.
 
 It replaces private parts of Triton, and is tested with 3.4 to 3.9. Where a part has another shape it raises, rather
 than leave a repair out.
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from vitkern import dispatch
-from vitkern.lab.interpreting import bfloat16, hardware
+from vitkern.lab.interpreting import bfloat16, hardware, remembered
 from vitkern.lab.interpreting.patches import Patches, outermost
 
-# class or module in triton.runtime.interpreter -> the parts that are replaced or called, with their parameters
+# class in triton.runtime.interpreter -> the parts that are replaced or called, with their parameters
 _EXPECTED = {
     "InterpreterBuilder": {
         "cast_impl": ("self", "src", "dst_type"),
@@ -35,6 +35,13 @@ _EXPECTED = {
     "ReduceOps": {"sum": ("self", "input"), "min_max": ("self", "input", "val_reduce_op", "idx_reduce_op")},
     "ScanOps": {"cumsum": ("self", "input"), "cumprod": ("self", "input")},
     "GridExecutor": {"_restore_args_dev": ("self", "args_dev", "args_hst", "kwargs", "kwargs_hst")},
+    "TritonSemantic": {
+        "broadcast_impl_value": ("self", "lhs", "rhs"),
+        "computation_type_impl": ("self", "a_ty", "a_is_scalar", "b_ty", "b_is_scalar", "div_or_mod"),
+    },
+    "tl.core.block_type": {"__init__": ("self", "element_ty", "shape")},
+    "tl.core.tensor": {"__init__": ("self", "handle", "type")},
+    "tl.core.dtype": {"__eq__": ("self", "other")},
 }
 
 _EXPECTED_NAMES = ("interpreter_builder", "TensorHandle", "_patch_lang", "_get_np_dtype", "_implicit_cvt")
@@ -61,7 +68,9 @@ def _module():
     where = f"interpreter: Triton {triton.__version__} has another interpreter than the repairs know"
     for owner, members in _EXPECTED.items():
         for name, parameters in members.items():
-            found = getattr(getattr(interpreter, owner, None), name, None)
+            found = interpreter
+            for part in (*owner.split("."), name):
+                found = getattr(found, part, None)
             got = tuple(inspect.signature(found).parameters) if callable(found) else None
             if got != parameters:
                 raise InterpreterChanged(f"{where}: got {owner}.{name} {got}; expected parameters {parameters}.")
@@ -169,6 +178,7 @@ def repaired():
     try:
         scope = _patch_language(interp, patches)
         _speed_up(interp, patches)
+        remembered.remember(interp, patches)
         bfloat16.repair_arithmetic(interp, patches)
         bfloat16.repair_reductions(interp, patches)
         hardware.enforce(interp, patches)
