@@ -187,7 +187,7 @@ class _Recorder(TorchDispatchMode):
             compiled = start()
         if self.reason is not None:
             return
-        self.device = next(value.device for value in args if isinstance(value, Tensor))
+        self.device = next(value.device for value in tree_leaves(args) if isinstance(value, Tensor))
         if compiled is None:
             given = "".join(f"{self.text(value)}, " for value in args)
             given += "".join(f"{name}={self.text(value)}, " for name, value in constants.items())

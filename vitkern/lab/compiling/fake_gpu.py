@@ -1,6 +1,7 @@
 """A GPU that is not there: Triton compiles for it as for a real one, loads what it compiled, and starts nothing."""
 
 import itertools
+import weakref
 from contextlib import contextmanager
 
 from vitkern.lab.compiling.compiled import Target
@@ -41,6 +42,27 @@ class FakeDriver(Target):
 
 
 @contextmanager
+def _unloaded():
+    """After the block, what Triton loaded within it is no longer loaded: it would ask a driver that is gone to unload
+    it, whenever it is collected."""
+    from triton.compiler.compiler import CompiledKernel
+
+    loaded, load = weakref.WeakSet(), CompiledKernel._init_handles
+
+    def noted(kernel):
+        loaded.add(kernel)
+        return load(kernel)
+
+    CompiledKernel._init_handles = noted
+    try:
+        yield
+    finally:
+        CompiledKernel._init_handles = load
+        for kernel in loaded:
+            kernel.module = None
+
+
+@contextmanager
 def installed(driver):
     """Within the block kernels take CPU tensors and go to ``driver``; None: Triton looks for one itself."""
     from triton.runtime import driver as active
@@ -53,7 +75,7 @@ def installed(driver):
     if driver is not None:
         active.set_active(driver)
     try:
-        with architecture.forced_arch(ARCH), dispatch.any_device():
+        with architecture.forced_arch(ARCH), dispatch.any_device(), _unloaded():
             yield driver
     finally:
         vars(active).clear()
