@@ -18,7 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .channels.blocks import channel_backward_config, channel_chunk, channel_forward_config
+from .channels.blocks import (
+    channel_backward_config,
+    channel_chunk,
+    channel_forward_config,
+    channel_matrix_warps,
+)
 from .channels.shares import mix_tokens, mix_tokens_backward, slope, sum_shares, weigh
 from .channels.short import short_backward, short_forward
 from .loop.problem import Rows, aligned, dense_rows, unit_last
@@ -39,15 +44,18 @@ class Problem(NamedTuple):
     @property
     def matrix_constants(self):
         """Of kernels that see no token."""
-        kept = ("HEAD_DIM", "BLOCK_D", "num_warps", "num_stages")
-        return {name: self.constants[name] for name in kept}
+        block_d = self.constants["BLOCK_D"]
+        warps = channel_matrix_warps(block_d)
+        return dict(HEAD_DIM=self.constants["HEAD_DIM"], BLOCK_D=block_d, num_warps=warps, num_stages=1)
 
     def strides(self, *operands):
         return tuple(rows.over(self.constants["ALIGN"]) for rows in operands)
 
 
-def _problem(qkv, temperature, scale, config, operands):
+def _problem(qkv, temperature, scale, choose, operands):
+    """``choose``: of the configurations in blocks.py."""
     batch, tokens, _, heads, head_dim = qkv.shape
+    config = choose(head_dim, qkv.element_size(), arch_of(qkv))
     constants = dict(
         HEAD_DIM=head_dim, BLOCK_M=config.block_m, BLOCK_D=config.block_n, ALIGN=aligned(*operands),
         PRECISION=dot_precision(qkv.dtype), num_warps=config.num_warps, num_stages=config.num_stages,
@@ -85,9 +93,8 @@ def channel_attention_forward(
     what is mixed, not v -> (B, N, H, D), sums."""
     out, sums = channel_attention_outputs(qkv, temperature, scale, mixes_q)
     left, right, carried = _parts(unit_last(qkv), mixes_q)
-    config = channel_forward_config(qkv.shape[-1], qkv.element_size(), arch_of(qkv))
     rows = _rows(out)
-    problem = _problem(qkv, temperature, scale, config, (left, rows))
+    problem = _problem(qkv, temperature, scale, channel_forward_config, (left, rows))
     if sums.shape[2]:
         weights = qkv.new_empty((*sums.shape[:2], *sums.shape[-1:] * 2))  # (B, H, D, D)
         sum_shares(problem, left, right, sums, temperature is not None)
@@ -119,8 +126,7 @@ def channel_attention_backward(
     dqkv = qkv.new_empty(qkv.shape)
     (left, right, carried), found = _parts(unit_last(qkv), mixes_q), _parts(dqkv, mixes_q)
     rows = _rows(unit_last(grad))
-    config = channel_backward_config(qkv.shape[-1], qkv.element_size(), arch_of(qkv))
-    problem = _problem(qkv, temperature, scale, config, (left, rows, found[0]))
+    problem = _problem(qkv, temperature, scale, channel_backward_config, (left, rows, found[0]))
     partial = None
     if temperature is not None:
         partial = torch.empty(qkv.shape[0], problem.heads, dtype=torch.float32, device=qkv.device)
@@ -129,7 +135,7 @@ def channel_attention_backward(
         dsums = sums.new_empty(batch, heads, shares, head_dim, head_dim)
         matrices = qkv.new_empty(batch, heads, 3, head_dim, head_dim)
         vectors = sums.new_empty(batch, heads, 2 if temperature is None else 4, head_dim)
-        sum_shares(problem, rows, carried, dsums, False)
+        sum_shares(_problem(qkv, None, scale, channel_forward_config, (rows, carried)), rows, carried, dsums, False)
         slope(problem, sums, dsums, matrices, vectors, partial)
         mix_tokens_backward(problem, left, right, rows, *found, matrices, vectors)
     else:

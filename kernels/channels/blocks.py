@@ -6,33 +6,25 @@ from ..machine.blocks import Config, first_row, head_tile
 from ..machine.choices import choice
 
 # fmt: off
-# By the tile of a head
+# By the tile of a head; for Ampere, consumer Blackwell, Hopper, Blackwell, CDNA
 FORWARD = {
-    16: {
-        "single": Config(64, 16, 4, 2),
-        "":       Config(128, 16, 4, 3),
-    },
     32: {
-        "single": Config(64, 32, 4, 2),
+        "single": Config(32, 32, 4, 2),
         "":       Config(128, 32, 4, 3),
     },
     64: {
-        "single": Config(32, 64, 4, 2),
+        "single": Config(16, 64, 8, 2),
         "":       Config(64, 64, 4, 3),
     },
 }
 BACKWARD = {
-    16: {
-        "single": Config(64, 16, 4, 1),
-        "":       Config(128, 16, 4, 2),
-    },
     32: {
         "single": Config(32, 32, 4, 1),
         "":       Config(64, 32, 4, 2),
     },
     64: {
-        "single": Config(32, 64, 8, 1),
-        "":       Config(64, 64, 8, 2),
+        "single": ((16, 64, 8, 1), (16, 64, 8, 1), (16, 64, 8, 1), (16, 64, 8, 1), (16, 64, 4, 1)),
+        "":       ((64, 64, 8, 2), (32, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2), (64, 64, 4, 1)),
     },
 }
 # fmt: on
@@ -56,6 +48,13 @@ def channel_backward_config(head_dim, itemsize, arch):
     return _config(BACKWARD, head_dim, itemsize, arch)
 
 
+@choice
+def channel_matrix_warps(block_d):
+    """Of a program that holds D x D tiles and sees no token: 8 elements a lane, or more."""
+    return min(8, block_d * block_d // 256)
+
+
 def _config(tables, head_dim, itemsize, arch):
-    config = first_row(tables, head_tile(head_dim), arch, single=itemsize == 4)
-    return config._replace(block_m=16) if arch == INTERPRETER else config
+    if arch == INTERPRETER:
+        return Config(16, head_tile(head_dim), 4, 1)
+    return first_row(tables, head_tile(head_dim), arch, single=itemsize == 4)

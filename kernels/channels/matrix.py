@@ -79,12 +79,15 @@ def slopes_of(
         left_inverse, right_inverse = inverse_norms(left_squares), inverse_norms(right_squares)
         along = ds * (total * (left_inverse[:, None] * right_inverse[None, :]))
         dfactor = tl.sum(tl.sum(along, 1), 0)
-        to_left, left_level = in_dtype(ds * right_inverse[None, :], 1, DTYPE)
-        to_right, right_level = in_dtype(ds * left_inverse[:, None], 0, DTYPE)
         left_factor, right_factor = factor * left_inverse, factor * right_inverse
         # where the norm was clamped it is constant
         left_own = tl.where(left_inverse < 1e12, left_factor * left_inverse * tl.sum(along, 1), 0.0)
         right_own = tl.where(right_inverse < 1e12, right_factor * right_inverse * tl.sum(along, 0), 0.0)
+        if DTYPE.is_fp16():  # such a channel is all zeros then: it adds nothing, and is not to set a level
+            left_inverse = tl.where(left_inverse < 1e12, left_inverse, 0.0)
+            right_inverse = tl.where(right_inverse < 1e12, right_inverse, 0.0)
+        to_left, left_level = in_dtype(ds * right_inverse[None, :], 1, DTYPE)
+        to_right, right_level = in_dtype(ds * left_inverse[:, None], 0, DTYPE)
         left_factor, right_factor = left_factor * left_level, right_factor * right_level
     else:
         dfactor = 0.0

@@ -120,9 +120,21 @@ def edges() -> Iterator[Edge]:
         yield from edge(f"{tokens} tokens, blocks of a GPU", batch=1, n=tokens, heads=1, dtype="fp16", arch=90)
     for dim in (15, 16, 17, 33, 63, 64):
         yield from edge(f"head dim {dim}", n=40, dim=dim, dtype="bf16")
-    nowhere = {"qkv": (((), 0.0),)}
-    yield from edge("nothing but zeros", *zero("out", "dqkv"), values=nowhere)
-    yield from edge("a channel of zeros", n=40, values={"qkv": (((0, (0, 40), (0, 2), 0, 3), 0.0),)}, dtype="fp16")
+    zeros = dict(values={"qkv": (((), 0.0),)}, dtype="fp16")
+    yield Edge(
+        "channels: nothing but zeros",
+        ChannelCase(batch=2, n=18, heads=2, dim=12, **zeros),
+        zero("out") + zero("dqkv", at=((0, 2), (0, 18), (1, 3))),
+    )
+    yield Edge(
+        "unit channels: nothing but zeros",
+        ChannelCase(batch=2, n=18, heads=2, dim=12, unit=True, **zeros),
+        zero("out", "dtemperature") + zero("dqkv", at=((0, 2), (0, 18), (0, 2))),
+    )
+    for n in (18, 40):
+        for part in range(2):
+            dead = {"qkv": (((0, (0, n), part, 0, 3), 0.0),)}
+            yield from edge(f"a channel of {'qk'[part]} of zeros, {n} tokens", n=n, values=dead, dtype="fp16")
     yield from edge("channels that are all the same", n=40, values={"qkv": (((), 0.25),)})
     for n in (18, 40):
         token, channel = (1, 3, 2, 1, 5), (1, (0, n), 1, 5)

@@ -10,6 +10,7 @@ from vitkern.lab.addressing.offset_case import HALF as STORED
 from vitkern.lab.addressing.offset_case import Case as OffsetCase
 from vitkern.lab.addressing.offset_case import scaled
 from vitkern.lab.breaking.checks import BRAIN, HALF, SINGLE, Checks, quick
+from vitkern.lab.compiling.exception import Excuse
 from vitkern.lab.compiling.layer import Launch, compiled, with_many
 from vitkern.lab.differentiating.gradient_case import GradientCase
 from vitkern.lab.proving.integration import Integration, Module
@@ -27,12 +28,12 @@ from vitkern.lab.specimens._channel_attention import (
 
 
 def _gradients() -> Iterator[GradientCase]:
-    unit = problem("7 tokens, unit", 2, 7, 2, 3, unit=True)
-    yield GradientCase(problem("5 tokens", 1, 5, 2, 3), full=True, sample=True)
-    yield GradientCase(problem("5 tokens, v is mixed, scale 0.7", 1, 5, 1, 3, value="v", scale=0.7), full=True)
+    unit = problem("5 tokens, unit", 1, 5, 1, 3, unit=True)
+    yield GradientCase(problem("5 tokens", 1, 5, 1, 3), full=True, sample=True)
+    yield GradientCase(problem("5 tokens, v is mixed, scale 0.7", 1, 5, 2, 2, value="v", scale=0.7), full=True)
     yield GradientCase(problem("33 tokens", 1, 33, 1, 2), full=True)
     yield GradientCase(unit, full=True, sample=True)
-    yield GradientCase(problem("35 tokens, unit", 1, 35, 1, 2, unit=True), full=True)
+    yield GradientCase(problem("35 tokens, unit", 2, 35, 1, 3, unit=True), seeds=2, sample=True)
     yield GradientCase(problem("75 tokens of 20 channels", 2, 75, 2, 20), seeds=2, ordered=True)
     yield GradientCase(problem("75 tokens of 17 channels, unit", 1, 75, 2, 17, unit=True), seeds=2, ordered=True)
     yield from (GradientCase(only(unit, name)) for name in ("qkv", "temperature"))
@@ -47,9 +48,9 @@ def _beyond(tensors, size, *, launcher: str, dims: Callable, strides: Callable |
     given = [kernels._rows(tensors(dims, strides=strides)) for _ in range(4)]
     made = [kernels._rows(torch.empty(dims(size), dtype=STORED)) for _ in range(3)]
     left, right, carried, grad = given
-    config = (kernels.channel_backward_config if "back" in launcher else kernels.channel_forward_config)(dim, 2, 0)
+    choose = kernels.channel_backward_config if "back" in launcher else kernels.channel_forward_config
     temperature = tensors(lambda s: (dims(s)[2],), torch.float32)
-    of = kernels._problem(given[0].tensor.transpose(1, 2)[:, :, None], temperature, 1.0, config, (*given, *made))
+    of = kernels._problem(given[0].tensor.transpose(1, 2)[:, :, None], temperature, 1.0, choose, (*given, *made))
     matrix = lambda *extents, dtype=torch.float32: tensors(  # noqa: E731
         lambda s: (dims(s)[0], dims(s)[2], *extents), dtype
     )
@@ -58,7 +59,7 @@ def _beyond(tensors, size, *, launcher: str, dims: Callable, strides: Callable |
     {
         "short_forward": lambda: short.short_forward(of, left, right, carried, made[0]),
         "short_backward": lambda: short.short_backward(of, *given, *made, partial_sums),
-        "sum_shares": lambda: shares.sum_shares(of, left, right, empty(2, dim + 2, dim), True),
+        "sum_shares": lambda: shares.sum_shares(of, left, right, empty(1, dim + 2, dim), True),
         "weigh": lambda: shares.weigh(of, matrix(2, dim + 2, dim), empty(dim, dim, dtype=STORED)),
         "mix_tokens": lambda: shares.mix_tokens(of, carried, made[0], matrix(dim, dim, dtype=STORED)),
         "slope": lambda: shares.slope(
@@ -72,27 +73,29 @@ def _beyond(tensors, size, *, launcher: str, dims: Callable, strides: Callable |
 
 
 def _offsets() -> list[OffsetCase]:
+    """Images and heads so many that tensors of tokens, of matrices and of vectors end beyond 2^31; strides beyond it in
+    what callers give."""
+    shares = {"_channel_sum": "sum_shares", "_channel_mix": "mix_tokens", "_channel_mix_bwd": "mix_tokens_backward"}
+    matrices = {"_channel_weights": "weigh", "_channel_slopes": "slope"}
+    short = {"_channel_short_fwd": "short_forward", "_channel_short_bwd": "short_backward"}
     cases = []
-    for kernel, launcher in (
-        ("_channel_short_fwd", "short_forward"),
-        ("_channel_short_bwd", "short_backward"),
-        ("_channel_sum", "sum_shares"),
-        ("_channel_mix", "mix_tokens"),
-        ("_channel_mix_bwd", "mix_tokens_backward"),
-    ):
+    for kernel, launcher in (short | shares | matrices).items():
         case = partial(scaled, kernel, function=_beyond, launcher=launcher)
+        several = launcher in ("slope", "mix_tokens_backward")  # matrices of each head
+        many = partial(case, small=3, offset=2**22 if several else 2**23)
         cases += [
-            case("images", small=3, offset=2**27, dims=lambda s: (s, 1, 1, 16)),
-            case("heads", small=3, offset=2**27, dims=lambda s: (1, 1, s, 16)),
+            many("images", dims=lambda s, n=40 if several else 18: (s, n, 1, 16)),
+            many("heads", dims=lambda s: (1, 16, s, 16)),
         ]
+        if several:
+            cases.append(case("images of one channel", small=3, offset=2**29, dims=lambda s: (s, 1, 1, 1)))
+        if kernel in matrices:
+            continue
         for axis, what, extents in ((0, "image", (3, 5, 1)), (1, "token", (1, 18, 1)), (2, "head", (1, 5, 3))):
-            steps = lambda s, axis=axis: tuple(s if i == axis else n for i, n in enumerate((256, 256, 16, 1)))  # noqa: E731
+            steps = lambda s, axis=axis: tuple(s if i == axis else n for i, n in enumerate((256, 64, 16, 1)))  # noqa: E731
             dims = lambda s, extents=extents: (*extents, 16)  # noqa: E731
             offset = 2**28 if axis == 1 else 2**30
             cases.append(case(f"{what} stride", small=1024, offset=offset, dims=dims, strides=steps))
-    for kernel, launcher in (("_channel_weights", "weigh"), ("_channel_slopes", "slope")):
-        case = partial(scaled, kernel, function=_beyond, launcher=launcher)
-        cases.append(case("images", small=3, offset=2**22, dims=lambda s: (s, 1, 1, 16)))
     return cases
 
 
@@ -106,21 +109,16 @@ LAYERS = (
 
 
 def _launches() -> Iterator[Launch]:
-    """A row of blocks for each tile of a head and element, short and in shares."""
+    """A row of blocks for each tile of a head and element; images that one program adds up, and several."""
     yield from compiled(LAYERS)
     single = dict(dtype=torch.float32)
-    for dim in (16, 32, 64):
-        for tokens in (196, 3136):
-            own, unit = Channels("tiles", tokens, 4, dim), UnitChannels("tiles", tokens, 4, dim)
-            yield Launch(f"channel-fp32-d{dim}-{tokens}", own, single, everywhere=True)
-            yield Launch(f"channel-unit-fp32-d{dim}-{tokens}", unit, single)
-            if dim != 32:
-                yield Launch(f"channel-d{dim}-{tokens}", own, everywhere=True)
+    for dim in (32, 64):
+        yield Launch(f"channel-fp32-d{dim}", Channels("tiles", 3136, 4, dim), single, everywhere=True)
+        yield Launch(f"channel-fp32-d{dim}-short", UnitChannels("tiles", 196, 4, dim), single, everywhere=True)
     for tokens in (196, 3136):
-        layer = Channels("odd", tokens, 3, 20)
         yield Launch(f"channel-fp16-{tokens}", Channels("fp16", tokens, 3, 32), dict(dtype=torch.float16))
-        yield Launch(f"channel-odd-strides-{tokens}", layer, dict(spare=3))
-        yield Launch(f"channel-one-head-{tokens}", Channels("one head", tokens, 1, 32))
+        yield Launch(f"channel-odd-{tokens}", Channels("odd", tokens, 3, 32), dict(spare=3))
+    yield Launch("channel-one-head", Channels("one head", 196, 1, 16))
 
 
 _SHORT, _LONG = problem("20 tokens", 2, 20, 3, 12), problem("75 tokens", 2, 75, 3, 20, scale=0.4)
@@ -150,8 +148,8 @@ SPECIMEN = Specimen(
     gradients=tuple(_gradients()),
     offsets=_offsets,
     layers=LAYERS,
-    launches=with_many(_launches(), "channel-davit-1", "channel-davit-3"),
-    judges=dict.fromkeys(FILES, Checks(TRIALS, (), ("test_channel_attention.py",))),
+    launches=with_many(_launches(), "channel-davit-3"),
+    judges=dict.fromkeys(FILES, Checks(TRIALS)),
     integration={
         "channel_attention": Integration(
             lambda qkv, temperature: vitkern.cross_covariance_attention(qkv, 2.0 * temperature),
@@ -169,6 +167,24 @@ SPECIMEN = Specimen(
     bounded={
         "_channel_*.temperature": "one element a head",
         "_channel_*.dtemperature": "one element a program, and programs are counted in 31 bits",
+    },
+    exceptions={
+        **dict.fromkeys(
+            (
+                ("channel-odd-196", "_channel_short_fwd", 120),
+                ("channel-odd-3136", "_channel_sum", 90),
+            ),
+            Excuse("widest global load is 16 bits", "odd strides: an element is all that is aligned"),
+        ),
+        **{
+            ("channel-fp32-d64", "_channel_mix_bwd", arch): Excuse(
+                "spills: ", "104 or 112 bytes: three matrices of 64 x 64 float32 are operands, without tensor cores"
+            )
+            for arch in (90, 100, 120)
+        },
+        ("channel-xcit-s8", "_channel_sum", 80): Excuse(
+            "spills: ", "8 bytes, although four programs of 128 registers would leave room: the compiler's choice"
+        ),
     },
     turns={
         "_channel_sum": lambda a, programs: -(-a["N"] // a["shares"] // a["BLOCK_M"]),

@@ -8,10 +8,10 @@ from vitkern.lab.specimens._channel_attention import OF_UNIT_CHANNELS, UnitChann
 LAYERS = (
     UnitChannels("XCiT-N patch 16", 196, 4, 32),
     UnitChannels("XCiT-S patch 16", 196, 8, 48, quick=True, compiled="channel-xcit-s", everywhere=True),
-    UnitChannels("XCiT-M patch 16", 196, 8, 64, compiled="channel-xcit-m", everywhere=True),
+    UnitChannels("XCiT-M patch 16", 196, 8, 64, compiled="channel-xcit-m"),
     UnitChannels("XCiT-S patch 8", 784, 8, 48),
     UnitChannels("XCiT-S patch 8 at 384", 2304, 8, 48, batch=16, compiled="channel-xcit-s8", everywhere=True),
-    UnitChannels("XCiT-N patch 8 at 384", 2304, 4, 32, batch=16, compiled="channel-xcit-n8", everywhere=True),
+    UnitChannels("XCiT-N patch 8 at 384", 2304, 4, 32, batch=16, compiled="channel-xcit-n8"),
 )
 
 SPECIMEN = View(
