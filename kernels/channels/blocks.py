@@ -39,13 +39,13 @@ def channel_chunk(arch):
 @choice
 def channel_forward_config(head_dim, itemsize, arch):
     """Sums over tokens, and what is mixed."""
-    return _config(FORWARD, head_dim, itemsize, arch)
+    return _of(FORWARD, head_dim, itemsize, arch)
 
 
 @choice
 def channel_backward_config(head_dim, itemsize, arch):
     """Three gradients of a block of tokens, or two sums, beside two or three D x D tiles."""
-    return _config(BACKWARD, head_dim, itemsize, arch)
+    return _of(BACKWARD, head_dim, itemsize, arch)
 
 
 @choice
@@ -54,7 +54,7 @@ def channel_matrix_warps(block_d):
     return min(8, block_d * block_d // 256)
 
 
-def _config(tables, head_dim, itemsize, arch):
+def _of(tables, head_dim, itemsize, arch):
     if arch == INTERPRETER:
         return Config(16, head_tile(head_dim), 4, 1)
     return first_row(tables, head_tile(head_dim), arch, single=itemsize == 4)

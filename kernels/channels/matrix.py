@@ -50,28 +50,16 @@ def weights_of(
 
 
 @triton.jit
-def in_dtype(matrix, AXIS: tl.constexpr, DTYPE: tl.constexpr):
-    """``matrix`` as an operand of a product, and what the result has to be multiplied by [BLOCK_D]: in float16, whose
-    small numbers lose digits, rows or columns are divided by their largest entry."""
-    if DTYPE.is_fp16():
-        largest = tl.max(tl.abs(matrix), AXIS)
-        level = tl.where(largest > 0.0, largest, 1.0)
-        matrix = matrix / tl.expand_dims(level, AXIS)
-    else:
-        level = tl.full([matrix.shape[0]], 1.0, tl.float32)
-    return matrix.to(DTYPE), level
-
-
-@triton.jit
 def slopes_of(
     total, left_squares, right_squares, dweights, factor,
     UNIT: tl.constexpr, DTYPE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """What the gradients of all tokens take from the sums over them: (A, L, R in DTYPE, l, r, own_l, own_r, dfactor),
+    """What gradients of tokens take from the sums over all tokens, ((A, L, R) in DTYPE, (l, r, own_l, own_r), dfactor):
 
         dcarried = dout A    dleft = (right L^T) l - left own_l    dright = (left R) r - right own_r
 
-    where the vectors [BLOCK_D] multiply columns. A unit column keeps its length: its gradient has no part along it.
+    where the vectors [BLOCK_D] multiply columns. The last two are of unit columns alone: such a column keeps its
+    length, so that its gradient has no part along it.
     """
     weights = weights_of(total, left_squares, right_squares, factor, UNIT, HEAD_DIM, BLOCK_D)
     ds = weights * (dweights - tl.sum(weights * dweights, 1)[:, None])
@@ -81,18 +69,16 @@ def slopes_of(
         dfactor = tl.sum(tl.sum(along, 1), 0)
         left_factor, right_factor = factor * left_inverse, factor * right_inverse
         # where the norm was clamped it is constant
-        left_own = tl.where(left_inverse < 1e12, left_factor * left_inverse * tl.sum(along, 1), 0.0)
-        right_own = tl.where(right_inverse < 1e12, right_factor * right_inverse * tl.sum(along, 0), 0.0)
-        if DTYPE.is_fp16():  # such a channel is all zeros then: it adds nothing, and is not to set a level
-            left_inverse = tl.where(left_inverse < 1e12, left_inverse, 0.0)
-            right_inverse = tl.where(right_inverse < 1e12, right_inverse, 0.0)
-        to_left, left_level = in_dtype(ds * right_inverse[None, :], 1, DTYPE)
-        to_right, right_level = in_dtype(ds * left_inverse[:, None], 0, DTYPE)
-        left_factor, right_factor = left_factor * left_level, right_factor * right_level
+        left_own = tl.where(left_squares > 1e-24, left_factor * left_inverse * tl.sum(along, 1), 0.0)
+        right_own = tl.where(right_squares > 1e-24, right_factor * right_inverse * tl.sum(along, 0), 0.0)
+        if DTYPE.is_fp16():  # such a channel is all zeros then, and 1e12 is beyond the range
+            left_inverse = tl.where(left_squares > 1e-24, left_inverse, 0.0)
+            right_inverse = tl.where(right_squares > 1e-24, right_inverse, 0.0)
+        to_left, to_right = ds * right_inverse[None, :], ds * left_inverse[:, None]
+        vectors = left_factor, right_factor, left_own, right_own
     else:
         dfactor = 0.0
-        to_left, left_level = in_dtype(ds, 1, DTYPE)
-        to_right, right_level = in_dtype(ds, 0, DTYPE)
-        left_factor, right_factor = factor * left_level, factor * right_level
-        left_own, right_own = tl.zeros_like(left_factor), tl.zeros_like(right_factor)
-    return weights.to(DTYPE), to_left, to_right, left_factor, right_factor, left_own, right_own, dfactor
+        to_left, to_right = ds, ds
+        vectors = tl.full([BLOCK_D], factor, tl.float32), tl.full([BLOCK_D], factor, tl.float32)
+    matrices = weights.to(DTYPE), to_left.to(DTYPE), to_right.to(DTYPE)
+    return matrices, vectors, dfactor

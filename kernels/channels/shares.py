@@ -83,7 +83,7 @@ def _channel_slopes(
     total, left_squares, right_squares = _all_shares(sums, matrix, shares, UNIT, HEAD_DIM, BLOCK_D)
     dweights = _all_shares(dsums, matrix, shares, False, HEAD_DIM, BLOCK_D)[0]
     factor = factor_of(temperature, matrix % heads, scale)
-    weights, to_left, to_right, left_factor, right_factor, left_own, right_own, dfactor = slopes_of(
+    of_matrix, of_vectors, dfactor = slopes_of(
         total, left_squares, right_squares, dweights, factor, UNIT, matrices.dtype.element_ty, HEAD_DIM, BLOCK_D
     )
     if UNIT:
@@ -91,20 +91,16 @@ def _channel_slopes(
     offsets, inside = _tile(HEAD_DIM, BLOCK_D)
     d = tl.arange(0, BLOCK_D)
     place = matrices + matrix.to(tl.int64) * (3 * HEAD_DIM * HEAD_DIM) + offsets
-    tl.store(place, weights, mask=inside)
-    tl.store(place + HEAD_DIM * HEAD_DIM, to_left, mask=inside)
-    tl.store(place + 2 * HEAD_DIM * HEAD_DIM, to_right, mask=inside)
+    for part in tl.static_range(3):
+        tl.store(place + part * HEAD_DIM * HEAD_DIM, of_matrix[part], mask=inside)
     VECTORS: tl.constexpr = 4 if UNIT else 2
     place = vectors + matrix.to(tl.int64) * (VECTORS * HEAD_DIM) + d
-    tl.store(place, left_factor, mask=d < HEAD_DIM)
-    tl.store(place + HEAD_DIM, right_factor, mask=d < HEAD_DIM)
-    if UNIT:
-        tl.store(place + 2 * HEAD_DIM, left_own, mask=d < HEAD_DIM)
-        tl.store(place + 3 * HEAD_DIM, right_own, mask=d < HEAD_DIM)
+    for part in tl.static_range(VECTORS):
+        tl.store(place + part * HEAD_DIM, of_vectors[part], mask=d < HEAD_DIM)
 
 
 @triton.jit
-def _channel_mix(
+def _channel_mix_fwd(
     carried, out, weights, strides, out_strides, heads, N, blocks,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -129,21 +125,16 @@ def _channel_mix_bwd(
     offsets, inside = _tile(HEAD_DIM, BLOCK_D)
     d = tl.arange(0, BLOCK_D)
     place = matrices + matrix * (3 * HEAD_DIM * HEAD_DIM) + offsets
-    weights = tl.load(place, mask=inside, other=0.0)
-    to_left = tl.load(place + HEAD_DIM * HEAD_DIM, mask=inside, other=0.0)
-    to_right = tl.load(place + 2 * HEAD_DIM * HEAD_DIM, mask=inside, other=0.0)
+    of_matrix, of_vectors = (), ()
+    for part in tl.static_range(3):
+        of_matrix += (tl.load(place + part * HEAD_DIM * HEAD_DIM, mask=inside, other=0.0),)
     VECTORS: tl.constexpr = 4 if UNIT else 2
     place = vectors + matrix * (VECTORS * HEAD_DIM) + d
-    left_factor = tl.load(place, mask=d < HEAD_DIM, other=0.0)
-    right_factor = tl.load(place + HEAD_DIM, mask=d < HEAD_DIM, other=0.0)
-    left_own, right_own = left_factor, right_factor
-    if UNIT:
-        left_own = tl.load(place + 2 * HEAD_DIM, mask=d < HEAD_DIM, other=0.0)
-        right_own = tl.load(place + 3 * HEAD_DIM, mask=d < HEAD_DIM, other=0.0)
-    slopes = weights, to_left, to_right, left_factor, right_factor, left_own, right_own
+    for part in tl.static_range(VECTORS):
+        of_vectors += (tl.load(place + part * HEAD_DIM, mask=d < HEAD_DIM, other=0.0),)
     i = block * BLOCK_M + tl.arange(0, BLOCK_M)
     mix_backward(
-        left, right, grad, dleft, dright, dcarried, slopes, strides, grad_strides, gradient_strides,
+        left, right, grad, dleft, dright, dcarried, of_matrix, of_vectors, strides, grad_strides, gradient_strides,
         image, head, i, N, UNIT, HEAD_DIM, BLOCK_D, ALIGN, PRECISION,
     )  # fmt: skip
 
@@ -170,7 +161,7 @@ def mix_tokens(problem, carried, out, weights):
     """Fills ``out``."""
     blocks = triton.cdiv(problem.tokens, problem.constants["BLOCK_M"])
     launch(
-        _channel_mix, (problem.matrices * blocks,),
+        _channel_mix_fwd, (problem.matrices * blocks,),
         carried.tensor, out.tensor, weights, *problem.strides(carried, out), problem.heads, problem.tokens, blocks,
         **problem.constants,
     )  # fmt: skip

@@ -42,16 +42,15 @@ def _channel_short_bwd(
         grad, carried, grad_strides, strides, image, head, 0, N, False, HEAD_DIM, BLOCK_M, BLOCK_D, ALIGN, PRECISION
     )[0]
     factor = factor_of(temperature, head, scale)
-    weights, to_left, to_right, left_factor, right_factor, left_own, right_own, dfactor = slopes_of(
+    matrices, vectors, dfactor = slopes_of(
         total, left_squares, right_squares, dweights, factor, UNIT, left.dtype.element_ty, HEAD_DIM, BLOCK_D
     )
     if UNIT:
         tl.store(dtemperature + tl.program_id(0), dfactor)
-    slopes = weights, to_left, to_right, left_factor, right_factor, left_own, right_own
     for start in tl.range(0, N, BLOCK_M):
         i = start + tl.arange(0, BLOCK_M)
         mix_backward(
-            left, right, grad, dleft, dright, dcarried, slopes, strides, grad_strides, gradient_strides,
+            left, right, grad, dleft, dright, dcarried, matrices, vectors, strides, grad_strides, gradient_strides,
             image, head, i, N, UNIT, HEAD_DIM, BLOCK_D, ALIGN, PRECISION,
         )  # fmt: skip
 

@@ -52,21 +52,22 @@ def mix(
 
 @triton.jit
 def mix_backward(
-    left, right, grad, dleft, dright, dcarried, slopes, strides, grad_strides, gradient_strides, image, head, i, N,
+    left, right, grad, dleft, dright, dcarried, matrices, vectors, strides, grad_strides, gradient_strides,
+    image, head, i, N,
     UNIT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of tokens ``i``; ``slopes``: see `slopes_of`."""
-    weights, to_left, to_right, left_factor, right_factor, left_own, right_own = slopes
+    """Gradients of tokens ``i``; ``matrices`` and ``vectors``: see `slopes_of`."""
+    weights, to_left, to_right = matrices
     at, found_at = place(strides, image, head, i), place(gradient_strides, image, head, i)
     g = load_rows(grad, place(grad_strides, image, head, i), i < N, HEAD_DIM, ALIGN, 0, BLOCK_D)
     dc = tl.dot(g, weights, input_precision=PRECISION)
     store_rows(dcarried, found_at, dc, i < N, HEAD_DIM, ALIGN, 0, BLOCK_D)
     x = load_rows(left, at, i < N, HEAD_DIM, ALIGN, 0, BLOCK_D)
     y = load_rows(right, at, i < N, HEAD_DIM, ALIGN, 0, BLOCK_D)
-    dx = tl.dot(y, tl.trans(to_left), input_precision=PRECISION) * left_factor[None, :]
-    dy = tl.dot(x, to_right, input_precision=PRECISION) * right_factor[None, :]
+    dx = tl.dot(y, tl.trans(to_left), input_precision=PRECISION) * vectors[0][None, :]
+    dy = tl.dot(x, to_right, input_precision=PRECISION) * vectors[1][None, :]
     if UNIT:
-        dx -= x.to(tl.float32) * left_own[None, :]
-        dy -= y.to(tl.float32) * right_own[None, :]
+        dx -= x.to(tl.float32) * vectors[2][None, :]
+        dy -= y.to(tl.float32) * vectors[3][None, :]
     store_rows(dleft, found_at, dx, i < N, HEAD_DIM, ALIGN, 0, BLOCK_D)
     store_rows(dright, found_at, dy, i < N, HEAD_DIM, ALIGN, 0, BLOCK_D)

@@ -26,12 +26,13 @@ LONG = (1030, 2100)  # tokens that several programs add up on a GPU
 
 
 def problem(
-    name: str, batch: int, tokens: int, heads: int, dim: int, *, unit: bool = False, hot: float = 1.0, **options
-) -> Problem:
-    """``unit``: channels of unit length, with temperatures around ``hot``."""
+    name: str, batch: int, tokens: int, heads: int, dim: int, *, unit: bool = False, hot: float = 1.0,
+    size: float = 1.0, **options,
+) -> Problem:  # fmt: skip
+    """``unit``: channels of unit length, with temperatures around ``hot``; ``size`` of the numbers in qkv."""
 
     def inputs(generator):
-        tensors = dict(qkv=normal(generator, batch, tokens, 3, heads, dim))
+        tensors = dict(qkv=normal(generator, batch, tokens, 3, heads, dim, std=size))
         if unit:
             tensors["temperature"] = hot + normal(generator, heads, std=0.2)
         return tensors
