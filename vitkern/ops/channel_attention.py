@@ -49,7 +49,7 @@ def channel_attention(qkv: Tensor, *, value: str = "q", scale: float | None = No
         checks.check_scale(op, scale)
     if call.casts:
         (qkv,) = autocast(qkv)
-    scale = 1 / math.sqrt(qkv.shape[-1]) if scale is None else float(scale)
+    scale = 1 / math.sqrt(qkv.shape[-1]) if scale is None else 1.0 * scale  # not float(), which fixes a symbol
     if call.known or call.runs_kernel((qkv,), _reasons(qkv)):
         return call.run(channel_attention_op, qkv, None, scale, value == "q")[0]
     return _in_pytorch(qkv, None, scale, value == "q")[0]
