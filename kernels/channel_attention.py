@@ -9,8 +9,12 @@ the tokens.
 Images shorter than a chunk: one launch each way, a program for each image and head, nothing saved. Others: three, sums
 of each share, the D x D matrix, what it mixes; shares are added in their order, so results are deterministic. Heads are
 neighbours in the grid, as they are in a packed row. Bytes, in units of a tensor (B, N, H, D): forward 4, the floor;
-backward 7, the floor, for short images and 8 for others, which read the gradient of out twice. Sums add 4 S D^2 bytes
-for each image and head, D / 512 of a unit in half precision at most.
+backward 7, the floor, for short images and 8 for others, which read the gradient of out twice. The sums, which are
+saved, are D / 512 of a unit at most in half precision.
+
+Compiled for sm_90 in bfloat16 nothing spills. Registers and instructions, of D = 32 and 48: sums 72 and 96, 214 and 494
+a turn of 128 and 64 tokens, these with norms; what is mixed 63 and 64, 256 and 288 in all; its gradients 63 and 101,
+376 and 584; in one launch, forward 146 and 154, backward 76 and 176.
 """
 
 from typing import NamedTuple
