@@ -24,6 +24,8 @@ FREE = {
     "short_backward_config": ("block_m", "num_warps", "num_stages"),
     "sparse_forward_config": ("block_m", "num_warps", "num_stages"),
     "sparse_backward_config": ("block_m", "num_warps", "num_stages"),
+    "channel_forward_config": ("block_m", "num_warps", "num_stages"),
+    "channel_backward_config": ("block_m", "num_warps", "num_stages"),
     "layernorm_config": ("block_m", "num_warps"),
     "layernorm_backward_config": ("block_m", "num_warps"),
     "stream_forward_config": ALL,

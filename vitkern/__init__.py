@@ -10,7 +10,9 @@ _PUBLIC = {
     "accelerate": "vitkern.interop.accelerate",
     "attention": "vitkern.ops.attention",
     "attention_qkvpacked": "vitkern.ops.attention",
+    "channel_attention": "vitkern.ops.channel_attention",
     "create_model": "vitkern.models.registry",
+    "cross_covariance_attention": "vitkern.ops.channel_attention",
     "describe": "vitkern.models.registry",
     "layernorm": "vitkern.ops.layernorm",
     "layernorm_mlp": "vitkern.ops.layernorm_mlp",
@@ -35,6 +37,8 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.models.weights import load_weights as load_weights
     from vitkern.ops.attention import attention as attention
     from vitkern.ops.attention import attention_qkvpacked as attention_qkvpacked
+    from vitkern.ops.channel_attention import channel_attention as channel_attention
+    from vitkern.ops.channel_attention import cross_covariance_attention as cross_covariance_attention
     from vitkern.ops.layernorm import layernorm as layernorm
     from vitkern.ops.layernorm_mlp import layernorm_mlp as layernorm_mlp
     from vitkern.ops.local_attention import local_attention as local_attention

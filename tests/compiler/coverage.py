@@ -11,6 +11,7 @@ from vitkern.kernels.tile.blocks import short_columns, short_tile
 from vitkern.kernels.tile.short_attention import short_takes
 from vitkern.lab.compiling.compiled import caught
 from vitkern.lab.compiling.work import named
+from vitkern.ops.channel_attention import MAX_HEAD_DIM as MAX_CHANNELS_OF_A_HEAD
 from vitkern.ops.local_attention import MAX_HEAD_DIM
 
 HEAD_DIMS = (16, 20, 24, 32, 36, 40, 48, 64, 72, 80, 96, 104, 112, 128, 160, 192, 256)
@@ -37,6 +38,8 @@ def _possible(name, values, arch):
         return arch == 90 and head_tile(values["head_dim"]) in (64, 128)
     if name == "ragged_config":
         return values["head_dim"] <= MAX_HEAD_DIM
+    if name.startswith("channel_"):
+        return values["head_dim"] <= MAX_CHANNELS_OF_A_HEAD
     if name.startswith("sparse_"):
         return sparse_takes(values["keys"], values["head_dim"], values["itemsize"], arch)
     if not name.startswith("short_"):

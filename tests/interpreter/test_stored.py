@@ -1,12 +1,12 @@
-"""Local attention on the kernels, in the interpreter, against the results of other implementations: a few of each kind,
-and gradients of the smallest. In PyTorch all of them are compared, and kernels with PyTorch in `test_local_attention`.
+"""Local attention and attention between channels on the kernels, in the interpreter, against the results of other
+implementations: a few of each kind, and gradients of the smallest. In PyTorch all of them are compared.
 """
 
 import sys
 from pathlib import Path
 
 import pytest
-from timm.models.davit import SpatialBlock
+from timm.models.davit import ChannelBlock, SpatialBlock
 from timm.models.twins import LocallyGroupedAttn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -14,7 +14,7 @@ import stored
 
 import vitkern
 from vitkern.models.nat import Block
-from vitkern.nn import HaloAttention, NeighborhoodAttention, ViLAttention
+from vitkern.nn import ChannelAttention, HaloAttention, NeighborhoodAttention, ViLAttention
 
 pytestmark = pytest.mark.interpreter
 MODES = {1: "exact", 0: "zero", -1: "cyclic"}
@@ -39,6 +39,17 @@ def davit(config):
     return SpatialBlock(**{name: config[name] for name in names}), ()
 
 
+def channels(config):
+    later = dict(value="v", dynamic_scale=True) if config.get("dynamic_scale") else {}
+    return ChannelAttention(config["dim"], config["num_heads"], qkv_bias=config["qkv_bias"], **later), ()
+
+
+def channel_block(config):
+    block = ChannelBlock(**config)
+    block.attn = channels(config)[0]
+    return block, ()
+
+
 CASES = {
     "nat_attn_k3_d1_5x9": neighborhood,
     "nat_attn_k5_d1_4x3": neighborhood,
@@ -49,10 +60,19 @@ CASES = {
     "vil_attn_cyclic_g1_own_rpb_4x5_w3": chunks,
     "twins_lsa": twins,
     "davit_window_block": davit,
+    "davit_channel_attention": channels,
+    "davit_channel_attention_fl": channels,
+    "davit_channel_block": channel_block,
 }
 
-
-GRADED = "nat_attn_k5_d1_4x3", "vil_attn_exact_g1_own_rpb_4x5_w3", "vil_attn_zero_g1_share_rpb_3x2_w3", "twins_lsa"
+CHANNELS = "davit_channel_attention", "davit_channel_attention_fl", "davit_channel_block"
+GRADED = (
+    *CHANNELS,
+    "nat_attn_k5_d1_4x3",
+    "vil_attn_exact_g1_own_rpb_4x5_w3",
+    "vil_attn_zero_g1_share_rpb_3x2_w3",
+    "twins_lsa",
+)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -61,7 +81,7 @@ def test_stored_results(name):
     del config["input"]
     module, arguments = CASES[name](config)
     module.eval()
-    if not type(module).__module__.startswith("vitkern"):
+    if not type(module).__module__.startswith("vitkern") and name not in CHANNELS:
         assert len(vitkern.accelerate(module)) > 0
 
     with vitkern.use_backend("interpreter"):  # an op that could not run there would raise

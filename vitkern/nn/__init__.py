@@ -1,6 +1,8 @@
 """Thin modules over `vitkern.ops`: parameters, a reshape, one call. Parameters are named as in timm."""
 
 from vitkern.nn.attention import Attention
+from vitkern.nn.channel_attention import ChannelAttention
+from vitkern.nn.cross_covariance_attention import CrossCovarianceAttention
 from vitkern.nn.decomposed_attention import DecomposedAttention
 from vitkern.nn.embed import PatchEmbed, PatchMerging
 from vitkern.nn.halo_attention import HaloAttention
@@ -17,6 +19,8 @@ from vitkern.nn.window_attention import WindowAttention, WindowAttentionV2
 
 __all__ = [
     "Attention",
+    "ChannelAttention",
+    "CrossCovarianceAttention",
     "DecomposedAttention",
     "DropPath",
     "HaloAttention",

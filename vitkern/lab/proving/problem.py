@@ -14,8 +14,8 @@ class Problem:
 
     ``inputs(generator)`` returns float64 (or bool, or int) CPU tensors by argument name; ``gradients`` names those that
     get one. ``outputs`` names what the operator returns, the first ``differentiable`` of which have a gradient.
-    ``family``: the operator or module, without a kernel of its own, that calls ``op`` so. ``terms(operands, options,
-    grad)``: those of `sizes.Sizes`, for an operator without heads whose gradient is a difference.
+    ``family``: the operator or module, without a kernel of its own, that calls ``op`` so. ``sizes(operands, options,
+    grad)``: its `sizes.Sizes`, for an operator other than attention whose logits or gradients need them.
     """
 
     op: str
@@ -28,7 +28,7 @@ class Problem:
     differentiable: int = 1
     formula: Callable | None = None
     family: str = ""
-    terms: Callable | None = None
+    sizes: Callable | None = None
 
     def __str__(self) -> str:
         return f"{self.op}: {self.name}"

@@ -26,10 +26,11 @@ class Sizes(NamedTuple):
 def sizes_of(problem: Problem, operands: dict[str, Tensor | None], grad: Tensor | None) -> Sizes:
     """``grad``: of the first output; None without gradients."""
     options = problem.options
+    if problem.sizes is not None:
+        return problem.sizes(operands, options, grad)
     found = _heads(operands, options)
     if found is None:
-        nothing = grad is None or problem.terms is None
-        return Sizes(0.0, {} if nothing else problem.terms(operands, options, grad))
+        return Sizes(0.0, {})
     q, k, v = found
     width = q.shape[-1]
     added = [operands.get(name) for name in ("bias", "mask", "table", "rel_h", "rel_w", "sinks")]
@@ -61,13 +62,15 @@ def _heads(operands: dict, options: dict) -> tuple[Tensor, Tensor, Tensor] | Non
     return operands["qkv"].unflatten(-1, (3, options["num_heads"], -1)).unbind(-3)  # (B, img_h, img_w, 3 C)
 
 
-def norm_terms(operands: dict, options: dict, grad: Tensor, *, spread: Callable) -> dict[str, float]:
+def norm_sizes(operands: dict, options: dict, grad: Tensor | None, *, spread: Callable) -> Sizes:
     """Of x, or x + residual, (..., C) over the root of ``spread`` (...,) and eps."""
+    if grad is None:
+        return Sizes(0.0, {})
     x, residual, weight = (operands.get(name) for name in ("x", "residual", "weight"))
     total = x.double() if residual is None else x.double() + residual.double()
     steepest = _largest((spread(total) + options["eps"]).rsqrt())
     size = steepest * _largest(grad) * (1.0 if weight is None else _largest(weight))
-    return {"dx": size, "dresidual": size}
+    return Sizes(0.0, {"dx": size, "dresidual": size})
 
 
 def _row(x: Tensor) -> float:

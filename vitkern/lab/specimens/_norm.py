@@ -19,7 +19,7 @@ from vitkern.lab.fuzzing.case import Case
 from vitkern.lab.fuzzing.drawing import OPERAND_LAYOUTS, SPECIAL, chance, common, thawed
 from vitkern.lab.fuzzing.edge import INF, NAN, Edge, nan_only, zero
 from vitkern.lab.proving.problem import Problem, normal, only, without
-from vitkern.lab.proving.sizes import norm_terms
+from vitkern.lab.proving.sizes import norm_sizes
 
 CHANNELS = (1, 3, 7, 8, 16, 31, 32, 33, 48, 96, 100, 127, 128, 129, 192, 255, 256, 257, 384, 640, 768, 1000, 1280, 3072)
 INFINITIES = (INF, "-inf")
@@ -54,7 +54,7 @@ class Norm:
             return tensors | (dict(residual=normal(generator, *shape)) if residual else {})
 
         names, outputs = ("x", *self.parameters) + ("residual",) * residual, ("out",) + ("sum",) * residual
-        options = dict(outputs=outputs, differentiable=len(outputs), terms=partial(norm_terms, spread=self.spread))
+        options = dict(outputs=outputs, differentiable=len(outputs), sizes=partial(norm_sizes, spread=self.spread))
         return Problem(self.op, name, inputs, names, dict(eps=eps), **options)
 
 
