@@ -31,6 +31,7 @@ SAMPLE = (  # of all launches: between them every kernel, and strides of 1
     "window-swinv2-w8-unshifted-batch-64",
     "local-halonet-d32",
     "sparse-50-gated",
+    "separable-cross",
     "mlp-192-scaled",
     "mlp-192-inference",
     "layernorm-192-batch-64",

@@ -26,7 +26,7 @@ class Sizes(NamedTuple):
 def sizes_of(problem: Problem, operands: dict[str, Tensor | None], grad: Tensor | None) -> Sizes:
     """``grad``: of the first output; None without gradients."""
     options = problem.options
-    found = _heads(operands, options)
+    found = None if problem.terms is not None else _heads(operands, options)
     if found is None:
         nothing = grad is None or problem.terms is None
         return Sizes(0.0, {} if nothing else problem.terms(operands, options, grad))
