@@ -19,9 +19,10 @@ def each(pattern: str):
 
 
 def read(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    """(configuration, tensors by name)."""
+    """(configuration, tensors by name), without the blocks that cvnets wraps convolutions in."""
     with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["config"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name.replace(".block.conv", ""): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return json.loads(file.metadata()["config"]), tensors
 
 
 def load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -34,23 +35,26 @@ def with_features(model: nn.Module):
     return lambda x: {"features": model.forward_head(model.forward_features(x), pre_logits=True), "y": model(x)}
 
 
-def assert_stored(module: nn.Module, tensors: dict[str, Tensor], call=None, graded: bool = True) -> None:
-    """``module`` with the stored weights gives the stored results, and, if ``graded``, gradients of the input and of
-    every parameter.
+def assert_stored(
+    module: nn.Module, tensors: dict[str, Tensor], call=None, graded: bool = True, inputs: tuple[str, ...] = ("x",)
+) -> None:
+    """``module`` with the stored weights gives the stored results, and, if ``graded``, gradients of the ``inputs`` and
+    of every parameter.
 
-    ``call``: what is called with the input, the module itself by default; it gives a tensor, y, or several by name.
+    ``call``: what is called with the inputs, the module itself by default; it gives a tensor, y, or several by name.
     """
     load(module, tensors)
-    x = tensors["input.x"].clone().requires_grad_()
-    found = (call or module)(x)
+    given = [tensors[f"input.{name}"].clone().requires_grad_() for name in inputs]
+    found = (call or module)(*given)
     found = {"y": found} if isinstance(found, Tensor) else found
     for name, result in found.items():
         assert_close(result, tensors[f"output.{name}"], name)
     if not graded:
         return
     parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.numel()}
-    gradients = torch.autograd.grad(found["y"], [x, *parameters.values()], tensors["cotangent.y"])
-    expected = {"x": tensors["grad.input.x"]} | {name: tensors[f"grad.weights.{name}"] for name in parameters}
+    gradients = torch.autograd.grad(found["y"], [*given, *parameters.values()], tensors["cotangent.y"])
+    expected = {name: tensors[f"grad.input.{name}"] for name in inputs}
+    expected |= {name: tensors[f"grad.weights.{name}"] for name in parameters}
     largest = max(gradient.abs().max().item() for gradient in expected.values())
     for (name, wanted), gradient in zip(expected.items(), gradients, strict=True):
         assert_close(gradient, wanted, name, largest)

@@ -22,6 +22,7 @@ _PUBLIC = {
     "neighborhood_attention": "vitkern.ops.neighborhood_attention",
     "projected_window_attention": "vitkern.ops.window_attention",
     "rmsnorm": "vitkern.ops.rmsnorm",
+    "separable_attention": "vitkern.ops.separable_attention",
     "use_backend": "vitkern.dispatch",
     "window_attention": "vitkern.ops.window_attention",
 }
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.ops.local_attention import local_attention as local_attention
     from vitkern.ops.neighborhood_attention import neighborhood_attention as neighborhood_attention
     from vitkern.ops.rmsnorm import rmsnorm as rmsnorm
+    from vitkern.ops.separable_attention import separable_attention as separable_attention
     from vitkern.ops.window_attention import projected_window_attention as projected_window_attention
     from vitkern.ops.window_attention import window_attention as window_attention
 else:

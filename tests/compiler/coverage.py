@@ -24,7 +24,8 @@ DOMAIN = {
     "keys": TOKENS,
     "channels": (32, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 3072, 4096),
     **dict.fromkeys(
-        ("hooked", "biased", "causal", "cosine", "dropout", "windows", "heavy", "walks", "backward"), (False, True)
+        ("hooked", "biased", "causal", "cosine", "dropout", "windows", "heavy", "walks", "backward", "channels_last"),
+        (False, True),
     ),
 }
 vitkern.kernels.modules()

@@ -1,5 +1,6 @@
-"""Local attention and attention between channels on the kernels, in the interpreter, against the results of other
-implementations: a few of each kind, and gradients of the smallest. In PyTorch all of them are compared.
+"""Attention of several families on the kernels, in the interpreter, against the results of other implementations: a few
+of each kind, and gradients of the smallest. In PyTorch all of them are compared, and kernels of local attention with
+PyTorch in `test_local_attention`.
 """
 
 import sys
@@ -14,7 +15,7 @@ import stored
 
 import vitkern
 from vitkern.models.nat import Block
-from vitkern.nn import ChannelAttention, HaloAttention, NeighborhoodAttention, ViLAttention
+from vitkern.nn import ChannelAttention, HaloAttention, NeighborhoodAttention, SeparableSelfAttention, ViLAttention
 
 pytestmark = pytest.mark.interpreter
 MODES = {1: "exact", 0: "zero", -1: "cyclic"}
@@ -50,6 +51,10 @@ def channel_block(config):
     return block, ()
 
 
+def separable(config):
+    return SeparableSelfAttention(config["embed_dim"]), ()
+
+
 CASES = {
     "nat_attn_k3_d1_5x9": neighborhood,
     "nat_attn_k5_d1_4x3": neighborhood,
@@ -63,6 +68,8 @@ CASES = {
     "davit_channel_attention": channels,
     "davit_channel_attention_fl": channels,
     "davit_channel_block": channel_block,
+    "mobilevitv3_v2_linear_attention": separable,
+    "mobilevitv3_v2_linear_cross_attention": separable,
 }
 
 CHANNELS = "davit_channel_attention", "davit_channel_attention_fl", "davit_channel_block"
@@ -72,7 +79,10 @@ GRADED = (
     "vil_attn_exact_g1_own_rpb_4x5_w3",
     "vil_attn_zero_g1_share_rpb_3x2_w3",
     "twins_lsa",
+    "mobilevitv3_v2_linear_attention",
+    "mobilevitv3_v2_linear_cross_attention",
 )
+INPUTS = {"mobilevitv3_v2_linear_cross_attention": ("x", "x_prev")}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -85,4 +95,6 @@ def test_stored_results(name):
         assert len(vitkern.accelerate(module)) > 0
 
     with vitkern.use_backend("interpreter"):  # an op that could not run there would raise
-        stored.assert_stored(module, tensors, lambda x: module(x, *arguments), graded=name in GRADED)
+        stored.assert_stored(
+            module, tensors, lambda *x: module(*x, *arguments), graded=name in GRADED, inputs=INPUTS.get(name, ("x",))
+        )

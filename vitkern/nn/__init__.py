@@ -12,6 +12,7 @@ from vitkern.nn.layers import DropPath, LayerScale
 from vitkern.nn.neighborhood_attention import NeighborhoodAttention
 from vitkern.nn.partition_attention import PartitionAttention
 from vitkern.nn.rmsnorm import RMSNorm
+from vitkern.nn.separable_attention import SeparableSelfAttention
 from vitkern.nn.standalone_attention import StandaloneAttention
 from vitkern.nn.vil_attention import ViLAttention
 from vitkern.nn.vil_dense_attention import ViLDenseAttention
@@ -32,6 +33,7 @@ __all__ = [
     "PatchEmbed",
     "PatchMerging",
     "RMSNorm",
+    "SeparableSelfAttention",
     "StandaloneAttention",
     "ViLAttention",
     "ViLDenseAttention",
