@@ -53,7 +53,7 @@ class Problem(NamedTuple):
         return dict(HEAD_DIM=self.constants["HEAD_DIM"], BLOCK_D=block_d, num_warps=warps, num_stages=1)
 
     def strides(self, *operands):
-        return tuple(rows.over(self.constants["ALIGN"])[1:] for rows in operands)
+        return tuple(rows.strides_over(self.constants["ALIGN"]) for rows in operands)
 
 
 def _problem(qkv, temperature, scale, choose, operands):

@@ -219,7 +219,7 @@ def sparse_attention_forward(
     align = aligned(*rows)
     launch(
         _sparse_fwd, (q.shape[0] * row_blocks * q.shape[1],),
-        q, k, v, out, index, key_mask, query_gate, key_gate, *(x.over(align) for x in rows),
+        q, k, v, out, index, key_mask, query_gate, key_gate, *(x.strides_over(align) for x in rows),
         q.shape[1], queries, keys, scale, strength, ALIGN=align, **constants,
     )  # fmt: skip
     return out
@@ -277,7 +277,7 @@ def run_backward(grad, q, k, v, dq, dk, dv, index, key_mask, query_gate, key_gat
     launch(
         _sparse_bwd, (batch * heads,),
         q, k, v, grad, dq, dk, dv, dquery_gate, dkey_gate, index, key_mask, query_gate, key_gate,
-        *(x.over(align) for x in rows), heads, queries, keys, scale, strength, ALIGN=align, **constants,
+        *(x.strides_over(align) for x in rows), heads, queries, keys, scale, strength, ALIGN=align, **constants,
     )  # fmt: skip
     return dquery_gate, dkey_gate
 

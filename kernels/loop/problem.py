@@ -18,10 +18,14 @@ class Rows(NamedTuple):
     strides: tuple[int, ...]
 
     def over(self, align: int) -> tuple:
-        """As kernels take it: (tensor, stride of heads, strides of TOKENS) in units of ``align`` elements. Those of an
-        image follow its size and travel in disguise, see `numbers`."""
+        """As kernels of the loop take it: (tensor, stride of heads, strides of TOKENS)."""
+        return self.tensor, *self.strides_over(align)
+
+    def strides_over(self, align: int) -> tuple:
+        """(stride of heads, strides of TOKENS) in units of ``align`` elements. Those of an image follow its size and
+        travel in disguise, see `numbers`."""
         strides = tuple(stride // align for stride in self.strides)
-        return self.tensor, self.head // align, tuple(map(disguised, strides)) if len(strides) > 2 else strides
+        return self.head // align, tuple(map(disguised, strides)) if len(strides) > 2 else strides
 
 
 class Pair(NamedTuple):
