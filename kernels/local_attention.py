@@ -60,12 +60,13 @@ def _axis(size, block, halo, border, dilation, kind, tile, constants):
         span = extent if block > 1 else tile + extent - 1
         span += 2 * halo if kind == "fixed" and border == "clamp" else 0
     kinds = {"queries": locality.OF_QUERIES, "keys": locality.OF_KEYS, "fixed": locality.FIXED}
-    span |= constants == "tile"  # odd: tokens are no multiple of 16, which would be another kernel
+    if constants == "tile":  # odd: tokens are no multiple of 16, which would be another kernel; see `inverse`
+        span = max(span | 1, 3)
     given = tl.constexpr(disguised(size)) if constants == "size" else disguised(size)
     known = {"": (0, 0, 0), "tile": (tile, 0, block)}.get(constants, (tile, span, block))
     args = (
         given, dilation, disguised(tiles), *(tl.constexpr(n) for n in (*known, halo)),
-        BORDERS[border], kinds[kind], disguised(span), inverse(max(2, span)),
+        BORDERS[border], kinds[kind], disguised(span), inverse(max(span, 2)),
     )  # fmt: skip
     return _Axis(args, dilation * tiles, tile, span, constants in ("", "tile"))
 

@@ -138,6 +138,18 @@ def _attend(qkv, table, rel_h, rel_w):
 
 
 _FEW_BYTES = Excuse("spills: ", "few bytes, outside the products: coordinates of a query and of a key at each score")
+# launch, kernel, architecture, minors of Triton
+_SPILLING = (
+    ("local-fp32", "_stream_fwd", 80, ()),
+    ("local-fp32", "_stream_bwd_dq", 80, ()),
+    ("local-sam-global", "_stream_bwd_dkdv", 120, ()),
+    ("local-vil", "_stream_bwd_dkdv", 100, ()),
+    ("local-vil", "_stream_bwd_dkdv", 120, ()),
+    ("local-vil", "_stream_bwd_dkdv", 90, ("3.9",)),
+    ("local-vil-neighbour", "_stream_bwd_dkdv", 90, ("3.9",)),
+    ("local-vil", "_stream_bwd_dq", 90, ("3.6",)),
+    ("local-vitdet-h", "_stream_bwd_dq", 90, ("3.6",)),
+)
 _TABLE = "a table: one element for each head and offset of a neighbour"
 SPECIMEN = Specimen(
     name="local_attention",
@@ -182,15 +194,10 @@ SPECIMEN = Specimen(
             "widest global load is 32 bits",
             "rows at odd strides start at any element; the widest load is that of the table",
         ),
-        ("local-odd-strides", "_stream_bwd_dq", 90): Excuse(
-            "spills: ",
-            "rows at odd strides are loaded by the element, and each address takes registers",
-            tritons=("3.9",),
+        **{(name, kernel, arch): _FEW_BYTES._replace(tritons=tritons) for name, kernel, arch, tritons in _SPILLING},
+        ("local-sasa", "_stream_fwd", 100): Excuse(
+            "spills: ", "56 bytes, at the limit of 255 registers: logits of rows and columns beside two tiles of scores"
         ),
-        ("local-fp32", "_stream_bwd_dkdv", 942): _FEW_BYTES,
-        ("local-halonet-d32", "_stream_bwd_axes", 942): _FEW_BYTES,
-        ("local-halonet-d32", "_stream_bwd_dq", 120): _FEW_BYTES,
-        ("local-vitdet-window", "_stream_bwd_axes", 942): _FEW_BYTES,
         ("local-halonet-fp32", "_stream_bwd_dkdv", 90): Excuse(
             "spills: ",
             "24 bytes: full float32 has no tensor cores, and the compiler keeps to two programs on a multiprocessor",
