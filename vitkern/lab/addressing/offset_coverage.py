@@ -77,10 +77,10 @@ def _shown(name: str, constants: dict) -> str:
     parameter, _, place = name.partition("[")
     if parameter == "args" and "EPILOGUE" in constants:
         return _name_in_hook(constants["EPILOGUE"], f"[{place}")
-    if parameter == "args":
+    if parameter == "args" and "Q_TOKENS" in constants:
         number, _, place = place.partition("]")
         return _name_in_hook(constants[list(HOOKS.values())[int(number)]], place)
-    return name.removesuffix("[0]")
+    return name if parameter == "args" else name.removesuffix("[0]")
 
 
 class Coverage:

@@ -104,6 +104,38 @@ def _hopper_cases() -> list[Case]:
     ]
 
 
+def _parts(tensors, size, *, of: str, dims: Callable, strides: Callable | None = None):
+    """Two parts of (B, H, N, D) = ``dims(size)`` are added up; ``strides``: of the whole."""
+    from vitkern.kernels.loop import splits
+    from vitkern.kernels.loop.problem import dense_rows, per_token
+
+    parts = dense_rows(tensors(lambda s: (2, *dims(s)), torch.float32).flatten(0, 1))
+    whole = dense_rows(tensors(dims, strides=strides))
+    if of == "_add_parts":
+        splits.add_parts(2, parts, whole)
+        return
+    logs = per_token(tensors(lambda s: (2, *dims(s)[:3]), torch.float32).flatten(0, 1))
+    steps = None if strides is None else lambda s: strides(s)[:3]
+    splits.combine_softmax(2, parts, logs, whole, per_token(tensors(lambda s: dims(s)[:3], torch.float32, steps)))
+
+
+def _split_cases(kernel: str) -> list[Case]:
+    case = partial(scaled, kernel, function=_parts, of=kernel)
+    apart = partial(case, small=1024, offset=2**29)
+    return [
+        case("batch", small=3, offset=2**27, dims=lambda s: (s, 1, 16, 1)),
+        case("heads", small=3, offset=2**27, dims=lambda s: (1, s, 16, 1)),
+        case("tokens", small=20, offset=2**27, dims=lambda s: (1, 1, s, 16)),
+        apart("batch stride", dims=lambda s: (7, 1, 16, 16), strides=stride(0, 256)),
+        apart("head stride", dims=lambda s: (1, 7, 16, 16), strides=stride(1, 256)),
+        case("token stride", small=1024, offset=2**28, dims=lambda s: (1, 1, 16, 16), strides=stride(2, 256)),
+    ]
+
+
 def offsets() -> list[Case]:
-    every = STREAMING | SHORT
-    return [case for kernel, launcher in every.items() for case in _cases(kernel, launcher)] + _hopper_cases()
+    cases = [case for kernel, launcher in (STREAMING | SHORT).items() for case in _cases(kernel, launcher)]
+    return (
+        cases
+        + [case for kernel in ("_combine_softmax", "_add_parts") for case in _split_cases(kernel)]
+        + _hopper_cases()
+    )

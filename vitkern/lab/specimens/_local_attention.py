@@ -95,7 +95,6 @@ def edges() -> Iterator[Edge]:
     yield edge("the window is the image", image=(3, 3), **around, table=True)
     yield edge("one row", image=(1, 9), block=(1, 1), halo=(0, 2), border="clamp", table=True)
     yield edge("one column", image=(9, 1), block=(1, 1), halo=(2, 0), border="clamp", table=True)
-    yield edge("one column, all of it seen", image=(7, 1), block=(1, 1), halo=(3, 0), border="clamp", rel=True)
     yield edge("every class as long as the window", image=(6, 9), **around, dilation=(2, 3), table=True)
     yield edge("classes of several lengths", image=(7, 11), **around, dilation=(2, 3), table=True)
     yield edge("a tile of one token at the end", image=(5, 9), **around, table=True)
