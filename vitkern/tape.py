@@ -117,9 +117,11 @@ class _Recorder(TorchDispatchMode):
                 return base
             where = f"{base}.storage_offset() + {offset}"
             return f"as_strided({base}, {tuple(value.shape)}, {value.stride()}, {where})"
-        if type(value) in (list, tuple):
+        named = isinstance(value, tuple) and hasattr(value, "_fields")
+        if type(value) in (list, tuple) or (named and any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))):
             inner = "".join(f"{self.text(part)}, " for part in value)
-            return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+            kind = self.constant(type(value)) if named else ""
+            return f"[{inner}]" if isinstance(value, list) else f"{kind}({inner})"
         return self.constant(value)
 
     def address(self, value: Any) -> str:

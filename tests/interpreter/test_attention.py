@@ -152,13 +152,17 @@ def test_pooled_errors_are_the_ideals(dtype):
     assert not pool.failures(), pool.failures()
 
 
+def terms(bias=None, mask=None, key_mask=None):
+    return launchers.Terms(bias, mask, key_mask, None, None, 0.3, False, 0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     "name",
     ["odd", "bias of the batch", "bias of each", "bias of the keys", "bool mask", "additive mask", "key padding"],
 )
 def test_one_pass_kernels_agree_with_the_loop(name, monkeypatch):
     operands, options, grad = problem(CASES[name], torch.float32)
-    assert launchers.takes_short(*operands[:3], operands[3:], None, False)
+    assert launchers.takes_short(*operands[:3], terms(*operands[3:]))
     one_pass = solve(attention, operands, options, grad)
     monkeypatch.setattr(launchers, "takes_short", lambda *_, **__: False)
     loop = solve(attention, operands, options, grad)
@@ -168,12 +172,13 @@ def test_one_pass_kernels_agree_with_the_loop(name, monkeypatch):
 def test_launcher_chooses_one_pass_where_it_may():
     q = torch.randn(1, 2, 20, 16)
     half = torch.randn(1, 2, 65, 64).half()
-    assert launchers.takes_short(q, q, q, (None, q), None, False)
-    assert launchers.takes_short(half, half, half, (None,), None, False)
-    assert not launchers.takes_short(half, half, half, (None, q), None, False)
-    assert not launchers.takes_short(q, q, q, (), None, True)
-    assert not launchers.takes_short(q, q, q, (), torch.zeros(1, dtype=torch.int64), False)
-    assert not launchers.takes_short(q, q[:, :1], q[:, :1], (), None, False)
+    assert launchers.takes_short(q, q, q, terms(mask=q))
+    assert launchers.takes_short(half, half, half, terms())
+    assert not launchers.takes_short(half, half, half, terms(mask=q))
+    assert not launchers.takes_short(q, q[:, :1], q[:, :1], terms())
+    assert not launchers.takes_short(q, q, q[..., :8], terms())
+    for one in (dict(causal=True), dict(seed=torch.zeros(1)), dict(softcap=1.0), dict(sinks=torch.zeros(2))):
+        assert not launchers.takes_short(q, q, q, terms()._replace(**one))
 
 
 def test_fully_masked_rows_are_zero_with_zero_gradients():
@@ -295,9 +300,8 @@ def test_runs_are_bit_equal():
 
 def test_opcheck_with_a_padding_mask():
     qkv = torch.randn(1, 5, 3, 2, 8, requires_grad=True)
-    torch.library.opcheck(
-        attention_qkvpacked_op.overload, (qkv, None, None, torch.ones(1, 5, dtype=torch.bool), None, 0.3, True, 0.0)
-    )
+    mask, sinks = torch.ones(1, 5, dtype=torch.bool), torch.randn(2, requires_grad=True)
+    torch.library.opcheck(attention_qkvpacked_op.overload, (qkv, None, None, mask, sinks, None, 0.3, True, 0.0, 1.5))
 
 
 def test_checkpoint_redraws_the_same_dropout():

@@ -9,7 +9,6 @@ from vitkern.lab.addressing.offset_case import HALF, Case, scaled
 from vitkern.lab.specimens._streaming import SHORT, STREAMING, start, stride
 
 BOUNDED = {
-    "*.seed": "one element",
     **{
         f"*.{hook}": "takes no pointer"
         for hook in ("SCORE=plain", "LOGIT=plain", "LOGIT=capped", "START=empty", "WEIGH=plain")
