@@ -66,6 +66,8 @@ def switches():
     """PyTorch's switches, put back after the test; while the newer one is set, the older cannot be read."""
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32
+    if NEWER:
+        matmul.fp32_precision = "none"  # whoever set and restored the older switch left it at "ieee"
     yield matmul
     for switch in (torch.backends, matmul) if NEWER else ():
         switch.fp32_precision = "none"

@@ -16,7 +16,7 @@ class Break:
 
 BREAKS = {
     "a key mask is dropped": Break(
-        's = tl.where(ki[None, :] < M, s, float("-inf"))',
+        's = tl.where(ki < M, s, float("-inf"))',
         "s = s",
     ),
     "an index is shifted by one": Break(
@@ -28,13 +28,12 @@ BREAKS = {
         "group.to(tl.int64) * strides[1] + i.to(tl.int64) * strides[0]",
     ),
     "the wrong head is read": Break(
-        "k += head.to(tl.int64) * k_strides[0] * ALIGN\n    v += head.to(tl.int64) * v_strides[0] * ALIGN\n    out",
-        "k += (heads - 1 - head).to(tl.int64) * k_strides[0] * ALIGN\n"
-        "    v += head.to(tl.int64) * v_strides[0] * ALIGN\n    out",
+        "queries, keys = of_head(q, head, TILE.ALIGN), of_head(k, head, TILE.ALIGN)",
+        "queries, keys = of_head(q, head, TILE.ALIGN), of_head(k, heads - 1 - head, TILE.ALIGN)",
     ),
     "the running sum is not rescaled": Break(
-        "total = total * shrink + tl.sum(weights, 1)",
-        "total = total + tl.sum(weights, 1)",
+        "total = total * shrink + tl.sum(counted, 1)",
+        "total = total + tl.sum(counted, 1)",
     ),
     "a gradient misses the scale": Break(
         "dk_sum *= scale",
