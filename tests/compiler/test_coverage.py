@@ -75,11 +75,11 @@ def test_every_hook_and_activation_is_compiled_on_every_architecture(launched):
     for arch in ARCHITECTURES:
         used = {name for _, hooks, _, _ in launched(arch)[1] for _, name in hooks}
         for module in (tokens, scores, logits, norms, starts, weighing, epilogues):
-            public = {
+            public = {  # what kernels call themselves is no hook
                 name
                 for name, value in vars(module).items()
                 if hasattr(value, "fn") and value.fn.__module__ == module.__name__ and not name.startswith("_")
-            }
+            } - {"logit_slope"}
             assert public and public <= used, (arch, public - used)
         assert {constants.get("ACT") for constants in launched(arch)[2]} >= {"gelu", "gelu_tanh"}
 
