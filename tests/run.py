@@ -47,7 +47,7 @@ def split(name: str, pattern: str, count: int, interpreted: bool = False) -> dic
 
 
 def suite(name: str) -> dict[str, Job]:
-    """The longest first, as two run at a time, and last the one that keeps both cores busy by itself."""
+    """The longest first, as two run at a time, and last shares of one length, so that both cores end together."""
     if name == "prove":
         return {
             "compile": Job([*LAB, "compile", "--jobs", "2"]),
@@ -62,9 +62,9 @@ def suite(name: str) -> dict[str, Job]:
         "format": Job([sys.executable, "-m", "ruff", "format", "--check", "."]),
         "types": Job([sys.executable, "-m", "mypy"]),
         **split("kernels interpreted", "tests/interpreter/test_*.py", 2, interpreted=True),
-        **split("tests", "tests/test_*.py", 3),
-        "on a GPU": pytest("tests/gpu"),
         "kernels compiled": pytest("tests/compiler"),
+        "on a GPU": pytest("tests/gpu"),
+        **split("tests", "tests/test_*.py", 5),
     }
 
 
