@@ -178,14 +178,24 @@ def test_values_of_another_width(widths):
     agree(Run(*given), Exact(*given))
 
 
+def test_a_row_too_short_to_be_made_a_unit_row():
+    """Its length counts as 1e-12, which has no gradient."""
+    given = tensors(n=5, m=6)
+    given[0][:, :, 2] *= 1e-13 / given[0][:, :, 2].norm(dim=-1, keepdim=True)
+    run = Run(*given, norm=UNIT_ROWS)
+    exact = Exact(*given, rows=lambda t: torch.nn.functional.normalize(t, dim=-1))
+    torch.testing.assert_close(run.grads[0].double(), exact.grads[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("splits", [1, 3])
-def test_a_sink(splits):
-    given, sink = tensors(), torch.tensor([0.7, -2.0])
+def test_a_sink(splits, dtype):
+    given, sink = tensors(), torch.tensor([0.7, -2.0]).to(dtype)
     with replaced({"stream_splits": lambda programs, turns, arch: splits}):
         run = Run(*given, start=starts.sink, start_args=(sink,))
     exact = Exact(*given, sink=sink)
     agree(run, exact)
-    grad = -(torch.exp(sink[:, None] - run.lse) * run.delta).sum((0, 2))
+    grad = -(torch.exp(sink.float()[:, None] - run.lse) * run.delta).sum((0, 2))
     torch.testing.assert_close(grad.double(), exact.sink.grad, rtol=1e-5, atol=1e-5)
 
 

@@ -109,6 +109,7 @@ JUDGES = {
     "window_attention": Checks(SHORT[:2] + STREAMED[:2]),
 }
 
+_OTHER_NUMBERS = "other counters: other random numbers, as many of them, drawn alike by forward and backward"
 _NO_KEY = "only in rows without a key, where every logit is -inf: exp2(-inf - 1) is exp2(-inf - 0)"
 SURVIVORS = {
     "heads.inner_products:drop-float32:4": Survivor(
@@ -144,6 +145,39 @@ SURVIVORS = {
         "zero is exact in float16 and the total is float32 from the first turn on; compiled, the changing type is "
         "refused",
     ),
+    "logits._tanh:wrong-constant:1": Survivor(
+        "7.90531110763549805 -> 7.913031138014048",
+        "beyond either number tanh is 1 to the last bit of float32",
+    ),
+    "norms.unit_backward:compare:1": Survivor(
+        "inverse < 1e12 -> (inverse <= 1e12)",
+        "rows of exactly the shortest length do not come up: those below are found",
+    ),
+    "norms.unit_backward:wrong-constant:2": Survivor(
+        "0.0 -> 1.0",
+        "times rows that are shorter than 1e-12, beside gradients that are multiplied by 1e12",
+    ),
+    "norms.unit_backward:drop-float32:1": Survivor(
+        "rows[n].to(tl.float32) -> rows[n]",
+        "the other factor is float32, and widens it just so",
+    ),
+    "starts.sink:narrow-accumulator:1": Survivor(
+        "tl.float32 -> tl.float16",
+        "zero is exact in float16, and the logit that is added is float32",
+    ),
+    "starts.sink:narrow-accumulator:2": Survivor(
+        "tl.float32 -> tl.float16",
+        "one is exact in float16 and the total is float32 from the first turn on; compiled, the changing type is refused",
+    ),
+    **{
+        f"weighing.dropout:{name}": Survivor(change, _OTHER_NUMBERS)
+        for name, change in (
+            ("flip-sign:1", "qi * 0 + ki * 0 -> (qi * 0 - (ki * 0))"),
+            ("wrong-constant:1", "0 -> 1"),
+            ("wrong-constant:2", "0 -> 1"),
+            ("wrong-product:2", "ki * 0 -> (ki + 0)"),
+        )
+    },
     "weighing.dropout:flip-sign:4": Survivor(
         "zero + (group * heads + head) -> (zero - (group * heads + head))",
         "the counter of a row is its negative: other random numbers, as many of them, drawn alike by "

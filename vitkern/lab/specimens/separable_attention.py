@@ -24,7 +24,7 @@ from vitkern.lab.specimens._separable_attention import SeparableCase, draw, edge
 def _gradients() -> Iterator[GradientCase]:
     two = problem("2 channels, two images", 1, 2, (1, 2), (2, 1), keys=(1, 3))
     yield GradientCase(problem("2 channels of 2 x 6", 1, 2, (1, 3)), full=True, sample=True)
-    yield GradientCase(two, full=True)
+    yield GradientCase(two, full=True, sample=True)
     yield GradientCase(problem("17 channels of 2 x 10", 1, 17, (1, 5)), seeds=2, ordered=True)
     yield GradientCase(problem("3 channels, unfolded", 2, 3, (1, 37), (4, 1)), seeds=2, ordered=True)
     yield GradientCase(problem("3 channels, last, patches of 1 x 9", 1, 3, (2, 2), (1, 9), last=True))
