@@ -149,6 +149,27 @@ SURVIVORS = {
         "7.90531110763549805 -> 7.913031138014048",
         "beyond either number tanh is 1 to the last bit of float32",
     ),
+    "norms.unit:drop-float32:1": Survivor(
+        "rows[n].to(tl.float32) -> rows[n]",
+        "the other factor is float32, and widens it just so",
+    ),
+    "splits._combine_softmax:wrong-constant:4": Survivor(
+        "1.0 -> 1.0009765625",
+        "only in rows without a key, which are 0 over it, and whose logarithm is -inf + log(1.001)",
+    ),
+    "splits._add_parts:narrow-accumulator:1": Survivor(
+        "tl.float32 -> tl.float16",
+        "zero is exact in float16 and the sum is float32 from the first addition on; compiled, the changing type is "
+        "refused",
+    ),
+    "splits._add_parts:drop-int64:3": Survivor(
+        "i.to(tl.int64) -> i",
+        "shows beyond 2^31 elements alone, where the cases of `lab offsets` find it",
+        equivalent=False,
+    ),
+    "stream_backward._stream_bwd_dkdv:wrong-constant:3": Survivor(
+        "0.0 -> 1.0", "only where there is no query, whose weights are 0"
+    ),
     "norms.unit_backward:compare:1": Survivor(
         "inverse < 1e12 -> (inverse <= 1e12)",
         "rows of exactly the shortest length do not come up: those below are found",
@@ -167,7 +188,8 @@ SURVIVORS = {
     ),
     "starts.sink:narrow-accumulator:2": Survivor(
         "tl.float32 -> tl.float16",
-        "one is exact in float16 and the total is float32 from the first turn on; compiled, the changing type is refused",
+        "one is exact in float16 and the total is float32 from the first turn on; compiled, the changing type is "
+        "refused",
     ),
     **{
         f"weighing.dropout:{name}": Survivor(change, _OTHER_NUMBERS)
