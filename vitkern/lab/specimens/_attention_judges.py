@@ -88,6 +88,7 @@ HOOKED: Trials = (
     *quick(SINGLE, problem("many queries", (1, 1, 70, 16), keys=5), packed("packed", 1, 40, 1, 16, **_CAPPED)),
 )
 
+_OBLONG = quick(HALF, problem("oblong tiles of a bias", (1, 1, 70, 72), keys=40, bias=(1, 1, 70, 40)), arch=90)
 _LOOP = Checks(STREAMED + HOOKED, ("dropout",), ("test_attention.py", "test_hooks.py"))
 _TILE = Checks(SHORT, (), ("test_short_attention.py",))
 JUDGES = {
@@ -100,7 +101,7 @@ JUDGES = {
     "loop/scores": Checks(STREAMED + SHORT[:1], (), ("test_attention.py",)),
     "loop/stream": _LOOP,
     "loop/stream_backward": _LOOP,
-    "loop/stream_bias": Checks((STREAMED[1], *STREAMED[5:]), ("dropout",), ("test_attention.py",)),
+    "loop/stream_bias": Checks((STREAMED[1], *STREAMED[5:], *_OBLONG), ("dropout",), ("test_attention.py",)),
     "loop/stream_hopper": Checks(HOPPER, (), ("test_stream_hopper.py",)),
     "loop/tokens": Checks(SHORT[:1] + STREAMED[:2]),
     "machine/launch": Checks(HOPPER[:1], (), ("test_stream_hopper.py",)),
@@ -134,6 +135,9 @@ SURVIVORS = {
         "tl.float32 -> tl.float16",
         "minus infinity is exact in float16 and the maximum is float32 from the first turn on; compiled, the changing "
         "type is refused",
+    ),
+    "stream_bias._stream_bwd_bias:wrong-constant:4": Survivor(
+        "0.0 -> 1.0", "only where there is no query, whose weights are 0"
     ),
     "stream_bias._stream_bwd_bias:narrow-accumulator:1": Survivor(
         "tl.float32 -> tl.float16",
@@ -181,6 +185,11 @@ SURVIVORS = {
     "norms.unit_backward:drop-float32:1": Survivor(
         "rows[n].to(tl.float32) -> rows[n]",
         "the other factor is float32, and widens it just so",
+    ),
+    "starts.sink:drop-float32:1": Survivor(
+        "tl.load(args[0] + head).to(tl.float32) -> tl.load(args[0] + head)",
+        "the interpreter multiplies half precision by a number in float32 either way; compiled, it would round",
+        equivalent=False,
     ),
     "starts.sink:narrow-accumulator:1": Survivor(
         "tl.float32 -> tl.float16",
