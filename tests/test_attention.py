@@ -214,6 +214,16 @@ def test_autocast_casts_the_operands_and_leaves_the_bias():
         assert attention_qkvpacked(torch.randn(1, 5, 3, 2, 8)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("options", [dict(sinks=torch.zeros(2)), dict(softcap=1e6), dict(return_lse=True)], ids=str)
+def test_autocast_leaves_scores_wide(options):
+    """They pass the range of float16."""
+    q, k, v = (torch.randn(1, 2, n, 64) * 60 for n in (4, 20, 20))
+    with torch.autocast("cpu", torch.float16):
+        found = attention(q, k, v, **options)
+    expected = attention(q.half(), k.half(), v.half(), **options)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_compiles_without_a_graph_break():
     def loss(q, k, v, bias):
         return attention(q, k, v, bias=bias, causal=True).square().sum()
@@ -260,6 +270,9 @@ def bad_calls():
         "value length": (ValueError, "v has the wrong shape", dict(v=v[:, :, :4])),
         "no value head dim": (ValueError, "the width of v is 0", dict(v=v[..., :0])),
         "soft cap": (ValueError, "softcap is not usable", dict(softcap=0.0)),
+        "a soft cap beyond float32": (ValueError, "softcap is not usable: got 1e[+]38", dict(softcap=1e38)),
+        "a soft cap of many digits": (ValueError, "softcap is not usable", dict(softcap=10**400)),
+        "a soft cap below float32": (ValueError, "softcap is not usable", dict(softcap=1e-39)),
         "no soft cap": (TypeError, "softcap is no number", dict(softcap="50")),
         "sinks": (ValueError, wrong, dict(sinks=q[0, :2, 0, 0])),
         "integer sinks": (TypeError, "sinks has an unsupported dtype", dict(sinks=torch.zeros(4, dtype=torch.int32))),

@@ -160,10 +160,22 @@ def test_stored_block(path):
     stored.assert_stored(block, tensors)
 
 
-def test_an_exported_module_takes_other_lengths():
+def test_autocast_keeps_sums_beyond_the_range_of_float16():
+    qkv = 10 * torch.randn(1, 2000, 3, 2, 16)
+    qkv[:, :, 1] = qkv[:, :, 0]
+    for operator in (lambda x: channel_attention(x, value="v", scale=1e-4), lambda x: cross_covariance_attention(x, T)):
+        with torch.autocast("cpu", torch.float16):
+            found = operator(qkv)
+        torch.testing.assert_close(found, operator(qkv.half()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "length", [torch.export.Dim.AUTO, torch.export.Dim("n", min=2, max=999)], ids=["auto", "named"]
+)
+def test_an_exported_module_takes_other_lengths(length):
     """The scale by the number of tokens stays a symbol."""
     x, longer = torch.randn(2, 35, 16), torch.randn(2, 50, 16)
-    module, sizes = ChannelAttention(16, 2, value="v", dynamic_scale=True), ({1: torch.export.Dim.AUTO},)
+    module, sizes = ChannelAttention(16, 2, value="v", dynamic_scale=True), ({1: length},)
     exported = torch.export.export(module, (x,), dynamic_shapes=sizes).module()
     torch.testing.assert_close(exported(longer), module(longer))
 

@@ -282,6 +282,11 @@ def autocast_dtype(like: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def no_autocast(like: Tensor) -> torch.autocast:
+    """Within the block nothing is cast on the device of ``like``: what is wide stays so in matrix products."""
+    return torch.autocast("cpu" if like.is_meta else like.device.type, enabled=False)
+
+
 def autocast(*tensors: "Unpack[Tensors]") -> "tuple[Unpack[Tensors]]":
     """``tensors`` in the autocast dtype where autocast is on for their device, as they are elsewhere.
 

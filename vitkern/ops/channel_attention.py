@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, autocast
+from vitkern.dispatch import HAS_TRITON, autocast, no_autocast
 from vitkern.ops import checks
 from vitkern.plans import plan_of
 from vitkern.register import kernel_op
@@ -120,14 +120,15 @@ def _in_pytorch(qkv: Tensor, temperature: Tensor | None, scale: float, mixes_q: 
     rows = qkv.float() if qkv.dtype == torch.float16 else qkv  # sums over all tokens may pass its range
     q, k, v = rows.permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
     left, right, carried = (k, v, q) if mixes_q else (q, k, v)
-    logits = left.transpose(-1, -2) @ right  # (B, H, D, D)
-    if temperature is None:
-        logits = logits * scale
-    else:
-        norms = torch.linalg.vector_norm(rows[:, :, :2], dim=1).clamp_min(MIN_NORM)  # (B, 2, H, D)
-        factor = temperature.to(logits.dtype).view(-1, 1, 1) / (norms[:, 0, :, :, None] * norms[:, 1, :, None, :])
-        logits = logits * factor
-    out = carried @ logits.softmax(-1).transpose(-1, -2)
+    with no_autocast(qkv):
+        logits = left.transpose(-1, -2) @ right  # (B, H, D, D)
+        if temperature is None:
+            logits = logits * scale
+        else:
+            norms = torch.linalg.vector_norm(rows[:, :, :2], dim=1).clamp_min(MIN_NORM)  # (B, 2, H, D)
+            factor = temperature.to(logits.dtype).view(-1, 1, 1) / (norms[:, 0, :, :, None] * norms[:, 1, :, None, :])
+            logits = logits * factor
+        out = carried @ logits.softmax(-1).transpose(-1, -2)
     return out.transpose(1, 2).to(qkv.dtype).contiguous(), None
 
 

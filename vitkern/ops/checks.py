@@ -95,6 +95,8 @@ def check_flag(op: str, name: str, value: object) -> None:
 def check_positive(op: str, name: str, value: float) -> None:
     meaning = "a finite number above 0"
     check_number(op, name, value, meaning)
+    if isinstance(value, torch.SymFloat):  # of sizes: to compare it would be a guard on them
+        return
     if not 0.0 < value < math.inf:  # not isfinite, which a number that torch.compile leaves open does not take
         raise ValueError(f"{op}: {name} is not usable: got {value}; expected {meaning}.")
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 MAX_HEAD_DIM = 256
+MIN_SOFTCAP, MAX_SOFTCAP = 1e-30, 1e30  # what float32 holds with its inverse, and with room
 
 
 @overload
@@ -227,7 +228,10 @@ def _check_terms(
 
 def _check_cap_and_sinks(op: str, q: Tensor, softcap: float | None, sinks: Tensor | None) -> None:
     if softcap is not None:
-        checks.check_positive(op, "softcap", softcap)
+        meaning = f"a number from {MIN_SOFTCAP:g} to {MAX_SOFTCAP:g}"
+        checks.check_number(op, "softcap", softcap, meaning)
+        if not MIN_SOFTCAP <= softcap <= MAX_SOFTCAP:
+            raise ValueError(f"{op}: softcap is not usable: got {softcap}; expected {meaning}, or None for no cap.")
     if sinks is None:
         return
     checks.check_tensor(op, "sinks", sinks)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkern.dispatch import no_autocast
 from vitkern.ops.sizes import fixed
 from vitkern.reference import attention as reference
 from vitkern.reference.dropout import keep_mask
@@ -31,10 +32,11 @@ def attention_in_pytorch(
     """The checked arguments of `vitkern.ops.attention.attention` -> out (B, H, N, Dv), and lse where it is wanted. SDPA
     knows neither caps nor sinks: with these the formula runs, and holds all scores."""
     if return_lse or softcap or sinks is not None or (not q.is_cuda and k.shape[2] < _VECTOR):
-        out, lse = reference.attention(
-            q, k, v, bias=bias, mask=mask, key_padding_mask=key_padding_mask,
-            causal=causal, scale=scale, dropout_p=dropout_p, softcap=softcap, sinks=sinks, return_lse=True,
-        )  # fmt: skip
+        with no_autocast(q):
+            out, lse = reference.attention(
+                q, k, v, bias=bias, mask=mask, key_padding_mask=key_padding_mask,
+                causal=causal, scale=scale, dropout_p=dropout_p, softcap=softcap, sinks=sinks, return_lse=True,
+            )  # fmt: skip
         return out.transpose(1, 2).contiguous().transpose(1, 2), lse.float()
     if key_padding_mask is not None:
         keys = key_padding_mask[:, None, None, :]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitkern.dispatch import autocast, is_eager
+from vitkern.dispatch import autocast, is_eager, no_autocast
 from vitkern.ops.projection import calls_freely, check_projection
 from vitkern.ops.sdpa import differentiable_sdpa
 from vitkern.ops.window_attention.steps import EPS, AttendInSteps, Scores, attend_step, steps_of, wide
@@ -57,7 +57,7 @@ def attend(rows: Tensor, windows: Windows, scores: Scores) -> Tensor:
         scale = 1.0
     masks = _masks(windows, scores, rows.dtype)
     classes = zip(*(t.split(windows.counts) for t in (q, k, v)), masks, strict=True)
-    with torch.autocast("cpu" if rows.is_meta else rows.device.type, enabled=False), differentiable_sdpa(rows):
+    with no_autocast(rows), differentiable_sdpa(rows):
         parts = [
             F.scaled_dot_product_attention(q, k, v, mask, scores.dropout_p, scale=scale).transpose(1, 2)
             for q, k, v, mask in classes
