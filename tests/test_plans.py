@@ -410,9 +410,20 @@ class Pair(NamedTuple):
     other: torch.Tensor
 
 
-def test_tensors_in_a_tuple_of_some_kind_are_not_recorded():
+class Several(tuple):
+    pass
+
+
+def test_tensors_in_a_tuple_with_names_are_played_as_one():
     with tape.recording() as recording:
         tape.launched(lambda x: Pair(x, x * 2), [X])
+    played = recording.tape.play(X + 1)
+    assert type(played) is Pair and torch.equal(played.one, X + 1) and torch.equal(played.other, 2 * X + 2)
+
+
+def test_tensors_in_a_tuple_of_another_kind_are_not_recorded():
+    with tape.recording() as recording:
+        tape.launched(lambda x: Several((x, x * 2)), [X])
     assert recording.tape is None
 
 
