@@ -89,7 +89,8 @@ class _Recorder(TorchDispatchMode):
         kind = type(value)  # of no subclass, whose repr may be another
         if kind in _LITERALS or (kind is float and math.isfinite(value)):
             return repr(value)
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+        parts = value if isinstance(value, list | tuple) else ()  # a kind that pytree does not take apart
+        if any(isinstance(leaf, Tensor) for leaf in (*tree_leaves(value), *parts)):
             self.reason = f"a tensor is in a {type(value).__name__}"
         for name, other in self.names.items():
             if other is value or (kind in (torch.dtype, torch.device) and other == value):
