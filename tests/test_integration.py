@@ -92,7 +92,7 @@ def test_module_is_traced_and_exported_to_onnx(name):
     module, x, more = randomise(built(name)).eval(), torch.randn(case.shape), case.more
     longer = torch.cat([x, x.flip(0), -x])
     with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
-        whole = module if not more else Called(module, *more)
+        whole = module if not more else Called(module, *more).eval()
         traced = torch.jit.trace(whole, x, check_trace=False)
         agree([traced(x), traced(longer)], [whole(x), whole(longer)])
         onnxruntime = pytest.importorskip("onnxruntime", reason="it runs the file")

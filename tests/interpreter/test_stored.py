@@ -15,7 +15,15 @@ import stored
 
 import vitkern
 from vitkern.models.nat import Block
-from vitkern.nn import ChannelAttention, HaloAttention, NeighborhoodAttention, SeparableSelfAttention, ViLAttention
+from vitkern.nn import (
+    ChannelAttention,
+    ConvolutionalAttention,
+    HaloAttention,
+    NeighborhoodAttention,
+    SeparableSelfAttention,
+    SpatialReductionAttention,
+    ViLAttention,
+)
 
 pytestmark = pytest.mark.interpreter
 MODES = {1: "exact", 0: "zero", -1: "cyclic"}
@@ -55,6 +63,16 @@ def separable(config):
     return SeparableSelfAttention(config["embed_dim"]), ()
 
 
+def reduced(config):
+    module = SpatialReductionAttention(config["dim"], config["num_heads"], config["sr_ratio"])
+    return module, ((config["H"], config["W"]),)
+
+
+def convolutional(config):
+    module = ConvolutionalAttention(config["dim_in"], config["num_heads"], stride_kv=config["stride_kv"])
+    return module, ((config["h"], config["w"]),)
+
+
 CASES = {
     "nat_attn_k3_d1_5x9": neighborhood,
     "nat_attn_k5_d1_4x3": neighborhood,
@@ -70,6 +88,8 @@ CASES = {
     "davit_channel_block": channel_block,
     "mobilevitv3_v2_linear_attention": separable,
     "mobilevitv3_v2_linear_cross_attention": separable,
+    "twins_gsa": reduced,
+    "cvt_attention_cls_s2": convolutional,
 }
 
 CHANNELS = "davit_channel_attention", "davit_channel_attention_fl", "davit_channel_block"
@@ -81,6 +101,8 @@ GRADED = (
     "twins_lsa",
     "mobilevitv3_v2_linear_attention",
     "mobilevitv3_v2_linear_cross_attention",
+    "twins_gsa",
+    "cvt_attention_cls_s2",
 )
 INPUTS = {"mobilevitv3_v2_linear_cross_attention": ("x", "x_prev")}
 

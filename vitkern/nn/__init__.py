@@ -2,6 +2,7 @@
 
 from vitkern.nn.attention import Attention
 from vitkern.nn.channel_attention import ChannelAttention
+from vitkern.nn.convolutional_attention import ConvolutionalAttention
 from vitkern.nn.cross_covariance_attention import CrossCovarianceAttention
 from vitkern.nn.decomposed_attention import DecomposedAttention
 from vitkern.nn.embed import PatchEmbed, PatchMerging
@@ -13,6 +14,7 @@ from vitkern.nn.neighborhood_attention import NeighborhoodAttention
 from vitkern.nn.partition_attention import PartitionAttention
 from vitkern.nn.rmsnorm import RMSNorm
 from vitkern.nn.separable_attention import SeparableSelfAttention
+from vitkern.nn.spatial_reduction_attention import SpatialReductionAttention
 from vitkern.nn.standalone_attention import StandaloneAttention
 from vitkern.nn.vil_attention import ViLAttention
 from vitkern.nn.vil_dense_attention import ViLDenseAttention
@@ -21,6 +23,7 @@ from vitkern.nn.window_attention import WindowAttention, WindowAttentionV2
 __all__ = [
     "Attention",
     "ChannelAttention",
+    "ConvolutionalAttention",
     "CrossCovarianceAttention",
     "DecomposedAttention",
     "DropPath",
@@ -34,6 +37,7 @@ __all__ = [
     "PatchMerging",
     "RMSNorm",
     "SeparableSelfAttention",
+    "SpatialReductionAttention",
     "StandaloneAttention",
     "ViLAttention",
     "ViLDenseAttention",
