@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # Public name -> where it lives; imported on first use, so that `import vitkern` stays quick and touches no GPU.
 _PUBLIC = {
     "accelerate": "vitkern.interop.accelerate",
+    "additive_attention": "vitkern.ops.additive_attention",
     "attention": "vitkern.ops.attention",
     "attention_qkvpacked": "vitkern.ops.attention",
     "channel_attention": "vitkern.ops.channel_attention",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.models.registry import describe as describe
     from vitkern.models.registry import list_models as list_models
     from vitkern.models.weights import load_weights as load_weights
+    from vitkern.ops.additive_attention import additive_attention as additive_attention
     from vitkern.ops.attention import attention as attention
     from vitkern.ops.attention import attention_qkvpacked as attention_qkvpacked
     from vitkern.ops.channel_attention import channel_attention as channel_attention

@@ -1,5 +1,6 @@
 """Thin modules over `vitkern.ops`: parameters, a reshape, one call. Parameters are named as in timm."""
 
+from vitkern.nn.additive_attention import AdditiveAttention
 from vitkern.nn.attention import Attention
 from vitkern.nn.channel_attention import ChannelAttention
 from vitkern.nn.convolutional_attention import ConvolutionalAttention
@@ -21,6 +22,7 @@ from vitkern.nn.vil_dense_attention import ViLDenseAttention
 from vitkern.nn.window_attention import WindowAttention, WindowAttentionV2
 
 __all__ = [
+    "AdditiveAttention",
     "Attention",
     "ChannelAttention",
     "ConvolutionalAttention",
