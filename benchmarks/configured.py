@@ -20,6 +20,8 @@ from vitkern.lab.compiling.layer import Layer
 # What a function may choose; the other fields follow from the shape, or from another kernel's rows.
 ALL = ("block_m", "block_n", "num_warps", "num_stages")
 FREE = {
+    "additive_forward_config": ALL,
+    "additive_backward_config": ALL,
     "short_forward_config": ("block_m", "num_warps", "num_stages"),
     "short_backward_config": ("block_m", "num_warps", "num_stages"),
     "sparse_forward_config": ("block_m", "num_warps", "num_stages"),

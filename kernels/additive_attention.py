@@ -132,7 +132,7 @@ def _additive_bwd_keys(
     store_rows(dv, place_of(dv_strides, sequence, head, j), acc, own, HEAD_DIM, ALIGN, 0, BLOCK_D)
 
 
-SHARE = 256  # at most; a program computes scores of all features
+SHARE = 256  # bytes of them at most; a program computes scores of all features
 
 
 class Operands(NamedTuple):
@@ -158,7 +158,7 @@ class Operands(NamedTuple):
     @property
     def share(self):
         """Features whose gradients one program has."""
-        return min(head_tile(self.q.shape[2]), SHARE)
+        return min(head_tile(self.q.shape[2]), SHARE // self.q.element_size())
 
     @property
     def width(self):

@@ -20,6 +20,7 @@ _PUBLIC = {
     "local_attention": "vitkern.ops.local_attention",
     "list_models": "vitkern.models.registry",
     "load_weights": "vitkern.models.weights",
+    "nadaraya_watson": "vitkern.ops.nadaraya_watson",
     "neighborhood_attention": "vitkern.ops.neighborhood_attention",
     "projected_window_attention": "vitkern.ops.window_attention",
     "rmsnorm": "vitkern.ops.rmsnorm",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.ops.layernorm import layernorm as layernorm
     from vitkern.ops.layernorm_mlp import layernorm_mlp as layernorm_mlp
     from vitkern.ops.local_attention import local_attention as local_attention
+    from vitkern.ops.nadaraya_watson import nadaraya_watson as nadaraya_watson
     from vitkern.ops.neighborhood_attention import neighborhood_attention as neighborhood_attention
     from vitkern.ops.rmsnorm import rmsnorm as rmsnorm
     from vitkern.ops.separable_attention import separable_attention as separable_attention

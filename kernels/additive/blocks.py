@@ -4,15 +4,15 @@ from ..machine.architecture import INTERPRETER
 from ..machine.blocks import Config, first_row
 from ..machine.choices import choice
 
-# By the wider of features and values: tokens that a program owns, tokens of a turn. ``single``: elements of 4 bytes
+# By the wider of the values and of a share of the features. ``single``: elements of 4 bytes
 FORWARD = {
-    64: {"single": Config(32, 64, 4, 1), "": Config(64, 64, 4, 1)},
-    128: {"single": Config(16, 64, 4, 1), "": Config(32, 64, 4, 1)},
-    256: {"": Config(16, 64, 4, 1)},
+    64: {"single": Config(32, 32, 4, 1), "": Config(32, 64, 4, 1)},
+    128: {"single": Config(16, 32, 4, 1), "": Config(32, 64, 4, 1)},
+    256: {"": Config(16, 32, 4, 1)},
 }
 BACKWARD = {
-    64: {"single": Config(16, 64, 4, 1), "": Config(32, 64, 4, 1)},
-    128: {"single": Config(16, 32, 4, 1), "": Config(16, 64, 4, 1)},
+    64: {"single": Config(16, 32, 4, 1), "": Config(32, 32, 4, 1)},
+    128: {"single": Config(16, 16, 8, 1), "": Config(16, 64, 8, 1)},
     256: {"": Config(16, 32, 4, 1)},
 }
 

@@ -11,6 +11,7 @@ from vitkern.kernels.tile.blocks import short_columns, short_tile
 from vitkern.kernels.tile.short_attention import short_takes
 from vitkern.lab.compiling.compiled import caught
 from vitkern.lab.compiling.work import named
+from vitkern.ops.additive_attention import MAX_BYTES as MAX_BYTES_OF_VALUES
 from vitkern.ops.channel_attention import MAX_HEAD_DIM as MAX_CHANNELS_OF_A_HEAD
 from vitkern.ops.local_attention import MAX_HEAD_DIM
 
@@ -39,6 +40,8 @@ def _possible(name, values, arch):
         return arch == 90 and head_tile(values["head_dim"]) in (64, 128)
     if name == "ragged_config":
         return values["head_dim"] <= MAX_HEAD_DIM
+    if name.startswith("additive_"):
+        return values["head_dim"] * values["itemsize"] <= MAX_BYTES_OF_VALUES
     if name.startswith("channel_"):
         return values["head_dim"] <= MAX_CHANNELS_OF_A_HEAD
     if name.startswith("sparse_"):

@@ -11,6 +11,7 @@ from vitkern.nn.halo_attention import HaloAttention
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_mlp import Mlp
 from vitkern.nn.layers import DropPath, LayerScale
+from vitkern.nn.nadaraya_watson import NadarayaWatson
 from vitkern.nn.neighborhood_attention import NeighborhoodAttention
 from vitkern.nn.partition_attention import PartitionAttention
 from vitkern.nn.rmsnorm import RMSNorm
@@ -33,6 +34,7 @@ __all__ = [
     "LayerNorm",
     "LayerScale",
     "Mlp",
+    "NadarayaWatson",
     "NeighborhoodAttention",
     "PartitionAttention",
     "PatchEmbed",

@@ -16,7 +16,7 @@ from vitkern.ops.sizes import fixed
 from vitkern.plans import plan_of
 from vitkern.register import kernel_op
 
-MAX_HEAD_DIM = 256  # of values, in the kernels
+MAX_BYTES = 512  # of a row of values, in the kernels
 CHUNK = 2**18  # hidden features that the PyTorch path holds at a time: they stay in a core's cache
 HELD = 2**24  # hidden features that it keeps for a backward; of more it computes them again
 
@@ -35,7 +35,7 @@ def additive_attention(
 
     Args:
         q: (B, H, N, F), projected queries; k: (B, H, M, F), projected keys; v: (B, H, M, D). float16, bfloat16, float32
-            (float64, and D above 256, run in PyTorch), any strides.
+            (float64, and D above 256, 128 in float32, run in PyTorch), any strides.
         weight: (H, F), of any floating dtype.
         key_padding_mask: (B, M) bool, True attends.
         dropout_p: probability of dropping an attention weight, 0 <= p < 1; above 0 the PyTorch path runs.
@@ -70,7 +70,8 @@ def additive_attention(
 def _reasons(v: Tensor, dropout_p: float) -> list[str]:
     """Why the kernels cannot run, beside the tensors themselves."""
     reasons = ["the kernels do not drop attention weights"] * (dropout_p > 0.0)
-    return reasons + [f"{v.shape[-1]} channels of v are above {MAX_HEAD_DIM}"] * (v.shape[-1] > MAX_HEAD_DIM)
+    most = MAX_BYTES // v.element_size()
+    return reasons + [f"{v.shape[-1]} channels of v are above {most} in {v.dtype}"] * (v.shape[-1] > most)
 
 
 def _check(op: str, q: Tensor, k: Tensor, v: Tensor, weight: Tensor, key_padding_mask: Tensor | None) -> None:

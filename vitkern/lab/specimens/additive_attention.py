@@ -127,7 +127,6 @@ LAUNCHES = (
     Launch("additive-128", _SIZES),
     Launch("additive-fp32", LAYERS[0], dict(dtype=torch.float32), everywhere=True),
     Launch("additive-fp32-128", _SIZES, dict(dtype=torch.float32)),
-    Launch("additive-fp32-256", LAYERS[2], dict(dtype=torch.float32)),
     Launch("additive-fp16", LAYERS[0], dict(dtype=torch.float16)),
     Launch("additive-odd-strides", LAYERS[0], dict(spare=3)),
 )
