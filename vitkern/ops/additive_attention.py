@@ -18,7 +18,7 @@ from vitkern.register import kernel_op
 
 MAX_BYTES = 512  # of a row of values, in the kernels
 CHUNK = 2**18  # hidden features that the PyTorch path holds at a time: they stay in a core's cache
-HELD = 2**24  # hidden features that it keeps for a backward; of more it computes them again
+HELD = 2**26  # hidden features that it keeps for a backward, 256 MiB; of more it computes them again, for up to 1.5x
 
 
 def additive_attention(
@@ -124,7 +124,10 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, key_padding_mask: Ten
     """(B, H, N, D), of all these queries at once; scores in float32 at least."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     hidden = (q.to(wide)[:, :, :, None] + k.to(wide)[:, :, None]).tanh_()  # (B, H, N, M, F)
-    scores = (hidden.flatten(2, 3) @ weight.to(wide)[..., None]).view(hidden.shape[:-1])
+    if weight.shape[0] == 1:
+        scores = F.linear(hidden, weight.to(wide)).squeeze(-1)
+    else:
+        scores = (hidden.flatten(2, 3) @ weight.to(wide)[..., None]).view(hidden.shape[:-1])
     if key_padding_mask is not None:
         seen = key_padding_mask[:, None, None, :]
         scores = scores.masked_fill(~seen, -math.inf)

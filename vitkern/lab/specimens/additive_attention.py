@@ -11,6 +11,7 @@ from vitkern.lab.addressing.offset_case import HALF as STORED
 from vitkern.lab.addressing.offset_case import Case as OffsetCase
 from vitkern.lab.addressing.offset_case import scaled
 from vitkern.lab.breaking.checks import BRAIN, HALF, SINGLE, Checks, quick
+from vitkern.lab.breaking.survivor import Survivor
 from vitkern.lab.compiling import layer as layers
 from vitkern.lab.compiling.exception import Excuse
 from vitkern.lab.compiling.layer import Launch, Layer, compiled, leaf
@@ -155,6 +156,7 @@ TRIALS = (
     *quick(SINGLE, problem("one key", 1, 1, 5, 1, 3, 4), problem("empty sequence", 2, 1, 9, 8, 3, 4, padded=True)),
     *quick(SINGLE, _SHARES, apart=1),
     *quick(HALF, _PADDED, _FAR, problem("much further", 1, 1, 18, 16, 3, 8, spread=60.0)),
+    *quick(HALF, problem("opposed", 2, 1, 5, 18, 3, 8, opposed=True)),
     *quick(HALF, problem("a tile of a GPU", 1, 1, 65, 70, 3, 16), arch=90),
     *quick(BRAIN, _PADDED, problem("wide", 1, 1, 9, 10, 20, 130)),
 )
@@ -197,5 +199,21 @@ SPECIMEN = Specimen(
     },
     turns=dict.fromkeys(("_additive_fwd", "_additive_bwd_queries", "_additive_bwd_keys"), _turns),
     faults=(problem("padding", 2, 2, 5, 6, 3, 4, padded=True),),
+    survivors={
+        "additive_attention._additive_fwd:narrow-accumulator:3": Survivor(
+            "tl.float32 -> tl.float16",
+            "zero is exact in float16 and the sum is float32 from the first addition on; compiled, the changing type is "
+            "refused",
+        ),
+        "additive_attention._additive_bwd_queries:drop-float32:3": Survivor(
+            "tl.load(weight + head.to(tl.int64) * features + f, mask=f < features, other=0.0).to(tl.float32) -> "
+            "tl.load(weight + head.to(tl.int64) * features + f, mask=f < features, other=0.0)",
+            "it is multiplied by float32, which widens it",
+        ),
+        "features.are_near:drop-float32:1": Survivor(
+            "tl.zeros_like(i).to(tl.float32) -> tl.zeros_like(i)",
+            "the maximum with a float32 is one; compiled, the changing type is refused",
+        ),
+    },
     modules={"AdditiveAttention": Module((2, 5, 8), dict(query_dim=8, key_dim=8, hidden_dim=6))},
 )
