@@ -184,6 +184,18 @@ def test_a_float32_bias_stays_exact_beside_half_precision():
     torch.testing.assert_close(attention(q, k, v, bias=bias).double(), expected, rtol=0, atol=2e-2)
 
 
+def test_merged_tokens_weigh_as_many_as_they_are():
+    """ToMe (Bolya et al., arXiv 2210.09461, section 3): log(size) is a bias of keys, and sizes may be learnt."""
+    q, k, v = (torch.randn(2, 3, n, 8, dtype=torch.float64) for n in (5, 4, 4))
+    sizes = torch.tensor([[1, 3, 2, 1], [4, 1, 1, 2]])
+    size = sizes.double().requires_grad_()
+    out = attention(q, k, v, bias=size.log()[:, None, None, :])
+    for i in range(2):
+        again = [x[i : i + 1].repeat_interleave(sizes[i], 2) for x in (k, v)]
+        torch.testing.assert_close(out[i : i + 1], attention(q[i : i + 1], *again))
+    assert torch.autograd.gradcheck(lambda s: attention(q, k, v, bias=s.log()[:, None, None, :]), size)
+
+
 @pytest.mark.parametrize("shape", [(0, 2, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)], ids=["B", "N", "M"])
 def test_empty(shape):
     batch, heads, n, m = shape

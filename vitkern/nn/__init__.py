@@ -6,6 +6,7 @@ from vitkern.nn.channel_attention import ChannelAttention
 from vitkern.nn.convolutional_attention import ConvolutionalAttention
 from vitkern.nn.cross_covariance_attention import CrossCovarianceAttention
 from vitkern.nn.decomposed_attention import DecomposedAttention
+from vitkern.nn.differential_attention import DifferentialAttention
 from vitkern.nn.embed import PatchEmbed, PatchMerging
 from vitkern.nn.halo_attention import HaloAttention
 from vitkern.nn.layernorm import LayerNorm
@@ -29,6 +30,7 @@ __all__ = [
     "ConvolutionalAttention",
     "CrossCovarianceAttention",
     "DecomposedAttention",
+    "DifferentialAttention",
     "DropPath",
     "HaloAttention",
     "LayerNorm",

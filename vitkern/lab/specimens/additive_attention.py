@@ -202,7 +202,7 @@ SPECIMEN = Specimen(
     survivors={
         "additive_attention._additive_fwd:narrow-accumulator:3": Survivor(
             "tl.float32 -> tl.float16",
-            "zero is exact in float16 and the sum is float32 from the first addition on; compiled, the changing type is "
+            "zero is exact in float16 and the sum is float32 from the first addition on; compiled, the change is "
             "refused",
         ),
         "additive_attention._additive_bwd_queries:drop-float32:3": Survivor(
