@@ -1,4 +1,5 @@
-"""Swapped modules of Twins, DaViT and MaxViT on the kernels, in the interpreter, against the unswapped ones."""
+"""Swapped modules of timm on the kernels, in the interpreter, against the unswapped ones: windows and grids, channels,
+reduced keys, separable attention."""
 
 import copy
 import sys
@@ -6,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from timm.models.davit import SpatialBlock
+from timm.models.davit import ChannelAttention, ChannelAttentionV2, SpatialBlock
 from timm.models.maxxvit import MaxxVitTransformerCfg, PartitionAttentionCl
-from timm.models.twins import LocallyGroupedAttn
+from timm.models.mobilevit import LinearSelfAttention
+from timm.models.pvt_v2 import Attention
+from timm.models.twins import GlobalSubSampleAttn, LocallyGroupedAttn
+from timm.models.xcit import XCA
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,6 +37,13 @@ MODULES = {
     "maxvit, window, tables of TensorFlow": (maxvit("block", rel_pos_type="bias_tf"), (1, 4, 6, 32), ()),
     "maxvit, grid, positions from an MLP": (maxvit("grid", rel_pos_type="mlp"), (1, 4, 6, 32), ()),
     "maxvit, grid, no positions": (maxvit("grid", rel_pos_type=""), (1, 4, 6, 32), ()),
+    "davit, channels": (ChannelAttention(32, num_heads=2), (1, 20, 32), ()),
+    "davit, channels, scaled by tokens": (ChannelAttentionV2(32, num_heads=2), (1, 20, 32), ()),
+    "xcit": (XCA(32, num_heads=2), (1, 20, 32), ()),
+    "pvt": (Attention(32, num_heads=2, sr_ratio=2), (1, 24, 32), ((4, 6),)),
+    "pvt, linear": (Attention(32, num_heads=2, linear_attn=True), (1, 64, 32), ((8, 8),)),
+    "twins, reduced": (GlobalSubSampleAttn(32, num_heads=2, sr_ratio=2), (1, 24, 32), ((4, 6),)),
+    "mobilevit": (LinearSelfAttention(16), (1, 16, 4, 6), ()),
 }
 
 

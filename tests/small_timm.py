@@ -1,0 +1,58 @@
+"""Small models of timm with attention of further families, and what accelerate makes of them."""
+
+from typing import NamedTuple
+
+import timm
+import torch
+from swapping import randomise
+from torch import nn
+
+
+class Small(NamedTuple):
+    """``kinds``: class that is swapped -> the operators of its adapter."""
+
+    name: str
+    options: dict
+    kinds: dict[str, tuple[str, ...]]
+
+
+MODELS = {
+    "davit": Small(
+        "davit_tiny",
+        dict(depths=(1, 1), embed_dims=(16, 32), num_heads=(2, 4), window_size=4),
+        {"ChannelAttention": ("channel_attention",)},
+    ),
+    "davit, later": Small(
+        "davit_base_fl",
+        dict(depths=(1, 1), embed_dims=(16, 32), num_heads=(2, 4), window_size=4),
+        {"ChannelAttentionV2": ("channel_attention",)},
+    ),
+    "xcit": Small(
+        "xcit_nano_12_p16_224",
+        dict(depth=1, cls_attn_layers=1, embed_dim=16, num_heads=2, img_size=32),
+        {"XCA": ("cross_covariance_attention",)},
+    ),
+    "pvt": Small(
+        "pvt_v2_b0",
+        dict(depths=(1, 1, 1, 1), embed_dims=(16, 16, 16, 16), num_heads=(1, 2, 2, 2)),
+        {"Attention": ("attention",)},
+    ),
+    "pvt, linear": Small(
+        "pvt_v2_b2_li",
+        dict(depths=(1, 1, 1, 1), embed_dims=(16, 16, 16, 16), num_heads=(1, 2, 2, 2)),
+        {"Attention": ("attention",)},
+    ),
+    "twins": Small(
+        "twins_pcpvt_small",
+        dict(depths=(1, 1, 1, 1), embed_dims=(16, 16, 16, 16), num_heads=(1, 2, 2, 2), img_size=64),
+        {"GlobalSubSampleAttn": ("attention",)},
+    ),
+    "mobilevit": Small("mobilevitv2_050", {}, {"LinearSelfAttention": ("separable_attention",)}),
+}
+SIZES = dict.fromkeys(MODELS, (32, 32)) | {"pvt": (64, 96), "pvt, linear": (64, 96), "twins": (64, 64)}
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = MODELS[name]
+    return randomise(timm.create_model(model.name, num_classes=5, **model.options)).eval()

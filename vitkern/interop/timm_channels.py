@@ -1,0 +1,58 @@
+"""timm's attention between channels, DaViT's and XCiT's: q, k and v are read as the projection leaves them."""
+
+from timm.models.davit import ChannelAttention as TimmChannelAttention
+from timm.models.davit import ChannelAttentionV2 as TimmChannelAttentionV2
+from timm.models.xcit import XCA as TimmXCA
+from torch import Tensor, nn
+
+from vitkern.interop.adapter import Adapter, Fit
+from vitkern.ops.bypass import plain
+from vitkern.ops.channel_attention import channel_attention, cross_covariance_attention
+from vitkern.ops.sizes import fixed
+
+
+class ChannelAttention(Adapter, TimmChannelAttention):
+    """`timm.models.davit.ChannelAttention`."""
+
+    @classmethod
+    def fit(cls, module: nn.Module) -> Fit:
+        return Fit(("channel_attention",))
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = _heads(self.qkv(x), self.num_heads)
+        return self.proj(channel_attention(qkv, scale=self.scale).flatten(2))
+
+
+class ChannelAttentionV2(Adapter, TimmChannelAttentionV2):
+    """`timm.models.davit.ChannelAttentionV2`."""
+
+    @classmethod
+    def fit(cls, module: nn.Module) -> Fit:
+        return Fit(("channel_attention",))
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = _heads(self.qkv(x), self.groups)
+        scale = max(1, fixed(x.shape[1])) ** -0.5 if self.dynamic_scale else self.head_dim**-0.5
+        return self.proj(channel_attention(qkv, value="v", scale=scale).flatten(2))
+
+
+class XCA(Adapter, TimmXCA):
+    """`timm.models.xcit.XCA`; the original where it drops attention weights."""
+
+    @classmethod
+    def fit(cls, module: nn.Module) -> Fit:
+        if not plain(module.attn_drop, nn.Dropout):
+            return Fit((), ("attn_drop is hooked or replaced, and the op holds no attention weights to give it",))
+        return Fit(("cross_covariance_attention",))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not plain(self.attn_drop, nn.Dropout) or (self.training and self.attn_drop.p > 0.0):
+            return super().forward(x)
+        out = cross_covariance_attention(_heads(self.qkv(x), self.num_heads), self.temperature)
+        return self.proj_drop(self.proj(out.flatten(2)))
+
+
+def _heads(qkv: Tensor, heads: int) -> Tensor:
+    """(B, N, 3 C) -> (B, N, 3, H, D)."""
+    batch, tokens, channels = qkv.shape
+    return qkv.reshape(batch, tokens, 3, heads, channels // (3 * heads))

@@ -1,0 +1,66 @@
+"""timm's attention to spatially reduced keys, PVTv2's and Twins'."""
+
+from timm.models.pvt_v2 import Attention as TimmAttention
+from timm.models.twins import GlobalSubSampleAttn as TimmGlobalSubSampleAttn
+from torch import Tensor, nn
+
+from vitkern.dispatch import autocast, runs_kernel
+from vitkern.interop.adapter import Adapter, Fit
+from vitkern.nn.grid import as_image, as_tokens
+from vitkern.ops.attention import attention
+from vitkern.ops.bypass import plain
+
+
+class Attention(Adapter, TimmAttention):
+    """`timm.models.pvt_v2.Attention`, dropout included. The original runs where no kernel does: there PyTorch's own
+    attention is what both call."""
+
+    @classmethod
+    def fit(cls, module: nn.Module) -> Fit:
+        return _fit(module)
+
+    def forward(self, x: Tensor, feat_size: list[int]) -> Tensor:
+        if not _runs(self, x):
+            return super().forward(x, feat_size)
+        keys = x
+        if self.sr is not None:
+            image = as_image("Attention", x, (feat_size[0], feat_size[1]))
+            keys = self.norm(as_tokens(self.sr(image if self.pool is None else self.pool(image))))
+            keys = keys if self.act is None else self.act(keys)
+        return _attend(self, x, keys)
+
+
+class GlobalSubSampleAttn(Adapter, TimmGlobalSubSampleAttn):
+    """`timm.models.twins.GlobalSubSampleAttn`, dropout included; see `Attention`."""
+
+    @classmethod
+    def fit(cls, module: nn.Module) -> Fit:
+        return _fit(module)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if not _runs(self, x):
+            return super().forward(x, size)
+        keys = x
+        if self.sr is not None:
+            keys = self.norm(as_tokens(self.sr(as_image("GlobalSubSampleAttn", x, size))))
+        return _attend(self, x, keys)
+
+
+def _fit(module: nn.Module) -> Fit:
+    if not plain(module.attn_drop, nn.Dropout):
+        return Fit((), ("attn_drop is hooked or replaced, and the op holds no attention weights to give it",))
+    return Fit(("attention",), ("the original runs where no kernel does",), True)
+
+
+def _runs(module: nn.Module, x: Tensor) -> bool:
+    return plain(module.attn_drop, nn.Dropout) and runs_kernel("attention", autocast(x))
+
+
+def _attend(module: nn.Module, x: Tensor, keys: Tensor) -> Tensor:
+    """x (B, N, C), keys (B, M, C)."""
+    heads = module.num_heads
+    q = module.q(x).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, N, D)
+    k, v = module.kv(keys).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    dropout_p = module.attn_drop.p if module.training else 0.0
+    out = attention(q, k, v, scale=module.scale, dropout_p=dropout_p)
+    return module.proj_drop(module.proj(out.transpose(1, 2).flatten(2)))
