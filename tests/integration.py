@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitkern.lab.proving.integration import LENGTH, Module
 from vitkern.lab.specimens import merged
 
-LENGTHS = LENGTH, 7, 6
+LENGTHS = LENGTH, 6
 CASES = merged("integration")  # registered operator -> `Integration`
 WITHOUT_OPERATOR = {  # modules of vitkern.nn that no specimen is about
     "DropPath": Module((4, 5, 32), dict(drop_prob=0.3)),

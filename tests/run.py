@@ -24,6 +24,7 @@ from shares import record, shares, tests_of
 ROOT = Path(__file__).resolve().parent.parent
 LAB = [sys.executable, "-m", "vitkern", "lab"]
 SLOWEST = 10
+TOLD = 12  # lines of each job that failed, repeated at the end
 BEAT = 30.0  # seconds from one line to the next while nothing ends
 
 
@@ -98,9 +99,16 @@ class Run:
         return (self.said().splitlines() or [""])[-1][-100:]
 
 
-def run(jobs: dict[str, Job], arguments: list[str], folder: Path) -> tuple[dict[str, float], list[str]]:
-    """The seconds of each job, and which failed."""
-    waiting, running, took, failed, beat = list(jobs), {}, {}, [], time.monotonic()
+def telling(said: str) -> list[str]:
+    """Of what a job that failed said: lines that begin with FAILED, each with the two after it; else the last."""
+    lines = said.splitlines()
+    chosen = sorted({i + k for i, line in enumerate(lines) if line.startswith("FAILED") for k in range(3)})
+    return [lines[i][:200] for i in chosen if i < len(lines)][-TOLD:] or lines[-TOLD:]
+
+
+def run(jobs: dict[str, Job], arguments: list[str], folder: Path) -> tuple[dict[str, float], dict[str, str]]:
+    """The seconds of each job, and what those said that failed."""
+    waiting, running, took, failed, beat = list(jobs), {}, {}, {}, time.monotonic()
     while waiting or running:
         while waiting and len(running) < max(2, (os.cpu_count() or 2) // 2):
             name = waiting.pop(0)
@@ -115,7 +123,7 @@ def run(jobs: dict[str, Job], arguments: list[str], folder: Path) -> tuple[dict[
             print(f"\n== {name}: {'FAILED' if job.process.returncode else 'passed'} in {took[name]:.0f} s")
             print(job.said(), flush=True)
             if job.process.returncode:
-                failed.append(name)
+                failed[name] = job.said()
                 print(f"   again: {job.shown}", flush=True)
         if running and time.monotonic() - beat > BEAT:
             beat = time.monotonic()
@@ -148,6 +156,8 @@ def main(arguments: list[str]) -> int:
     print(f"\n== {verdict}, in {time.monotonic() - begun:.0f} s", flush=True)
     if name == "prove":
         subprocess.run(LAB, cwd=ROOT)
+    for job, said in failed.items():  # again: whoever reads the end of a long log should see it
+        print(f"== FAILED: {job}", *telling(said), sep="\n", flush=True)
     return 1 if failed else 0
 
 

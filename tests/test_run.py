@@ -130,3 +130,9 @@ def test_setting_up_with_an_old_python_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="Python is too old: got 3"):
         set_up.main(tmp_path / "venv")
     assert not (tmp_path / "venv").exists()
+
+
+def test_what_failed_is_told_again():
+    said = "\n".join(["fine", "FAILED  window_attention:7", "  dq is off", "  case: {}", *["more"] * 50])
+    assert run.telling(said) == ["FAILED  window_attention:7", "  dq is off", "  case: {}"]
+    assert run.telling("one\ntwo") == ["one", "two"] and len(run.telling("line\n" * 99)) == run.TOLD
