@@ -36,7 +36,7 @@ class Mlp(NamedTuple):
     fc2: nn.Module
     between: tuple[nn.Module, ...] = ()  # must be silent: dropouts, an optional inner norm
     wrappers: tuple[nn.Module, ...] = ()  # containers that are not called any more
-    layer_scale: nn.Module | None = None
+    layer_scale: nn.Module | Tensor | None = None  # or the factors themselves
     drop_path: nn.Module | None = None
 
 
@@ -62,7 +62,11 @@ def obstacle(mlp: Mlp, training: bool | None = None) -> str | None:
             return _loud(module)
     if drop_path is not None and type(drop_path) not in DROP_PATHS:
         return f"its stochastic depth is a {type(drop_path).__name__}"
-    if layer_scale is not None and type(layer_scale) not in LAYER_SCALES:
+    if isinstance(layer_scale, Tensor):
+        if not ordinary(layer_scale):
+            return "its layer scale is no ordinary floating-point tensor"
+        layer_scale = None
+    elif layer_scale is not None and type(layer_scale) not in LAYER_SCALES:
         return f"its layer scale is a {type(layer_scale).__name__}"
     parts = (norm, mlp.act, mlp.fc1, mlp.fc2, layer_scale, drop_path, *mlp.wrappers)
     if not all_plain(part for part in parts if part is not None):
@@ -91,7 +95,7 @@ def run(x: Tensor, mlp: Mlp, post_norm: bool = False) -> Tensor:
     if drop_path is not None and drop_path.training and type(drop_path) is not nn.Identity:
         # Called on ones, stochastic depth gives its factors and takes from the generator what it always takes.
         row_scale = drop_path(x.new_ones(x.shape[0], 1, 1)).flatten()
-    layer_scale = None if mlp.layer_scale is None else mlp.layer_scale.gamma
+    scale = mlp.layer_scale
     return layernorm_mlp(
         x,
         mlp.norm.weight,
@@ -102,7 +106,7 @@ def run(x: Tensor, mlp: Mlp, post_norm: bool = False) -> Tensor:
         mlp.fc2.bias,
         eps=mlp.norm.eps,
         act=activation(mlp.act),
-        layer_scale=layer_scale,
+        layer_scale=scale.gamma if isinstance(scale, nn.Module) else scale,
         row_scale=row_scale,
         post_norm=post_norm,
     )

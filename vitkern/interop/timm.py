@@ -25,26 +25,36 @@ fusion.ACTIVATIONS.update(
 )
 
 
-def mlp_of(block: nn.Module) -> fusion.Mlp | None:
+def parts_of(
+    norm: nn.Module, mlp: nn.Module, drop_path: nn.Module, layer_scale: nn.Module | Tensor | None = None
+) -> fusion.Mlp | None:
     """The second half of a timm block as parts; None where its MLP is of another kind."""
-    own = block._modules
-    mlp = own["mlp"]
     if type(mlp) is not TimmMlp:
         return None
-    inner, layer_scale = mlp._modules, own.get("ls2")
+    inner = mlp._modules
     between = (inner["drop1"], inner["norm"], inner["drop2"])
-    if type(layer_scale) is not LayerScale:  # an Identity, or something that has to be called
-        between, layer_scale = (*between, layer_scale) if layer_scale is not None else between, None
+    if isinstance(layer_scale, nn.Module) and type(layer_scale) is not LayerScale:
+        between, layer_scale = (*between, layer_scale), None  # an Identity, or something that has to be called
     linears = inner["fc1"], inner["act"], inner["fc2"]
-    return fusion.Mlp(own["norm2"], *linears, between, (mlp,), layer_scale, own["drop_path2"])
+    return fusion.Mlp(norm, *linears, between, (mlp,), layer_scale, drop_path)
+
+
+def mlp_of(block: nn.Module) -> fusion.Mlp | None:
+    """`parts_of` a block that names them as ViT's does."""
+    own = block._modules
+    return parts_of(own["norm2"], own["mlp"], own["drop_path2"], own.get("ls2"))
+
+
+def fit_of(parts: fusion.Mlp | None, mlp: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(ops, reasons) of ``mlp``, a timm block's."""
+    if parts is None:
+        return (), (f"MLP not fused: it is a {type(mlp).__name__}",)
+    return fusion.mlp_fit(parts)
 
 
 def mlp_fit(block: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(ops, reasons) of a timm block's MLP."""
-    mlp = mlp_of(block)
-    if mlp is None:
-        return (), (f"MLP not fused: it is a {type(block.mlp).__name__}",)
-    return fusion.mlp_fit(mlp)
+    """`fit_of` a block that names its parts as ViT's does."""
+    return fit_of(mlp_of(block), block.mlp)
 
 
 class Attention(Adapter, TimmAttention):

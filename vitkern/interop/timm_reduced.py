@@ -1,11 +1,14 @@
-"""timm's attention to spatially reduced keys, PVTv2's and Twins'."""
+"""timm's attention to spatially reduced keys, PVTv2's and Twins', and Twins' block."""
 
 from timm.models.pvt_v2 import Attention as TimmAttention
+from timm.models.twins import Block as TimmBlock
 from timm.models.twins import GlobalSubSampleAttn as TimmGlobalSubSampleAttn
 from torch import Tensor, nn
 
 from vitkern.dispatch import autocast, runs_kernel
+from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.timm import mlp_fit, mlp_of
 from vitkern.nn.grid import as_image, as_tokens
 from vitkern.ops.attention import attention
 from vitkern.ops.bypass import plain
@@ -44,6 +47,21 @@ class GlobalSubSampleAttn(Adapter, TimmGlobalSubSampleAttn):
         if self.sr is not None:
             keys = self.norm(as_tokens(self.sr(as_image("GlobalSubSampleAttn", x, size))))
         return _attend(self, x, keys)
+
+
+class Block(Adapter, TimmBlock):
+    """`timm.models.twins.Block`: attention as the module is, then norm, MLP and residual as one op."""
+
+    @classmethod
+    def fit(cls, module: nn.Module) -> Fit:
+        return Fit(*mlp_fit(module))
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        mlp = mlp_of(self)
+        if mlp is None or fusion.obstacle(mlp) is not None:
+            return super().forward(x, size)
+        x = x + self.drop_path1(self.attn(self.norm1(x), size))
+        return fusion.run(x, mlp)
 
 
 def _fit(module: nn.Module) -> Fit:
