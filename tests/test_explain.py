@@ -8,8 +8,9 @@ from test_explain_lrp import close, stored
 from torch import nn
 
 import vitkern
-from vitkern.explaining import capture
-from vitkern.explaining.explanation import METHODS
+from vitkern.explaining import capture, rollout
+from vitkern.explaining.layer import Call, Layer
+from vitkern.explaining.methods import METHODS
 from vitkern.explaining.windows import Windows
 from vitkern.ops import attention_map
 
@@ -44,8 +45,6 @@ def test_rollout_is_the_stored_one():
     close(vitkern.explain(model, t["input.x"], "rollout").heat.flatten(1), t["output.rollout.start0"], 1e-5)
     model.blocks = model.blocks[1:]  # whose input is then another, so that only the maps' product can be looked at
     _, layers = capture.capture(stored("rollout_baseline")[0], t["input.x"])
-    from vitkern.explaining import rollout
-
     start = torch.zeros(17)
     start[0] = 1.0
     close(rollout.rollout(layers[1:], start).row[None, 1:], t["output.rollout.start1"], 1e-5)
@@ -137,6 +136,14 @@ def test_models(name):
         close(vitkern.explain(model, image, method, target=[1, 3]).heat, one.heat, 1e-3)
 
 
+def test_weights_that_are_cast():
+    """In half precision transformers' eager attention casts them between softmax and product."""
+    model = filled(MODELS["transformers ViT, eager"]())
+    image, expected = image_of(model), vitkern.explain(model, image_of(model), target=1).heat
+    found = vitkern.explain(model.bfloat16(), image.bfloat16(), target=1).heat
+    assert nn.functional.cosine_similarity(found.flatten(), expected.flatten(), 0) > 0.95
+
+
 def test_one_model_under_three_names_gives_one_map():
     """Weights of vitkern's Swin in timm's: windows come in another order, and lie in the same places."""
     for ours, other in (("vitkern Swin", "timm Swin"), ("vitkern SwinV2", "timm SwinV2"), ("vitkern ViT", "timm ViT")):
@@ -187,6 +194,49 @@ def test_windows_lie_where_tokens_see_each_other(library, shift):
     assert sorted(index[index >= 0].tolist()) == list(range(54))
 
 
+def drawn(groups, queries, keys):
+    """A call of two heads whose weights (G, 2, n, m) are drawn, and gradients of them."""
+    weights = torch.rand(groups, 2, queries, keys, dtype=torch.float64).softmax(-1)
+    return Call(weights, None, (groups, queries, keys)), torch.randn_like(weights)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_rows_through_windows_merged_tokens_and_a_pooling_query(ordered):
+    """Against matrices of all tokens: of windows, shifted and padded; of the merging; of a query of its own."""
+    torch.manual_seed(0)
+    windows = Windows((5, 7), (2, 4), (1, 2), "image", ordered)
+    index = windows.tokens(torch.device("cpu"))
+    (one, grad_one), (two, grad_two) = (drawn(groups, 8, 8) for groups in (len(index) - 2, 2))
+    (merged, grad_merged), (pooled, grad_pooled) = drawn(1, 12, 12), drawn(1, 1, 12)
+    whole = torch.arange(12)[None]
+    layers = [Layer((one, two), (5, 7), index), Layer((merged,), (3, 4), whole), Layer((pooled,))]
+    grads = [[grad_one, grad_two], [grad_merged], [grad_pooled]]
+
+    def matrix(calls, slopes, index, tokens):
+        found = torch.zeros(tokens + 1, tokens + 1, dtype=torch.float64)
+        maps = torch.cat([call.result if slopes is None else (call.result * slope).clamp(min=0)
+                          for call, slope in zip(calls, slopes or calls, strict=True)])  # fmt: skip
+        for tokens_of, own in zip(index, maps.mean(1), strict=True):
+            for i, j in itertools.product(range(len(tokens_of)), repeat=2):
+                found[tokens_of[i], tokens_of[j]] += own[i, j]  # -1 is the last
+        return found[:-1, :-1]
+
+    merging = torch.zeros(12, 35, dtype=torch.float64)
+    for y, x in itertools.product(range(5), range(7)):
+        merging[y // 2 * 4 + x // 2, y * 7 + x] = 0.25
+    start, eye = torch.ones(1, dtype=torch.float64), [torch.eye(n, dtype=torch.float64) for n in (12, 35)]
+    last, second, first = pooled.result[0].mean(0)[0], merged.result[0].mean(0), matrix((one, two), None, index, 35)
+    expected = last @ (second + eye[0]) / 2 @ merging @ (first + eye[1]) / 2
+    reached = rollout.rollout(layers, start)
+    torch.testing.assert_close(reached.row, expected)
+    assert reached.grid == (5, 7)
+    last, second = (
+        (call.result * grad).clamp(min=0)[0].mean(0) for call, grad in ((pooled, grad_pooled), (merged, grad_merged))
+    )
+    expected = last[0] @ (second + eye[0]) @ merging @ (matrix((one, two), grads[0], index, 35) + eye[1])
+    torch.testing.assert_close(rollout.relevance(layers, start, grads).row, expected)
+
+
 def test_nothing_is_left_behind():
     model = filled(MODELS["timm ViT"]())
     vitkern.accelerate(model)
@@ -227,11 +277,13 @@ def test_nothing_is_left_behind():
 
 def test_a_compiled_model():
     model = filled(MODELS["vitkern ViT"]())
-    image, expected = image_of(model), None
+    image, graphs = image_of(model), []
     expected = vitkern.explain(model, image).heat
     close(vitkern.explain(torch.compile(model, backend="eager"), image).heat, expected, 1e-6)
-    model.compile(backend="eager")
+    for block in model.blocks:
+        block.compile(backend=lambda graph, inputs: graphs.append(graph) or graph)
     close(vitkern.explain(model, image).heat, expected, 1e-6)
+    assert not graphs
 
 
 def test_memory_is_that_of_rows(monkeypatch):

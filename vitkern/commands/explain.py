@@ -10,9 +10,9 @@ from vitkern.commands.images import read_images
 from vitkern.commands.numbers import whole
 from vitkern.commands.outcome import refused
 from vitkern.commands.peer import RANDOM, Peer
+from vitkern.explaining.methods import METHODS
 from vitkern.report import BadInput, near_matches
 
-METHODS = ("relevance", "rollout", "lrp", "attention")
 OWN = "vitkern"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 

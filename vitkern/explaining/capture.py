@@ -17,7 +17,7 @@ from vitkern.interop.adapter import Adapter
 from vitkern.interop.attends import attends
 
 _SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
-_SAME = (F.dropout, torch.dropout, Tensor.to, Tensor.type, Tensor.float, Tensor.half, Tensor.bfloat16)
+_SAME = (F.dropout, Tensor.to)  # what stands between it and the product
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 

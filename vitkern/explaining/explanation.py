@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,8 @@ from vitkern.explaining import lrp, rollout
 from vitkern.explaining.capture import capture
 from vitkern.explaining.layer import Layer
 from vitkern.explaining.logits import checked_target, logits_of
+from vitkern.explaining.methods import METHODS, Method
 from vitkern.explaining.tokens import grid_of
-
-Method = Literal["relevance", "rollout", "lrp", "attention"]
-METHODS: tuple[str, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)

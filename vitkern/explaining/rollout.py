@@ -8,6 +8,7 @@ has equally among the tokens that it was merged from.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from vitkern.explaining.layer import Layer
@@ -29,26 +30,26 @@ def attention(layers: Sequence[Layer], start: Tensor) -> Reached:
 
 def rollout(layers: Sequence[Layer], start: Tensor) -> Reached:
     """r <- r (A + I) / 2, A the mean over heads (Abnar and Zuidema, arXiv 2005.00928, section 3)."""
-    return _back(layers, start, lambda row, i: (row + layers[i].through(row)) / 2)
+    return _back(layers, start, None, lambda row, seen: (row + seen) / 2)
 
 
 def relevance(layers: Sequence[Layer], start: Tensor, grads: Grads) -> Reached:
     """r <- r (I + E), E the mean over heads of max(0, P dP), of the gradients of one number (Chefer et al., arXiv
-    2103.15679, equations 5 and 6).
-
-    With values of width Dv the gradients are those of the outputs of attention, from which dP follows.
-    """
-    return _back(layers, start, lambda row, i: row + layers[i].through(row, grads[i]))
+    2103.15679, equations 5 and 6)."""
+    return _back(layers, start, grads, torch.add)
 
 
-def _back(layers: Sequence[Layer], start: Tensor, step: Callable[[Tensor, int], Tensor]) -> Reached:
+def _back(
+    layers: Sequence[Layer], start: Tensor, grads: Grads | None, with_residual: Callable[[Tensor, Tensor], Tensor]
+) -> Reached:
     row, grid = start, layers[-1].grid
     for i in reversed(range(len(layers))):
         layer = layers[i]
         if row.shape[0] != layer.queries:
             row = _parted(row, grid, layer)
-        pools = layer.queries != layer.keys  # queries of their own, such as that of a pooling head: no residual stream
-        row = layer.through(row) if pools else step(row, i)
+        seen = layer.through(row, None if grads is None else grads[i])
+        # queries of their own, such as that of a pooling head, have no residual stream
+        row = with_residual(row, seen) if layer.queries == layer.keys else seen
         grid = layer.grid
     return Reached(row, grid)
 

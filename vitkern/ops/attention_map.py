@@ -14,7 +14,7 @@ from vitkern.register import _on_device, _with_fallback
 
 Heads = Literal["mean", "sum"] | list[int] | tuple[int, ...]
 Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-_SCORES = 1 << 22  # so many are in memory at once in PyTorch, at least those of one query of all heads
+_SCORES = 1 << 20  # so many are in memory at once in PyTorch, at least those of one query of all heads
 
 
 class Added(TypedDict):
@@ -203,7 +203,10 @@ def _in_pytorch(
     for rows, weights in weights_of_rows(q, k, added, scale):
         if v is not None and grad is not None:
             weights = weights.mul_(grad_of_weights(grad[:, :, rows], v)).clamp_(min=0)
-        found[:, :, rows] = weights if per_head else weights.sum(1, keepdim=True)
+        own = weights if per_head else weights.sum(1, keepdim=True)
+        if own.shape[2] == n:
+            return own
+        found[:, :, rows] = own
     return found
 
 
