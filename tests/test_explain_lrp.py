@@ -77,6 +77,23 @@ def test_the_heat_map_is_the_attribution():
     close(vitkern.explain(model.double(), t["input.x"].double(), "lrp", target=2).heat, found.heat, MODEL)
 
 
+@pytest.mark.parametrize("name, options", [
+    ("deit_tiny_distilled_patch16_224", dict()),
+    ("vit_tiny_patch16_224", dict(global_pool="avg", reg_tokens=1, qk_norm=True, init_values=0.1)),
+])  # fmt: skip
+def test_a_model_keeps_what_it_is_given(name, options):
+    """All relevance arrives at the tokens: that of two heads, of a mean, past norms and factors of channels."""
+    torch.manual_seed(0)
+    sizes = dict(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=5)
+    model = vitkern.create_model(name, **sizes, **options).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    found, logits, target = lrp.relevance(model, torch.randn(1, 3, 32, 32, dtype=torch.float64), None)
+    assert target == logits.argmax() and found.tokens.sum().item() == pytest.approx(1.0, abs=1e-4)
+    assert found.start.sum() == 1 and found.start.ne(0).sum() == (2 if "distilled" in name else 16)
+
+
 def test_relevance_is_kept_in_its_way():
     """The parts of a sum share what it has; a linear layer without negative contributions keeps all of it."""
     torch.manual_seed(0)
