@@ -1,9 +1,11 @@
 """`vitkern.explain`: the definitions on whole maps, models of three libraries, windows, what is left behind, errors."""
 
 import itertools
+import re
 
 import pytest
 import torch
+from stored import FOLDER
 from test_explain_lrp import close, stored
 from torch import nn
 
@@ -330,6 +332,16 @@ def test_heat_lands_on_the_object():
         share = (heat * square[right]).sum((1, 2)) / heat.sum((1, 2))
         print(method, share.median(), loss)
         assert share.median() > 0.25, method  # where four patches of 64 have 0.06
+
+
+def test_the_page_runs():
+    page = (FOLDER.parents[1] / "docs" / "explain.md").read_text()
+    q, k, v, grad = torch.randn(4, 2, 6, 20, 8)
+    names = dict(model=MODELS["vitkern ViT"](), images=torch.randn(2, 3, 32, 32), q=q, k=k, v=v, grad=grad)
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 2 and names["found"].heat.shape == (2, 4, 4)
 
 
 class TwoMaps(nn.Module):
