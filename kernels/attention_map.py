@@ -4,9 +4,9 @@ are made, so that no map of a single head is in memory unless it is asked for.
     map = P or max(0, P dP)    P = exp(scale q k^T + terms - lse)    dP = grad v^T        (B, 1 or H, N, M) float32
 
 One launch of the map kernel of the loop (loop/stream_bias.py, reductions.py): a program owns a tile of a map and walks
-the heads; where tiles are few, shares of the heads, which a second launch adds in their order. Bytes: the map is written
-once, the floor, and where it is in shares once for each; q and grad are read M / BLOCK_N times, k and v N / BLOCK_M
-times, all but the first time from the second-level cache.
+the heads; where tiles are few, shares of the heads, which a second launch adds in their order. Bytes: the map is
+written once, the floor, and where it is in shares once for each; q and grad are read M / BLOCK_N times, k and v
+N / BLOCK_M times, all but the first time from the second-level cache.
 
 Compiled for sm_90 in bfloat16, D = 64, tiles of 64 x 64: 128 registers and 286 instructions a head for weights, 180 and
 445 for relevance; nothing spills there, nor in float32 or for the other four architectures.
