@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vitkern
 from vitkern.commands.images import sample_photographs
 from vitkern.explaining.overlay import box_seen, overlay
 
@@ -35,9 +36,14 @@ def test_two_photographs(run, tmp_path, method):
 def test_a_class_and_a_model_of_its_own(run, tmp_path, photograph):
     out = tmp_path / "heat.jpg"
     given = ("explain", "vit_tiny_patch16_224", "--library", "vitkern", "--image", str(photograph), "--out", str(out))
-    code, said, err = run(*given, "--target", "7")
+    weights = tmp_path / "weights.pth"
+    torch.save(vitkern.create_model("vit_tiny_patch16_224").state_dict(), weights)
+    code, said, err = run(*given, "--target", "7", "--weights", weights)
     assert code == 0 and "class 7, probability" in said and "14 x 14 patches" in said, said + err
-    assert out.stat().st_size > 1000
+    assert f"weights of {weights}" in said and "random" not in said and out.stat().st_size > 1000
+    torch.save({"head.bias": torch.zeros(3)}, weights)
+    code, _, err = run(*given, "--weights", weights)
+    assert code == 2 and "the weights do not fit vit_tiny_patch16_224" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

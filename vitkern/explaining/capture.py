@@ -102,7 +102,8 @@ class _Layers:
                 if _computes_attention(module) and first == end:
                     raise NotImplementedError(
                         f"explain: attention cannot be read: got {name or 'the model'}, a {_kind(module).__name__}; "
-                        "expected a softmax of queries and keys that multiplies values. Take another model."
+                        "expected a softmax of queries and keys that multiplies values, on a CPU of 16 keys or more. "
+                        "Take another model."
                     )
                 if first < end and has_windows(module):
                     windows = windows_after(module, args, keywords)
@@ -125,7 +126,7 @@ class _Layers:
         if not calls:
             raise NotImplementedError(
                 "explain: attention cannot be read: got a model that calls none; expected a vision transformer whose "
-                "attention is a softmax, of at least 16 tokens on a CPU."
+                "attention is a softmax that multiplies values."
             )
         layers, place = [], 0
         for first, end, windows in [*self._windows, (len(calls), len(calls), None)]:
