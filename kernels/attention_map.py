@@ -12,18 +12,12 @@ Compiled for sm_90 in bfloat16, D = 64, tiles of 64 x 64: 128 registers and 286 
 445 for relevance; nothing spills there, nor in float32 or for the other four architectures.
 """
 
-import torch
 from torch import Tensor
 
 from .attention import Terms, _problem
 from .loop import reductions
 from .loop.problem import dense_rows, per_token, unit_last
 from .loop.stream_bias import stream_bias_gradient
-
-
-def attention_map_output(q, k, v, grad, bias, mask, key_mask, lse, scale, causal, per_head):
-    """(B, 1 or H, N, M) float32."""
-    return q.new_empty(q.shape[0], q.shape[1] if per_head else 1, q.shape[2], k.shape[2], dtype=torch.float32)
 
 
 def attention_map(

@@ -197,24 +197,28 @@ def _in_pytorch(
     per_head: bool,
 ) -> Tensor:
     """What the launcher returns, from its arguments, a few queries at a time."""
-    (batch, heads, n, _), keys = q.shape, k.shape[2]
-    found = q.new_empty(batch, heads if per_head else 1, n, keys, dtype=_wide(q))
+    found = _output(q, k, per_head)
     added = Added(bias=bias, mask=mask, key_padding_mask=key_mask, causal=causal)
     for rows, weights in weights_of_rows(q, k, added, scale):
         if v is not None and grad is not None:
             weights = weights.mul_(grad_of_weights(grad[:, :, rows], v)).clamp_(min=0)
         own = weights if per_head else weights.sum(1, keepdim=True)
-        if own.shape[2] == n:
+        if own.shape == found.shape:
             return own
         found[:, :, rows] = own
     return found
 
 
+def _output(q: Tensor, k: Tensor, *rest: Any) -> Tensor:
+    """What the launcher returns, empty, from its arguments."""
+    return q.new_empty(q.shape[0], q.shape[1] if rest[-1] else 1, q.shape[2], k.shape[2], dtype=_wide(q))
+
+
 if dispatch.HAS_TRITON:
     from vitkern.kernels import attention_map as kernels
 
-    _launched = _on_device(kernels.attention_map, kernels.attention_map_output)
-    _by_kernel = _with_fallback("attention_map", _launched, kernels.attention_map_output, _in_pytorch, slice(None))
+    _launched = _on_device(kernels.attention_map, _output)
+    _by_kernel = _with_fallback("attention_map", _launched, _output, _in_pytorch, slice(None))
 
 
 def grad_of_weights(grad: Tensor, v: Tensor) -> Tensor:
