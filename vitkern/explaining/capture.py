@@ -156,12 +156,18 @@ def _computes_attention(module: nn.Module) -> bool:
 
 @contextmanager
 def as_for_inference(model: nn.Module) -> Iterator[None]:
-    """Within the block every module is in eval mode, and gradients are recorded, whatever the caller has set."""
+    """Within the block every module is in eval mode, none computes itself again in a backward pass (as timm's do in
+    eval mode too), and gradients are recorded, whatever the caller has set."""
     modes = {module: module.training for module in model.modules()}
+    checkpointed: list[Any] = [module for module in model.modules() if getattr(module, "grad_checkpointing", False)]
     try:
         model.eval()
+        for module in checkpointed:
+            module.grad_checkpointing = False
         with torch.enable_grad():
             yield
     finally:
         for module, training in modes.items():
             module.training = training
+        for module in checkpointed:
+            module.grad_checkpointing = True
