@@ -1,5 +1,6 @@
 """What a type checker says of the public names to someone who uses them; read by mypy, never run."""
 
+import torch
 from torch import Tensor
 from typing_extensions import assert_type
 
@@ -20,6 +21,13 @@ def attention(q: Tensor, log: bool) -> None:
 def layernorm(x: Tensor) -> None:
     assert_type(vitkern.layernorm(x, None, None, 1e-6), Tensor)
     assert_type(vitkern.layernorm(x, None, None, 1e-6, x), tuple[Tensor, Tensor])
+
+
+def maps(q: Tensor, model: torch.nn.Module) -> None:
+    assert_type(vitkern.attention_map(q, q, heads=[0, 1]), Tensor)
+    assert_type(vitkern.attention_relevance(q, q, q, q), Tensor)
+    assert_type(vitkern.explain(model, q, "rollout", target=3).heat, Tensor)
+    vitkern.explain(model, q, "saliency")  # type: ignore[arg-type]
 
 
 def models() -> None:

@@ -16,6 +16,8 @@ ROOT = Path(vitkern.__file__).parent
 ROOMS = ("vitkern.nn", "vitkern.ops", "vitkern.models")
 ALONE = (
     "vitkern.dispatch",
+    "vitkern.explaining.explanation",
+    "vitkern.explaining.overlay",
     "vitkern.faults",
     "vitkern.interop.accelerate",
     "vitkern.interop.adapter",

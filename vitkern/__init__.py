@@ -10,11 +10,14 @@ _PUBLIC = {
     "accelerate": "vitkern.interop.accelerate",
     "additive_attention": "vitkern.ops.additive_attention",
     "attention": "vitkern.ops.attention",
+    "attention_map": "vitkern.ops.attention_map",
     "attention_qkvpacked": "vitkern.ops.attention",
+    "attention_relevance": "vitkern.ops.attention_map",
     "channel_attention": "vitkern.ops.channel_attention",
     "create_model": "vitkern.models.registry",
     "cross_covariance_attention": "vitkern.ops.channel_attention",
     "describe": "vitkern.models.registry",
+    "explain": "vitkern.explaining.explanation",
     "layernorm": "vitkern.ops.layernorm",
     "layernorm_mlp": "vitkern.ops.layernorm_mlp",
     "local_attention": "vitkern.ops.local_attention",
@@ -33,6 +36,7 @@ __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.dispatch import use_backend as use_backend
+    from vitkern.explaining.explanation import explain as explain
     from vitkern.interop.accelerate import accelerate as accelerate
     from vitkern.models.registry import create_model as create_model
     from vitkern.models.registry import describe as describe
@@ -41,6 +45,8 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.ops.additive_attention import additive_attention as additive_attention
     from vitkern.ops.attention import attention as attention
     from vitkern.ops.attention import attention_qkvpacked as attention_qkvpacked
+    from vitkern.ops.attention_map import attention_map as attention_map
+    from vitkern.ops.attention_map import attention_relevance as attention_relevance
     from vitkern.ops.channel_attention import channel_attention as channel_attention
     from vitkern.ops.channel_attention import cross_covariance_attention as cross_covariance_attention
     from vitkern.ops.layernorm import layernorm as layernorm

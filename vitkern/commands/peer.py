@@ -1,6 +1,6 @@
 """A model of another library, as the commands take it."""
 
-import importlib.metadata
+import importlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -29,7 +29,7 @@ class Peer:
     def __str__(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
         size = " x ".join(map(str, self.input_size))
-        version = importlib.metadata.version(self.library)
+        version = importlib.import_module(self.library).__version__
         return f"{self.name} from {self.library} {version}: {count:,} parameters, input 3 x {size}, {self.weights}"
 
     def images(self, photographs: list) -> Tensor:
