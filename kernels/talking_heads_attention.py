@@ -22,7 +22,7 @@ from torch import Tensor
 from .loop.problem import Rows, aligned, dense_rows, unit_last
 from .machine.architecture import arch_of
 from .machine.blocks import dot_precision
-from .talking.backward import run_backward
+from .talking.backward import key_gradients, query_gradients
 from .talking.blocks import MAX_HEADS, mixing_precision, talking_backward_config, talking_forward_config, talking_takes
 from .talking.forward import run_forward
 
@@ -111,13 +111,15 @@ def talking_heads_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `talking_heads_attention_forward`; deterministic. That of ``before_bias`` is zeros."""
     dqkv = qkv.new_empty(qkv.shape)
-    (q, k, v), found = map(_rows, unit_last(qkv).unbind(2)), [_rows(x) for x in dqkv.unbind(2)]
+    q, k, v = map(_rows, unit_last(qkv).unbind(2))
+    dq, dk, dv = map(_rows, dqkv.unbind(2))
     rows = _rows(unit_last(grad))
-    problem = _problem(qkv, before, after, after_bias, scale, talking_backward_config, (q, rows, found[0]))
-    heads = qkv.shape[3]
+    problem = _problem(qkv, before, after, after_bias, scale, talking_backward_config, (q, rows, dq))
+    heads, delta = qkv.shape[3], torch.empty_like(lse)
     blocks = problem.programs * (MAX_HEADS // problem.constants["HEAD_TILE"])
     shares = torch.empty(blocks, 2 * heads + 1, heads, dtype=torch.float32, device=qkv.device)
-    run_backward(problem, q, k, v, rows, lse, torch.empty_like(lse), *found, shares)
+    query_gradients(problem, q, k, v, rows, lse, delta, dq, shares)
+    key_gradients(problem, q, k, v, rows, lse, delta, dk, dv)
     total = shares.sum(0)
     empty = qkv.new_empty(0)
     return (

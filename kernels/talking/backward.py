@@ -96,17 +96,21 @@ def _talking_bwd_keys(
     store_lanes(dv, dv_sums, 1.0, gradient_strides, image, ki, N, HEADS, HEAD_TILE, HEAD_DIM, PART, ALIGN)
 
 
-def run_backward(problem, q, k, v, grad, lse, delta, dq, dk, dv, shares):
-    """Fills ``delta`` (B, H, N), the gradients of rows, and ``shares`` (blocks of tokens, 2 H + 1, H): of both matrices
-    and of the bias after the softmax."""
-    operands = (q.tensor, k.tensor, v.tensor, grad.tensor, lse, delta)
+def query_gradients(problem, q, k, v, grad, lse, delta, dq, shares):
+    """Fills ``dq``, ``delta`` (B, H, N), and ``shares`` (blocks of tokens, 2 H + 1, H): those of the gradients of both
+    matrices and of the bias after the softmax."""
     before, after, _ = problem.mixing
-    places = (*problem.strides(q, grad, dq), *problem.sizes)
     launch(
         _talking_bwd_queries, (problem.programs,),
-        *operands, dq.tensor, shares, before, after, *places, **problem.constants,
+        q.tensor, k.tensor, v.tensor, grad.tensor, lse, delta, dq.tensor, shares, before, after,
+        *problem.strides(q, grad, dq), *problem.sizes, **problem.constants,
     )  # fmt: skip
+
+
+def key_gradients(problem, q, k, v, grad, lse, delta, dk, dv):
+    """Fills ``dk`` and ``dv``."""
     launch(
         _talking_bwd_keys, (problem.programs,),
-        *operands, dk.tensor, dv.tensor, *problem.mixing, *places, **problem.constants,
+        q.tensor, k.tensor, v.tensor, grad.tensor, lse, delta, dk.tensor, dv.tensor, *problem.mixing,
+        *problem.strides(q, grad, dk), *problem.sizes, **problem.constants,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Block sizes of attention with mixed heads, and what fits them. ``block_m`` counts the tokens of a lane, ``block_n``
 those of a turn; both are 16 where one more would spill."""
 
-from ..machine.architecture import CDNA, INTERPRETER, SMALL_SHARED, family
+from ..machine.architecture import AMPERE, CDNA, INTERPRETER, SMALL_SHARED, family
 from ..machine.blocks import Config, dot_precision
 from ..machine.choices import choice
 
@@ -24,14 +24,16 @@ def talking_backward_config(itemsize, arch):
 
 @choice
 def talking_takes(heads, head_dim, itemsize, arch):
-    """Whether lanes hold the heads, and shared memory the rows of a program: CDNA needs none for these."""
+    """Whether lanes hold the heads, and shared memory the rows of a program; CDNA loads them without."""
     if heads > MAX_HEADS or head_dim > MAX_HEAD_DIM:
         return False
     if arch == INTERPRETER or family(arch) == CDNA:
         return True
     if arch in SMALL_SHARED:
-        return itemsize == 2 and head_dim <= 16
-    return itemsize == 2 or head_dim <= 32
+        return head_dim <= 16
+    if itemsize == 4:
+        return head_dim <= 32
+    return head_dim <= (48 if family(arch) == AMPERE else MAX_HEAD_DIM)
 
 
 def mixing_precision(dtype, arch):

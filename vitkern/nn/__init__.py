@@ -1,7 +1,9 @@
 """Thin modules over `vitkern.ops`: parameters, a reshape, one call. Parameters are named as in timm."""
 
 from vitkern.nn.attention import Attention
+from vitkern.nn.attention_pool import AttentionPool
 from vitkern.nn.channel_attention import ChannelAttention
+from vitkern.nn.class_attention import ClassAttention
 from vitkern.nn.cross_covariance_attention import CrossCovarianceAttention
 from vitkern.nn.decomposed_attention import DecomposedAttention
 from vitkern.nn.embed import PatchEmbed, PatchMerging
@@ -14,13 +16,16 @@ from vitkern.nn.partition_attention import PartitionAttention
 from vitkern.nn.rmsnorm import RMSNorm
 from vitkern.nn.separable_attention import SeparableSelfAttention
 from vitkern.nn.standalone_attention import StandaloneAttention
+from vitkern.nn.talking_heads_attention import TalkingHeadsAttention
 from vitkern.nn.vil_attention import ViLAttention
 from vitkern.nn.vil_dense_attention import ViLDenseAttention
 from vitkern.nn.window_attention import WindowAttention, WindowAttentionV2
 
 __all__ = [
     "Attention",
+    "AttentionPool",
     "ChannelAttention",
+    "ClassAttention",
     "CrossCovarianceAttention",
     "DecomposedAttention",
     "DropPath",
@@ -35,6 +40,7 @@ __all__ = [
     "RMSNorm",
     "SeparableSelfAttention",
     "StandaloneAttention",
+    "TalkingHeadsAttention",
     "ViLAttention",
     "ViLDenseAttention",
     "WindowAttention",

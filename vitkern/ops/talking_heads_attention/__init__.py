@@ -44,9 +44,9 @@ def talking_heads_attention(
     Returns:
         (B, N, H, D), contiguous, in the dtype of ``qkv`` (the autocast dtype under autocast). Differentiable in all
         tensors; deterministic. The backward keeps the arguments, the result and a number for each token and head: no
-        N x N tensor. The kernels take up to 16 heads, which are mixed in one tile, of up to 64 channels; float32 on
-        NVIDIA GPUs up to 32, and GPUs with 99 KiB of shared memory half precision up to 16. Others run in PyTorch, a
-        few queries at a time.
+        N x N tensor. The kernels take up to 16 heads, which are mixed in one tile, of up to 64 channels (sm_80: 48;
+        float32 on NVIDIA: 32; with 99 KiB of shared memory: 16); others run in PyTorch, a few queries at a time. What
+        is not finite in one query may reach others of its image.
 
     Raises:
         TypeError: an argument is not a dense floating-point tensor, or no number.
@@ -87,12 +87,12 @@ def _check(op: str, qkv: Tensor, before: Tensor, after: Tensor, *biases: Tensor 
                 f"{op}: {name} does not match the heads: got {tuple(tensor.shape)} for qkv {tuple(qkv.shape)} of "
                 f"{heads} heads; expected {expected}. Split the channels into as many heads as are mixed."
             )
-    devices = {name: tensor.device for name, tensor in named.items() if tensor is not None and tensor.device != qkv.device}
+    devices = {
+        name: tensor.device for name, tensor in named.items() if tensor is not None and tensor.device != qkv.device
+    }
     if devices:
         got = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise ValueError(
-            f"{op}: devices differ: got qkv on {qkv.device}, {got}; expected one. Move them together."
-        )
+        raise ValueError(f"{op}: devices differ: got qkv on {qkv.device}, {got}; expected one. Move them together.")
 
 
 def _reasons(qkv: Tensor, dropout_p: float) -> list[str]:
