@@ -59,35 +59,35 @@ def class_attention(
     checks.check_scale(op, scale)
     checks.check_probability(op, "dropout_p", dropout_p)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    if mask is None and dropout_p == 0.0 and x.shape[1] and _absorbs(q, x, projections):
-        return _absorbed(q * scale, x, *_parts(projections))
+    absorbed = _read(q, x, projections) if mask is None and dropout_p == 0.0 else None
+    if absorbed is not None:
+        return _absorbed(q * scale, x, *absorbed)
     k, v = _projected(op, q, x, projections)
     q = q.expand(x.shape[0], *q.shape[1:]).to(k.dtype)
     return attention(q, k, v, scale=scale, mask=mask, dropout_p=dropout_p).transpose(1, 2)
 
 
-def _absorbs(q: Tensor, x: Tensor, projections: tuple[Callable, ...]) -> bool:
-    """Whether the projections may be read, and are of these shapes."""
+Linear = tuple[Tensor, Tensor | None]  # weight (H * D, C), bias (H * D,)
+
+
+def _read(q: Tensor, x: Tensor, projections: tuple[Callable, ...]) -> tuple[Linear, Linear] | None:
+    """What projects keys and values; None where it may not be read, or would better be called."""
     heads, queries, dim = q.shape[1:]
-    if 2 * queries > dim or not all(may_bypass(project, nn.Linear) for project in projections):
-        return False
-    rows = heads * dim * (2 if len(projections) == 1 else 1)
-    return all(tuple(project.weight.shape) == (rows, x.shape[-1]) for project in projections)
+    parts: list[Linear] = []
+    for project in projections:
+        if not may_bypass(project, nn.Linear):
+            return None
+        count = 2 // len(projections)
+        if tuple(project.weight.shape) != (count * heads * dim, x.shape[-1]):
+            return None
+        biases = (None,) * count if project.bias is None else project.bias.chunk(count)
+        parts += zip(project.weight.chunk(count), biases, strict=True)
+    return (parts[0], parts[1]) if x.shape[1] and 2 * queries <= dim else None
 
 
-def _parts(projections: tuple[nn.Linear, ...]) -> list[Tensor | None]:
-    """Weight and bias of the keys, weight and bias of the values."""
-    if len(projections) == 2:
-        return [tensor for project in projections for tensor in (project.weight, project.bias)]
-    weights, bias = projections[0].weight.chunk(2), projections[0].bias
-    biases = (None, None) if bias is None else bias.chunk(2)
-    return [weights[0], biases[0], weights[1], biases[1]]
-
-
-def _absorbed(
-    q: Tensor, x: Tensor, key: Tensor, key_bias: Tensor | None, value: Tensor, value_bias: Tensor | None
-) -> Tensor:
-    """``q`` with its scale; weights (H * D, C), biases (H * D,)."""
+def _absorbed(q: Tensor, x: Tensor, keys: Linear, values: Linear) -> Tensor:
+    """``q`` with its scale."""
+    (key, key_bias), (value, value_bias) = keys, values
     (batch, _, channels), (heads, queries, dim) = x.shape, q.shape[1:]
     rows = (q @ key.view(heads, dim, channels)).flatten(1, 2)  # (B or 1, H * L, C)
     rows = rows.expand(batch, -1, -1)

@@ -73,8 +73,10 @@ def _offsets() -> list[OffsetCase]:
         case = partial(scaled, kernel, function=_beyond, launcher=launcher)
         cases += [
             case("images", small=3, offset=2**23, dims=lambda s: (s, 18, 1, 16)),
-            case("images of one token", small=3, offset=2**27, dims=lambda s: (s, 1, 16, 1)),
+            case("images of one channel", small=3, offset=2**23, dims=lambda s: (s, 256, 1, 1)),
         ]
+        if launcher == "queries":  # shares of H^2
+            cases.append(case("images of 16 heads", small=3, offset=2**22, dims=lambda s: (s, 1, 16, 1)))
         for axis, what, extents in ((0, "image", (3, 5, 1)), (1, "token", (1, 18, 1)), (2, "head", (1, 5, 3))):
             steps = lambda s, axis=axis: tuple(s if i == axis else n for i, n in enumerate((256, 64, 16, 1)))  # noqa: E731
             dims = lambda s, extents=extents: (*extents, 16)  # noqa: E731

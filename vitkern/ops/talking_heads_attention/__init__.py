@@ -70,26 +70,25 @@ def talking_heads_attention(
     return in_chunks(qkv, *mixing, scale)[0]
 
 
-def _check(op: str, qkv: Tensor, before: Tensor, after: Tensor, *biases: Tensor | None) -> None:
+def _check(
+    op: str, qkv: Tensor, before: Tensor, after: Tensor, before_bias: Tensor | None, after_bias: Tensor | None
+) -> None:
     checks.check_tensor(op, "qkv", qkv, ndim=5)
     checks.check_shape(op, "qkv", qkv, (None, None, 3, None, None), "(B, N, 3, H, D)")
     if qkv.shape[-1] == 0:
         raise ValueError(f"{op}: head dim is 0: got qkv {tuple(qkv.shape)}; expected at least 1.")
     heads = qkv.shape[3]
-    named = {"before": before, "after": after, "before_bias": biases[0], "after_bias": biases[1]}
-    for name, tensor in named.items():
-        if tensor is None and "bias" in name:
-            continue
+    matrices, biases = {"before": before, "after": after}, {"before_bias": before_bias, "after_bias": after_bias}
+    given = matrices | {name: bias for name, bias in biases.items() if bias is not None}
+    for name, tensor in given.items():
         checks.check_tensor(op, name, tensor)
-        expected = (heads,) if "bias" in name else (heads, heads)
+        expected = (heads, heads) if name in matrices else (heads,)
         if tuple(tensor.shape) != expected:
             raise ValueError(
                 f"{op}: {name} does not match the heads: got {tuple(tensor.shape)} for qkv {tuple(qkv.shape)} of "
                 f"{heads} heads; expected {expected}. Split the channels into as many heads as are mixed."
             )
-    devices = {
-        name: tensor.device for name, tensor in named.items() if tensor is not None and tensor.device != qkv.device
-    }
+    devices = {name: tensor.device for name, tensor in given.items() if tensor.device != qkv.device}
     if devices:
         got = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"{op}: devices differ: got qkv on {qkv.device}, {got}; expected one. Move them together.")

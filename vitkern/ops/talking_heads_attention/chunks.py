@@ -1,6 +1,9 @@
 """Talking-heads attention in PyTorch, a few queries at a time: what the cache holds, and no N x N of all images. The
 backward computes the weights again."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,7 +59,15 @@ class _Chunks(torch.autograd.Function):
     """A bias of the mixed logits shifts whole rows, which no softmax sees."""
 
     @staticmethod
-    def forward(ctx, qkv, before, after, before_bias, after_bias, scale):
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        before: Tensor,
+        after: Tensor,
+        before_bias: Tensor | None,
+        after_bias: Tensor | None,
+        scale: float,
+    ) -> Tensor:
         ctx.save_for_backward(qkv, before, after, before_bias, after_bias)
         ctx.scale = scale
         wl, ww = before.to(qkv.dtype) * scale, after.to(qkv.dtype)
@@ -69,14 +80,13 @@ class _Chunks(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
-        *tensors, scale = *ctx.saved_tensors, ctx.scale
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # to be differentiated in turn
-            return *_differentiated(tensors, scale, grad, ctx.needs_input_grad), None
-        return *_gradients(*tensors, scale, grad), None
+            return *_differentiated(ctx.scale, grad, ctx.needs_input_grad, *ctx.saved_tensors), None
+        return *_gradients(ctx.scale, grad, *ctx.saved_tensors), None
 
 
-def _chunks(qkv: Tensor):
+def _chunks(qkv: Tensor) -> Iterator[tuple[slice, slice]]:
     """Slices of images and of their queries: whole images, or a part of one."""
     batch, tokens, _, heads, _ = qkv.shape
     most = SCORES.get(qkv.device.type, OTHERWISE)
@@ -98,7 +108,15 @@ def _weights(q: Tensor, k: Tensor, wl: Tensor, ww: Tensor, bias: Tensor | None) 
     return scores, softmax, mixed.view(scores.shape)
 
 
-def _gradients(qkv, before, after, before_bias, after_bias, scale, grad):
+def _gradients(
+    scale: float,
+    grad: Tensor,
+    qkv: Tensor,
+    before: Tensor,
+    after: Tensor,
+    before_bias: Tensor | None,
+    after_bias: Tensor | None,
+) -> tuple[Tensor | None, ...]:
     wl, ww = before.to(qkv.dtype) * scale, after.to(qkv.dtype)
     bias = None if after_bias is None else after_bias.to(qkv.dtype)[None, :, None]
     dqkv = torch.zeros_like(qkv, memory_format=torch.contiguous_format)
@@ -125,9 +143,10 @@ def _gradients(qkv, before, after, before_bias, after_bias, scale, grad):
     return dqkv, (dbefore * scale).to(before.dtype), dafter.to(after.dtype), dbefore_bias, dafter_bias
 
 
-def _differentiated(tensors, scale, grad, needs):
+def _differentiated(scale: float, grad: Tensor, needs: Sequence[bool], *tensors: Any) -> list[Tensor | None]:
     """The gradients, with a graph of the formula."""
-    out = formula(*tensors, scale)[0]
+    qkv, before, after, before_bias, after_bias = tensors
+    out = formula(qkv, before, after, before_bias, after_bias, scale)[0]
     wanted = [tensor for tensor, needed in zip(tensors, needs, strict=False) if needed]
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
     return [next(found) if needed else None for needed in needs[: len(tensors)]]
