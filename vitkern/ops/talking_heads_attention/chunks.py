@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitkern.dispatch import is_seen, no_autocast
+from vitkern.dispatch import is_batched, is_seen, no_autocast
 
 SCORES = {"cpu": 2**19}  # of all heads of a chunk
 OTHERWISE = 2**27
@@ -34,10 +34,8 @@ def formula(
 
 def _mixed(tiles: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     """Heads of (B, H, N, M) mixed."""
-    found = matrix @ tiles.flatten(2)
-    if bias is not None:
-        found = found + bias.to(found.dtype)[:, None]
-    return found.view(tiles.shape)
+    found = torch.einsum("gh,bhnm->bgnm", matrix, tiles)
+    return found if bias is None else found + bias.to(found.dtype)[:, None, None]
 
 
 def in_chunks(
@@ -81,9 +79,10 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # to be differentiated in turn
-            return *_differentiated(ctx.scale, grad, ctx.needs_input_grad, *ctx.saved_tensors), None
-        return *_gradients(ctx.scale, grad, *ctx.saved_tensors), None
+        with no_autocast(grad):
+            if torch.is_grad_enabled() or is_batched(grad):
+                return *_differentiated(ctx.scale, grad, ctx.needs_input_grad, *ctx.saved_tensors), None
+            return *_gradients(ctx.scale, grad, *ctx.saved_tensors), None
 
 
 def _chunks(qkv: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -143,10 +142,13 @@ def _gradients(
     return dqkv, (dbefore * scale).to(before.dtype), dafter.to(after.dtype), dbefore_bias, dafter_bias
 
 
-def _differentiated(scale: float, grad: Tensor, needs: Sequence[bool], *tensors: Any) -> list[Tensor | None]:
-    """The gradients, with a graph of the formula."""
-    qkv, before, after, before_bias, after_bias = tensors
-    out = formula(qkv, before, after, before_bias, after_bias, scale)[0]
-    wanted = [tensor for tensor, needed in zip(tensors, needs, strict=False) if needed]
-    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+def _differentiated(scale: float, grad: Tensor, needs: Sequence[bool], *saved: Any) -> list[Tensor | None]:
+    """As `_gradients`, by autograd on the formula, so that they have a graph where one is wanted."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        tensors: list[Any] = [None if x is None else x.view_as(x) for x in saved]
+        qkv, before, after, before_bias, after_bias = tensors
+        out = formula(qkv, before, after, before_bias, after_bias, scale)[0]
+        leaves = [x for x, needed in zip(tensors, needs, strict=False) if needed]
+        found = iter(torch.autograd.grad(out, leaves, grad, create_graph=again))
     return [next(found) if needed else None for needed in needs[: len(tensors)]]
