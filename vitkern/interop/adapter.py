@@ -19,6 +19,8 @@ ADAPTERS = {
     "timm.models.swin_transformer_v2.SwinTransformerV2Block": "timm_swin.SwinTransformerV2Block",
     "timm.models.twins.LocallyGroupedAttn": "timm_windows.LocallyGroupedAttn",
     "timm.models.davit.SpatialBlock": "timm_windows.SpatialBlock",
+    "timm.models.cait.ClassAttn": "timm_cait.ClassAttn",
+    "timm.models.cait.TalkingHeadAttn": "timm_cait.TalkingHeadAttn",
     "timm.models.maxxvit.PartitionAttentionCl": "timm_windows.PartitionAttentionCl",
     "timm.models.vision_transformer_sam.Block": "timm_sam.Block",
     "timm.layers.halo_attn.HaloAttn": "timm_halo.HaloAttn",
