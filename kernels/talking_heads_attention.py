@@ -9,8 +9,13 @@ where Wl and Ww mix the heads of each pair of tokens. A bias of the mixed logits
 sees it, and its gradient is 0. Legend: B images, N tokens, H heads, D head dim.
 
 A program has all heads of 16 tokens, or of several times 16 where lanes are left (talking/lanes.py); scores stay in
-registers. One launch forward, two backward. What is saved is lse (B, H, N). Shares of the gradients of matrices are
-added up in a fixed order, and nothing is atomic. Mixing is as accurate as float32, in half precision too.
+registers. Mixing is as accurate as float32, in half precision too. One launch forward, two backward. What is saved is
+lse (B, H, N). Shares of the gradients of matrices are added up in a fixed order, and nothing is atomic.
+
+Bytes, in units of a tensor (B, N, H, D): forward 4, the floor; backward 11, where 7 would be the floor: both launches
+read q, k, v and dout. What each program reads of all tokens comes out of the second-level cache, keys twice forward.
+Compiled for sm_90 in bfloat16, H = 16 and D = 48, nothing spills: registers 214, 249, 254 of forward, queries and keys;
+instructions of a turn 1308, 1077, 1325, which are 41, 67 and 83 a score.
 """
 
 from typing import NamedTuple
@@ -124,8 +129,8 @@ def talking_heads_attention_backward(
     empty = qkv.new_empty(0)
     return (
         dqkv,
-        total[:heads].to(before.dtype),
-        total[heads:-1].to(after.dtype),
+        total[:heads].to(before.dtype, copy=True),
+        total[heads:-1].to(after.dtype, copy=True),
         empty if before_bias is None else torch.zeros_like(before_bias),
-        empty if after_bias is None else total[-1].to(after_bias.dtype),
+        empty if after_bias is None else total[-1].to(after_bias.dtype, copy=True),
     )

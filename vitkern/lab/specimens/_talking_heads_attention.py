@@ -30,7 +30,7 @@ def problem(
     def inputs(generator):
         tensors = dict(qkv=normal(generator, batch, tokens, 3, heads, dim, std=size))
         tensors |= {x: normal(generator, heads, heads, std=max(1, heads) ** -0.5) for x in MATRICES}
-        return tensors | {x: None if plain else normal(generator, heads) for x in BIASES}
+        return tensors | {x: normal(generator, heads) for x in BIASES if not plain}
 
     gradients = GRADIENTS[:3] if plain else GRADIENTS
     return Problem("talking_heads_attention", name, inputs, gradients, options, sizes=_sizes)

@@ -26,16 +26,14 @@ def formula(
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
     with no_autocast(qkv):
         scores = (q * scale) @ k.transpose(-1, -2)
-        logits = _mixed(scores, before.to(qkv.dtype), before_bias)
-        weights = _mixed(logits.softmax(-1), after.to(qkv.dtype), after_bias)
+        if before_bias is not None:  # it shifts whole rows of logits, which no softmax sees: its gradient is 0
+            before = before + 0.0 * before_bias[:, None]
+        logits = torch.einsum("gh,bhnm->bgnm", before.to(qkv.dtype), scores)
+        weights = torch.einsum("gh,bhnm->bgnm", after.to(qkv.dtype), logits.softmax(-1))
+        if after_bias is not None:
+            weights = weights + after_bias.to(qkv.dtype)[:, None, None]
         out = torch.dropout(weights, dropout_p, True) @ v if dropout_p else weights @ v
     return out.transpose(1, 2).contiguous(), None
-
-
-def _mixed(tiles: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """Heads of (B, H, N, M) mixed."""
-    found = torch.einsum("gh,bhnm->bgnm", matrix, tiles)
-    return found if bias is None else found + bias.to(found.dtype)[:, None, None]
 
 
 def in_chunks(
@@ -54,7 +52,7 @@ def in_chunks(
 
 
 class _Chunks(torch.autograd.Function):
-    """A bias of the mixed logits shifts whole rows, which no softmax sees."""
+    """Keeps its arguments and nothing else."""
 
     @staticmethod
     def forward(
