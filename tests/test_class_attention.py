@@ -128,10 +128,12 @@ def test_adapters_are_called():
     torch.testing.assert_close(module(x) - module.proj.bias, 2 * expected)
 
 
-@pytest.mark.parametrize("queries", [1, 3, 8])
-def test_absorbed_or_not_it_is_attention(queries):
+@pytest.mark.parametrize(("queries", "read"), [(1, True), (4, True), (5, False), (8, False)])
+def test_absorbed_or_not_it_is_attention(queries, read):
+    """Absorbed where queries are few beside the channels of a head."""
     q, x = torch.randn(2, 3, queries, 8, dtype=torch.float64), torch.randn(2, 5, 20, dtype=torch.float64)
     key, value = (nn.Linear(20, 24, dtype=torch.float64) for _ in range(2))
+    assert (absorbed._read(q, x, (key, value)) is not None) == read
     k, v = (project(x).unflatten(-1, (3, 8)).transpose(1, 2) for project in (key, value))
     expected = vitkern.attention(q, k, v, scale=0.3).transpose(1, 2)
     for projections in ((key, value), (lambda x: torch.cat([key(x), value(x)], -1),)):
