@@ -14,6 +14,7 @@ _PUBLIC = {
     "attention_qkvpacked": "vitkern.ops.attention",
     "attention_relevance": "vitkern.ops.attention_map",
     "channel_attention": "vitkern.ops.channel_attention",
+    "class_attention": "vitkern.ops.class_attention",
     "create_model": "vitkern.models.registry",
     "cross_covariance_attention": "vitkern.ops.channel_attention",
     "describe": "vitkern.models.registry",
@@ -28,6 +29,7 @@ _PUBLIC = {
     "projected_window_attention": "vitkern.ops.window_attention",
     "rmsnorm": "vitkern.ops.rmsnorm",
     "separable_attention": "vitkern.ops.separable_attention",
+    "talking_heads_attention": "vitkern.ops.talking_heads_attention",
     "use_backend": "vitkern.dispatch",
     "window_attention": "vitkern.ops.window_attention",
 }
@@ -49,6 +51,7 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.ops.attention_map import attention_relevance as attention_relevance
     from vitkern.ops.channel_attention import channel_attention as channel_attention
     from vitkern.ops.channel_attention import cross_covariance_attention as cross_covariance_attention
+    from vitkern.ops.class_attention import class_attention as class_attention
     from vitkern.ops.layernorm import layernorm as layernorm
     from vitkern.ops.layernorm_mlp import layernorm_mlp as layernorm_mlp
     from vitkern.ops.local_attention import local_attention as local_attention
@@ -56,6 +59,7 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.ops.neighborhood_attention import neighborhood_attention as neighborhood_attention
     from vitkern.ops.rmsnorm import rmsnorm as rmsnorm
     from vitkern.ops.separable_attention import separable_attention as separable_attention
+    from vitkern.ops.talking_heads_attention import talking_heads_attention as talking_heads_attention
     from vitkern.ops.window_attention import projected_window_attention as projected_window_attention
     from vitkern.ops.window_attention import window_attention as window_attention
 else:

@@ -66,6 +66,7 @@ WITHOUT = {
 } | {
     ("local_attention", "values"),
     ("separable_attention", "wide"),
+    ("talking_heads_attention", "values"),
 }
 
 

@@ -17,11 +17,13 @@ import vitkern
 from vitkern.models.nat import Block
 from vitkern.nn import (
     ChannelAttention,
+    ClassAttention,
     ConvolutionalAttention,
     HaloAttention,
     NeighborhoodAttention,
     SeparableSelfAttention,
     SpatialReductionAttention,
+    TalkingHeadsAttention,
     ViLAttention,
 )
 
@@ -73,6 +75,16 @@ def convolutional(config):
     return module, ((config["h"], config["w"]),)
 
 
+def talking(config):
+    return TalkingHeadsAttention(config["dim"], config["num_heads"], qkv_bias=config["qkv_bias"]), ()
+
+
+def of_class(config):
+    module = ClassAttention(config["dim"], config["num_heads"], qkv_bias=config["qkv_bias"])
+    module.k.register_forward_hook(lambda *_: None)  # otherwise it is absorbed, and no kernel runs
+    return module, ()
+
+
 CASES = {
     "nat_attn_k3_d1_5x9": neighborhood,
     "nat_attn_k5_d1_4x3": neighborhood,
@@ -83,6 +95,8 @@ CASES = {
     "vil_attn_cyclic_g1_own_rpb_4x5_w3": chunks,
     "twins_lsa": twins,
     "davit_window_block": davit,
+    "cait_class_attention": of_class,
+    "cait_talking_heads": talking,
     "davit_channel_attention": channels,
     "davit_channel_attention_fl": channels,
     "davit_channel_block": channel_block,
@@ -95,6 +109,8 @@ CASES = {
 CHANNELS = "davit_channel_attention", "davit_channel_attention_fl", "davit_channel_block"
 GRADED = (
     *CHANNELS,
+    "cait_class_attention",
+    "cait_talking_heads",
     "nat_attn_k5_d1_4x3",
     "vil_attn_exact_g1_own_rpb_4x5_w3",
     "vil_attn_zero_g1_share_rpb_3x2_w3",

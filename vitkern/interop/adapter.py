@@ -31,6 +31,8 @@ ADAPTERS = {
     "timm.models.pvt_v2.Attention": "timm_reduced.Attention",
     "timm.models.twins.GlobalSubSampleAttn": "timm_reduced.GlobalSubSampleAttn",
     "timm.models.mobilevit.LinearSelfAttention": "timm_mobilevit.LinearSelfAttention",
+    "timm.models.cait.ClassAttn": "timm_cait.ClassAttn",
+    "timm.models.cait.TalkingHeadAttn": "timm_cait.TalkingHeadAttn",
     "timm.models.maxxvit.PartitionAttentionCl": "timm_windows.PartitionAttentionCl",
     "timm.models.vision_transformer_sam.Block": "timm_sam.Block",
     "timm.layers.halo_attn.HaloAttn": "timm_halo.HaloAttn",

@@ -2,7 +2,9 @@
 
 from vitkern.nn.additive_attention import AdditiveAttention
 from vitkern.nn.attention import Attention
+from vitkern.nn.attention_pool import AttentionPool
 from vitkern.nn.channel_attention import ChannelAttention
+from vitkern.nn.class_attention import ClassAttention
 from vitkern.nn.convolutional_attention import ConvolutionalAttention
 from vitkern.nn.cross_covariance_attention import CrossCovarianceAttention
 from vitkern.nn.decomposed_attention import DecomposedAttention
@@ -19,6 +21,7 @@ from vitkern.nn.rmsnorm import RMSNorm
 from vitkern.nn.separable_attention import SeparableSelfAttention
 from vitkern.nn.spatial_reduction_attention import SpatialReductionAttention
 from vitkern.nn.standalone_attention import StandaloneAttention
+from vitkern.nn.talking_heads_attention import TalkingHeadsAttention
 from vitkern.nn.vil_attention import ViLAttention
 from vitkern.nn.vil_dense_attention import ViLDenseAttention
 from vitkern.nn.window_attention import WindowAttention, WindowAttentionV2
@@ -26,7 +29,9 @@ from vitkern.nn.window_attention import WindowAttention, WindowAttentionV2
 __all__ = [
     "AdditiveAttention",
     "Attention",
+    "AttentionPool",
     "ChannelAttention",
+    "ClassAttention",
     "ConvolutionalAttention",
     "CrossCovarianceAttention",
     "DecomposedAttention",
@@ -45,6 +50,7 @@ __all__ = [
     "SeparableSelfAttention",
     "SpatialReductionAttention",
     "StandaloneAttention",
+    "TalkingHeadsAttention",
     "ViLAttention",
     "ViLDenseAttention",
     "WindowAttention",

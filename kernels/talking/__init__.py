@@ -1,0 +1,1 @@
+"""Attention whose heads are mixed before and after the softmax: lanes of heads, and the kernels on them."""
