@@ -35,6 +35,7 @@ SAMPLE = (  # of all launches: between them every kernel, and strides of 1
     "channel-xcit-s8",
     "sparse-50-gated",
     "separable-cross",
+    "deformable-encoder",
     "mlp-192-scaled",
     "mlp-192-inference",
     "layernorm-192-batch-64",

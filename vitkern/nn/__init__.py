@@ -4,6 +4,7 @@ from vitkern.nn.attention import Attention
 from vitkern.nn.channel_attention import ChannelAttention
 from vitkern.nn.cross_covariance_attention import CrossCovarianceAttention
 from vitkern.nn.decomposed_attention import DecomposedAttention
+from vitkern.nn.deformable_attention import DeformableAttention
 from vitkern.nn.embed import PatchEmbed, PatchMerging
 from vitkern.nn.halo_attention import HaloAttention
 from vitkern.nn.layernorm import LayerNorm
@@ -23,6 +24,7 @@ __all__ = [
     "ChannelAttention",
     "CrossCovarianceAttention",
     "DecomposedAttention",
+    "DeformableAttention",
     "DropPath",
     "HaloAttention",
     "LayerNorm",
