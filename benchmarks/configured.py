@@ -28,6 +28,8 @@ FREE = {
     "sparse_backward_config": ("block_m", "num_warps", "num_stages"),
     "channel_forward_config": ("block_m", "num_warps", "num_stages"),
     "channel_backward_config": ("block_m", "num_warps", "num_stages"),
+    "deformable_config": ("block_m", "num_warps"),
+    "deformable_value_config": ("block_m", "block_n", "num_warps"),
     "separable_config": ("block_m", "block_n", "num_warps"),
     "layernorm_config": ("block_m", "num_warps"),
     "layernorm_backward_config": ("block_m", "num_warps"),

@@ -17,6 +17,7 @@ _PUBLIC = {
     "class_attention": "vitkern.ops.class_attention",
     "create_model": "vitkern.models.registry",
     "cross_covariance_attention": "vitkern.ops.channel_attention",
+    "deformable_attention": "vitkern.ops.deformable_attention",
     "describe": "vitkern.models.registry",
     "explain": "vitkern.explaining.explanation",
     "layernorm": "vitkern.ops.layernorm",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.ops.channel_attention import channel_attention as channel_attention
     from vitkern.ops.channel_attention import cross_covariance_attention as cross_covariance_attention
     from vitkern.ops.class_attention import class_attention as class_attention
+    from vitkern.ops.deformable_attention import deformable_attention as deformable_attention
     from vitkern.ops.layernorm import layernorm as layernorm
     from vitkern.ops.layernorm_mlp import layernorm_mlp as layernorm_mlp
     from vitkern.ops.local_attention import local_attention as local_attention

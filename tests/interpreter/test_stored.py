@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from timm.models.davit import ChannelBlock, SpatialBlock
 from timm.models.twins import LocallyGroupedAttn
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import stored
@@ -136,3 +137,15 @@ def test_stored_results(name):
         stored.assert_stored(
             module, tensors, lambda *x: module(*x, *arguments), graded=name in GRADED, inputs=INPUTS.get(name, ("x",))
         )
+
+
+def test_stored_samples():
+    """A function of three tensors, without a module."""
+    config, tensors = stored.read(stored.FOLDER / "deformable_attention_core.safetensors")
+
+    def call(value, locations, weights):
+        return vitkern.deformable_attention(value, config["spatial_shapes"], locations, weights)
+
+    with vitkern.use_backend("interpreter"):
+        names = "value", "sampling_locations", "attention_weights"
+        stored.assert_stored(nn.Module(), tensors, call, inputs=names)

@@ -8,6 +8,7 @@ from vitkern.nn.class_attention import ClassAttention
 from vitkern.nn.convolutional_attention import ConvolutionalAttention
 from vitkern.nn.cross_covariance_attention import CrossCovarianceAttention
 from vitkern.nn.decomposed_attention import DecomposedAttention
+from vitkern.nn.deformable_attention import DeformableAttention
 from vitkern.nn.differential_attention import DifferentialAttention
 from vitkern.nn.embed import PatchEmbed, PatchMerging
 from vitkern.nn.halo_attention import HaloAttention
@@ -35,6 +36,7 @@ __all__ = [
     "ConvolutionalAttention",
     "CrossCovarianceAttention",
     "DecomposedAttention",
+    "DeformableAttention",
     "DifferentialAttention",
     "DropPath",
     "HaloAttention",
