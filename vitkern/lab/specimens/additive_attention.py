@@ -131,9 +131,9 @@ LAYERS = (
 _SIZES = Additive("sizes", 64, 128, 128, 128, timed=False)
 LAUNCHES = (
     *compiled(LAYERS),
-    Launch("additive-128", _SIZES),
+    Launch("additive-128", _SIZES, everywhere=True),
     Launch("additive-fp32", LAYERS[0], dict(dtype=torch.float32), everywhere=True),
-    Launch("additive-fp32-128", _SIZES, dict(dtype=torch.float32)),
+    Launch("additive-fp32-128", _SIZES, dict(dtype=torch.float32), everywhere=True),
     Launch("additive-fp16", LAYERS[0], dict(dtype=torch.float16)),
     Launch("additive-odd-strides", LAYERS[0], dict(spare=3)),
 )
@@ -144,6 +144,9 @@ _SPILLS = {  # launch, kernel, Triton -> architectures
     ("additive-rnnsearch", "_additive_bwd_queries", "3.9"): (90, 100),
     ("additive-rnnsearch", "_additive_bwd_keys", "3.9"): (100,),
     ("additive-fp32", "_additive_bwd_keys", "3.9"): (100, 120),
+    ("additive-128", "_additive_fwd", "3.9"): (100,),
+    ("additive-128", "_additive_bwd_queries", "3.9"): (80, 942),
+    ("additive-128", "_additive_bwd_keys", "3.9"): (80,),
     ("additive-one-query", "_additive_bwd_queries", "3.6"): (90,),
     ("additive-128", "_additive_bwd_queries", "3.6"): (90,),
 }
