@@ -26,6 +26,7 @@ FREE = {
     "sparse_backward_config": ("block_m", "num_warps", "num_stages"),
     "channel_forward_config": ("block_m", "num_warps", "num_stages"),
     "channel_backward_config": ("block_m", "num_warps", "num_stages"),
+    "gated_mix_config": ("block_n", "num_warps"),
     "separable_config": ("block_m", "block_n", "num_warps"),
     "layernorm_config": ("block_m", "num_warps"),
     "layernorm_backward_config": ("block_m", "num_warps"),

@@ -14,6 +14,7 @@ _PUBLIC = {
     "create_model": "vitkern.models.registry",
     "cross_covariance_attention": "vitkern.ops.channel_attention",
     "describe": "vitkern.models.registry",
+    "gated_positional_attention": "vitkern.ops.gated_positional_attention",
     "layernorm": "vitkern.ops.layernorm",
     "layernorm_mlp": "vitkern.ops.layernorm_mlp",
     "local_attention": "vitkern.ops.local_attention",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.ops.attention import attention_qkvpacked as attention_qkvpacked
     from vitkern.ops.channel_attention import channel_attention as channel_attention
     from vitkern.ops.channel_attention import cross_covariance_attention as cross_covariance_attention
+    from vitkern.ops.gated_positional_attention import gated_positional_attention as gated_positional_attention
     from vitkern.ops.layernorm import layernorm as layernorm
     from vitkern.ops.layernorm_mlp import layernorm_mlp as layernorm_mlp
     from vitkern.ops.local_attention import local_attention as local_attention

@@ -5,6 +5,7 @@ from vitkern.nn.channel_attention import ChannelAttention
 from vitkern.nn.cross_covariance_attention import CrossCovarianceAttention
 from vitkern.nn.decomposed_attention import DecomposedAttention
 from vitkern.nn.embed import PatchEmbed, PatchMerging
+from vitkern.nn.gated_positional_attention import GatedPositionalAttention
 from vitkern.nn.halo_attention import HaloAttention
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_mlp import Mlp
@@ -24,6 +25,7 @@ __all__ = [
     "CrossCovarianceAttention",
     "DecomposedAttention",
     "DropPath",
+    "GatedPositionalAttention",
     "HaloAttention",
     "LayerNorm",
     "LayerScale",
