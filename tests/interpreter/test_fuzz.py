@@ -62,7 +62,14 @@ def test_the_sample_covers_operators_dtypes_layouts_and_hooks():
 # What can be left out has a field of its own there; and a NaN reaches every query of a tile, by a weight of 0 too.
 WITHOUT = {
     (op, "without")
-    for op in ("attention", "channel_attention", "local_attention", "separable_attention", "sparse_attention")
+    for op in (
+        "attention",
+        "channel_attention",
+        "gated_positional_attention",
+        "local_attention",
+        "separable_attention",
+        "sparse_attention",
+    )
 } | {
     ("local_attention", "values"),
     ("separable_attention", "wide"),

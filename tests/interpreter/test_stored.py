@@ -15,9 +15,17 @@ import stored
 
 import vitkern
 from vitkern.models.nat import Block
-from vitkern.nn import ChannelAttention, HaloAttention, NeighborhoodAttention, SeparableSelfAttention, ViLAttention
+from vitkern.nn import (
+    ChannelAttention,
+    GatedPositionalAttention,
+    HaloAttention,
+    NeighborhoodAttention,
+    SeparableSelfAttention,
+    ViLAttention,
+)
 
 pytestmark = pytest.mark.interpreter
+GATED = "convit_gpsa_d16_h4_n16", "convit_gpsa_d32_h4_n49_qkvbias", "convit_gpsa_localinit"
 MODES = {1: "exact", 0: "zero", -1: "cyclic"}
 
 
@@ -55,6 +63,10 @@ def separable(config):
     return SeparableSelfAttention(config["embed_dim"]), ()
 
 
+def gated(config):
+    return GatedPositionalAttention(config["dim"], config["num_heads"], qkv_bias=config["qkv_bias"]), ()
+
+
 CASES = {
     "nat_attn_k3_d1_5x9": neighborhood,
     "nat_attn_k5_d1_4x3": neighborhood,
@@ -70,11 +82,13 @@ CASES = {
     "davit_channel_block": channel_block,
     "mobilevitv3_v2_linear_attention": separable,
     "mobilevitv3_v2_linear_cross_attention": separable,
+    **dict.fromkeys(GATED, gated),
 }
 
 CHANNELS = "davit_channel_attention", "davit_channel_attention_fl", "davit_channel_block"
 GRADED = (
     *CHANNELS,
+    *GATED,
     "nat_attn_k5_d1_4x3",
     "vil_attn_exact_g1_own_rpb_4x5_w3",
     "vil_attn_zero_g1_share_rpb_3x2_w3",

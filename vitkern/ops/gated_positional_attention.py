@@ -82,8 +82,11 @@ def gated_positional_attention(
 def mean_weights(qk: Tensor, position_weights: Tensor, gate: Tensor, grid: tuple[int, int]) -> Tensor:
     """The mixed weights (H, N, N), as a mean over images; arguments as of `gated_positional_attention`. One image's are
     in memory at a time."""
-    total = sum(gated_weights(image[None], position_weights, gate, grid, None)[0] for image in qk)
-    return total / qk.shape[0]
+    batch, tokens, _, heads, _ = qk.shape
+    total = position_weights.new_zeros(heads, tokens, tokens)
+    for image in qk:
+        total += gated_weights(image[None], position_weights, gate, grid, None)[0]
+    return total / batch
 
 
 def grid_of(op: str, tokens: int, grid: tuple[int, int] | None) -> tuple[int, int]:

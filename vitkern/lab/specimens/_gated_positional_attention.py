@@ -24,14 +24,15 @@ def problem(
     name: str, batch: int, grid: tuple[int, int], heads: int, dim: int, *, local: float = 0.3, gated: float = 0.0,
     **options,
 ) -> Problem:  # fmt: skip
-    """``local``: how steeply weights of positions fall with the squared distance; ``gated``: added to the gates."""
+    """``local``: how steeply weights of positions fall with the squared distance from where a head looks; below 0 they
+    rise. ``gated``: added to the gates."""
 
     def inputs(generator):
         tensors = dict(qk=normal(generator, batch, prod(grid), 2, heads, dim))
         tensors["v"] = normal(generator, batch, prod(grid), heads, dim)
-        weights = normal(generator, heads, 3)
-        weights[:, 2] = -local * (0.5 + weights[:, 2].abs())
-        return tensors | dict(position_weights=weights, gate=gated + normal(generator, heads))
+        steep, centre = local * (0.5 + normal(generator, heads, 1).abs()), normal(generator, heads, 2)
+        tensors["position_weights"] = torch.cat([2 * steep * centre, -steep], 1)
+        return tensors | dict(gate=gated + normal(generator, heads))
 
     options |= dict(grid=grid)
     return Problem("gated_positional_attention", name, inputs, NAMES, options, sizes=_sizes)
@@ -98,15 +99,15 @@ def draw(rng: Random) -> GatedCase:
         place = rng.randrange(batch), rng.randrange(prod(grid)), rng.randrange(heads)
         drawn["values"] = {"v": ((place, NAN),)}
     return GatedCase(
-        **drawn, batch=batch, grid=grid, heads=heads, dim=dim, local=rng.choice((0.0, 0.02, 0.3, 3.0)),
+        **drawn, batch=batch, grid=grid, heads=heads, dim=dim, local=rng.choice((0.0, 0.02, 0.3, 3.0, -0.1)),
         gated=rng.choice((0.0, 0.0, 4.0, -4.0)), scale=0.3 if chance(rng, 0.2) else None,
     )  # fmt: skip
 
 
 def tiles(case: GatedCase) -> int:
-    side, width = (64, 64) if case.arch else (16, 16)
-    attended = -(-prod(case.grid) // side) ** 2
-    mixed = prod(-(-n // 16) ** 2 for n in case.grid) * -(-case.dim // width)
+    side = 64 if case.arch else 16
+    attended = (-(-prod(case.grid) // side)) ** 2
+    mixed = prod((-(-n // 16)) ** 2 for n in case.grid) * -(-case.dim // 16)
     return case.batch * case.heads * (attended + mixed) * (4 if case.backward else 1)
 
 
@@ -136,8 +137,8 @@ def edges() -> Iterator[Edge]:
     yield edge("positions of a convolution", local=1e3)
     yield edge("positions that count alike", values={"position_weights": (((), 0.0),)})
     yield edge("positions at the rim", values={"position_weights": (((), 3.0),)})
-    for name, where in (("v", (1, 3, 1, 5)), ("qk", (1, 3, 0, 1, 5)), ("qk", (1, 3, 1, 1, 5))):
-        yield edge(f"NaN in {name}{where[2:3] * (name == 'qk')}", values={name: ((where, NAN),)}, backward=False)
+    for what, name, where in (("v", "v", (1, 3, 1, 5)), ("q", "qk", (1, 3, 0, 1, 5)), ("k", "qk", (1, 3, 1, 1, 5))):
+        yield edge(f"NaN in {what}", values={name: ((where, NAN),)}, backward=False)
     yield edge("inf in v", values={"v": (((1, 3, 1, 5), INF),)}, backward=False, local=0.02)
     for name in WIDE:
         yield edge(f"NaN in {name}", values={name: (((1,), NAN),)}, backward=False)
