@@ -21,16 +21,16 @@ SIDES = (1, 1, 2, 3, 5, 7, 14, 15, 16, 17, 20, 33)
 
 
 def problem(
-    name: str, batch: int, grid: tuple[int, int], heads: int, dim: int, *, local: float = 0.3, gated: float = 0.0,
-    **options,
+    name: str, batch: int, grid: tuple[int, int], heads: int, dim: int, *, local: float = 0.3, reach: float = 1.0,
+    gated: float = 0.0, **options,
 ) -> Problem:  # fmt: skip
-    """``local``: how steeply weights of positions fall with the squared distance from where a head looks; below 0 they
-    rise. ``gated``: added to the gates."""
+    """``local``: how steeply weights of positions fall with the squared distance from where a head looks, about
+    ``reach`` tokens away; below 0 they rise. ``gated``: added to the gates."""
 
     def inputs(generator):
         tensors = dict(qk=normal(generator, batch, prod(grid), 2, heads, dim))
         tensors["v"] = normal(generator, batch, prod(grid), heads, dim)
-        steep, centre = local * (0.5 + normal(generator, heads, 1).abs()), normal(generator, heads, 2)
+        steep, centre = local * (0.5 + normal(generator, heads, 1).abs()), normal(generator, heads, 2, std=reach)
         tensors["position_weights"] = torch.cat([2 * steep * centre, -steep], 1)
         return tensors | dict(gate=gated + normal(generator, heads))
 
@@ -51,11 +51,10 @@ def _sizes(operands: dict, options: dict, grad: Tensor | None) -> Sizes:
         return Sizes(score, {})
     width = max(1, qk.shape[-1]) ** 0.5
     slope = _row(grad) * _row(v) / width  # of a weight
-    count = (v.shape[0] * max(1, v.shape[1])) ** 0.5
     terms = dict(
         dqk=slope * max(queries, keys) * scale / width,
-        dposition_weights=slope * far.max().item() * count / 4,
-        dgate=slope * count / 4,
+        dposition_weights=slope * max(grid),
+        dgate=slope,
     )
     return Sizes(score, terms)
 

@@ -12,6 +12,7 @@ from vitkern.lab.addressing.offset_case import scaled
 from vitkern.lab.breaking.checks import BRAIN, HALF, SINGLE, Checks, quick
 from vitkern.lab.breaking.survivor import Survivor
 from vitkern.lab.compiling import layer as layers
+from vitkern.lab.compiling.exception import Excuse
 from vitkern.lab.compiling.layer import Launch, Layer, compiled, leaf
 from vitkern.lab.differentiating.gradient_case import GradientCase
 from vitkern.lab.proving.integration import Integration, Module
@@ -158,12 +159,15 @@ def _launches() -> Iterator[Launch]:
 _SMALL, _TWO = problem("5 x 7", 2, (5, 7), 3, 12), problem("18 x 20", 1, (18, 20), 2, 20, local=0.02)
 _FLAT, _WIDE = problem("1 x 33", 1, (1, 33), 1, 8, local=0.01), problem("3 x 10 of 40", 1, (3, 10), 2, 40)
 _GATED = problem("gated", 1, (4, 4), 2, 16, gated=5.0)
-_RIM, _STEEP = problem("at the rim", 1, (5, 7), 2, 12, local=-30.0), problem("steep", 1, (4, 5), 3, 12, local=40.0)
+_RIM, _FAR = (
+    problem("at the rim", 1, (5, 7), 2, 12, local=-30.0),
+    problem("far", 1, (9, 9), 4, 12, local=20.0, reach=15.0),
+)
 TRIALS = (
     *quick(SINGLE, _SMALL, _TWO, _FLAT, apart=1),
     *quick(SINGLE, problem("20 x 3, scale 0.4", 1, (20, 3), 2, 17, scale=0.4), _WIDE, _GATED),
     *quick(SINGLE, _RIM, pool=None),
-    *quick(HALF, _STEEP, pool=None),
+    *quick(HALF, _FAR, pool=None),
     *quick(BRAIN, _SMALL, _TWO, _WIDE),
     *quick(HALF, _SMALL, _FLAT),
     *quick(HALF, _WIDE, arch=90),
@@ -202,7 +206,20 @@ SPECIMEN = Specimen(
         "_gated_mix_*.positions": "three elements a head",
         "_gated_mix_*.gate": "one element a head",
     },
+    exceptions={
+        ("gated-odd", "_stream_fwd", 120): Excuse(
+            "widest global load is 16 bits", "rows at odd strides start at any element, so that is the widest load"
+        ),
+        ("gated-odd", "_stream_bwd_dkdv", 120): Excuse(
+            "spills: ", "rows at odd strides are loaded by the element, and each address takes registers"
+        ),
+    },
     survivors={
+        "axis.axis_of:drop-float32:1": Survivor(
+            "tl.load(positions + head * 3 + WHICH).to(tl.float32) -> tl.load(positions + head * 3 + WHICH)",
+            "a factor in half precision moves weights by less than operands of products are rounded, unless it is huge",
+            equivalent=False,
+        ),
         "block.block_of:shift-index:1": Survivor(
             "tl.program_id(0) -> (tl.program_id(0) + 1)",
             "which program of a head takes which channels is of no account",
