@@ -142,14 +142,12 @@ LAYERS = (
 
 
 def _launches() -> Iterator[Launch]:
-    """A row of blocks for each tile of a head and element."""
+    """Both elements, and heads of several widths."""
     yield from compiled(LAYERS)
     small = LAYERS[1]
     yield Launch("gated-convit-s-batch-64", small, dict(batch=layers.MANY), of="gated-convit-s")
-    for dim in (16, 32, 48, 128):
-        single = dict(dtype=torch.float32)
-        yield Launch(f"gated-fp32-d{dim}", Gated("tiles", 14, 4, dim), single, everywhere=dim in (16, 48))
-    for dim in (16, 32, 80, 128):
+    yield Launch("gated-fp32-d48", Gated("tiles", 14, 4, 48), dict(dtype=torch.float32), everywhere=True)
+    for dim in (32, 80, 128):
         yield Launch(f"gated-d{dim}", Gated("tiles", 14, 4, dim))
     yield Launch("gated-fp16", small, dict(dtype=torch.float16))
     yield Launch("gated-odd", small, dict(spare=3))
@@ -209,6 +207,11 @@ SPECIMEN = Specimen(
     exceptions={
         ("gated-odd", "_stream_fwd", 120): Excuse(
             "widest global load is 16 bits", "rows at odd strides start at any element, so that is the widest load"
+        ),
+        ("gated-odd", "_stream_fwd", 90): Excuse(
+            "widest global load is 16 bits",
+            "rows at odd strides start at any element, so that is the widest load",
+            ("3.6",),
         ),
         ("gated-odd", "_stream_bwd_dkdv", 120): Excuse(
             "spills: ", "rows at odd strides are loaded by the element, and each address takes registers"
