@@ -30,6 +30,7 @@ FREE = {
     "channel_backward_config": ("block_m", "num_warps", "num_stages"),
     "deformable_config": ("block_m", "num_warps"),
     "deformable_value_config": ("block_m", "block_n", "num_warps"),
+    "gated_mix_config": ("block_n", "num_warps"),
     "separable_config": ("block_m", "block_n", "num_warps"),
     "layernorm_config": ("block_m", "num_warps"),
     "layernorm_backward_config": ("block_m", "num_warps"),

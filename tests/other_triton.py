@@ -31,6 +31,7 @@ SAMPLE = (  # of all launches: between them every kernel, and strides of 1
     "attention-hopper-bias",
     "window-swinv2-w8-unshifted-batch-64",
     "local-halonet-d32",
+    "gated-d64",
     "channel-davit-3",
     "channel-xcit-s8",
     "sparse-50-gated",

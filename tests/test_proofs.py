@@ -54,22 +54,17 @@ LOCAL = {
 }  # fmt: skip
 COMPOSED = "nadaraya_watson"  # of attention
 
-
 NORMS = {"layernorm", "layernorm_mlp", "rmsnorm"}
+DENSE = {"attention", "gated_positional_attention", COMPOSED}
 
 
 @pytest.mark.parametrize(
     "name, old, new, expected",
     [
-        (
-            "kernels/loop/stream.py",
-            "tl.program_id(0)",
-            "tl.program_id(1)",
-            {"attention", "window_attention", COMPOSED} | LOCAL,
-        ),
+        ("kernels/loop/stream.py", "tl.program_id(0)", "tl.program_id(1)", {"window_attention"} | DENSE | LOCAL),
         ("kernels/rows/layernorm.py", "tl.program_id(0)", "tl.program_id(1)", NORMS),
         ("kernels/rows/activations.py", "0.5", "0.25", {"layernorm_mlp"}),
-        ("vitkern/ops/attention/softmax.py", "import math", "import cmath", {"attention", COMPOSED}),
+        ("vitkern/ops/attention/softmax.py", "import math", "import cmath", DENSE),
         ("vitkern/ops/halo_attention.py", "import torch", "import torch as t", {"halo_attention"}),
         ("vitkern/reference/sparse_attention.py", "import torch", "import torch as t", {"sparse_attention"}),
         ("kernels/loop/stream.py", "import triton", "\n\n# As below.\nimport triton", set()),

@@ -20,6 +20,7 @@ _PUBLIC = {
     "deformable_attention": "vitkern.ops.deformable_attention",
     "describe": "vitkern.models.registry",
     "explain": "vitkern.explaining.explanation",
+    "gated_positional_attention": "vitkern.ops.gated_positional_attention",
     "layernorm": "vitkern.ops.layernorm",
     "layernorm_mlp": "vitkern.ops.layernorm_mlp",
     "local_attention": "vitkern.ops.local_attention",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.ops.channel_attention import cross_covariance_attention as cross_covariance_attention
     from vitkern.ops.class_attention import class_attention as class_attention
     from vitkern.ops.deformable_attention import deformable_attention as deformable_attention
+    from vitkern.ops.gated_positional_attention import gated_positional_attention as gated_positional_attention
     from vitkern.ops.layernorm import layernorm as layernorm
     from vitkern.ops.layernorm_mlp import layernorm_mlp as layernorm_mlp
     from vitkern.ops.local_attention import local_attention as local_attention

@@ -20,6 +20,7 @@ from vitkern.nn import (
     ChannelAttention,
     ClassAttention,
     ConvolutionalAttention,
+    GatedPositionalAttention,
     HaloAttention,
     NeighborhoodAttention,
     SeparableSelfAttention,
@@ -29,6 +30,7 @@ from vitkern.nn import (
 )
 
 pytestmark = pytest.mark.interpreter
+GATED = "convit_gpsa_d16_h4_n16", "convit_gpsa_d32_h4_n49_qkvbias", "convit_gpsa_localinit"
 MODES = {1: "exact", 0: "zero", -1: "cyclic"}
 
 
@@ -86,6 +88,10 @@ def of_class(config):
     return module, ()
 
 
+def gated(config):
+    return GatedPositionalAttention(config["dim"], config["num_heads"], qkv_bias=config["qkv_bias"]), ()
+
+
 CASES = {
     "nat_attn_k3_d1_5x9": neighborhood,
     "nat_attn_k5_d1_4x3": neighborhood,
@@ -105,6 +111,7 @@ CASES = {
     "mobilevitv3_v2_linear_cross_attention": separable,
     "twins_gsa": reduced,
     "cvt_attention_cls_s2": convolutional,
+    **dict.fromkeys(GATED, gated),
 }
 
 CHANNELS = "davit_channel_attention", "davit_channel_attention_fl", "davit_channel_block"
@@ -112,6 +119,7 @@ GRADED = (
     *CHANNELS,
     "cait_class_attention",
     "cait_talking_heads",
+    *GATED,
     "nat_attn_k5_d1_4x3",
     "vil_attn_exact_g1_own_rpb_4x5_w3",
     "vil_attn_zero_g1_share_rpb_3x2_w3",

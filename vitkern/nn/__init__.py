@@ -11,6 +11,7 @@ from vitkern.nn.decomposed_attention import DecomposedAttention
 from vitkern.nn.deformable_attention import DeformableAttention
 from vitkern.nn.differential_attention import DifferentialAttention
 from vitkern.nn.embed import PatchEmbed, PatchMerging
+from vitkern.nn.gated_positional_attention import GatedPositionalAttention
 from vitkern.nn.halo_attention import HaloAttention
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_mlp import Mlp
@@ -39,6 +40,7 @@ __all__ = [
     "DeformableAttention",
     "DifferentialAttention",
     "DropPath",
+    "GatedPositionalAttention",
     "HaloAttention",
     "LayerNorm",
     "LayerScale",
