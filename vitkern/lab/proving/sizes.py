@@ -34,9 +34,9 @@ def sizes_of(problem: Problem, operands: dict[str, Tensor | None], grad: Tensor 
     q, k, v = found
     width = q.shape[-1]
     added = [operands.get(name) for name in ("bias", "mask", "table", "rel_h", "rel_w", "sinks")]
-    added = sum(_largest(term) for term in added if term is not None and term.is_floating_point())
+    added = sum(largest(term) for term in added if term is not None and term.is_floating_point())
     if operands.get("logit_scale") is not None:
-        scale = min(_largest(operands["logit_scale"].double().exp()), MAX_HEAD_SCALE)
+        scale = min(largest(operands["logit_scale"].double().exp()), MAX_HEAD_SCALE)
         score, keys, queries = scale, scale / _smallest_row(q), scale / _smallest_row(k)
     else:
         scale = options.get("scale") or width**-0.5
@@ -68,14 +68,14 @@ def norm_sizes(operands: dict, options: dict, grad: Tensor | None, *, spread: Ca
         return Sizes(0.0, {})
     x, residual, weight = (operands.get(name) for name in ("x", "residual", "weight"))
     total = x.double() if residual is None else x.double() + residual.double()
-    steepest = _largest((spread(total) + options["eps"]).rsqrt())
-    size = steepest * _largest(grad) * (1.0 if weight is None else _largest(weight))
+    steepest = largest((spread(total) + options["eps"]).rsqrt())
+    size = steepest * largest(grad) * (1.0 if weight is None else largest(weight))
     return Sizes(0.0, {"dx": size, "dresidual": size})
 
 
 def _row(x: Tensor) -> float:
     """The largest norm of a row that is finite."""
-    return _largest(x.double().norm(dim=-1))
+    return largest(x.double().norm(dim=-1))
 
 
 def _smallest_row(x: Tensor) -> float:
@@ -84,7 +84,7 @@ def _smallest_row(x: Tensor) -> float:
     return max(norms.min().item(), MIN_NORM) if norms.numel() else 1.0
 
 
-def _largest(values: Tensor) -> float:
+def largest(values: Tensor) -> float:
     """Of the finite ones; 0 where there is none."""
     finite = values.detach()[torch.isfinite(values)]
     return finite.abs().max().item() if finite.numel() else 0.0

@@ -1,15 +1,18 @@
 """The MLP branch: its problems, random cases and named edge cases."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
 import torch
+from torch import Tensor
 
 from vitkern.lab.fuzzing.case import Case
 from vitkern.lab.fuzzing.drawing import SPECIAL, chance, common, thawed
 from vitkern.lab.fuzzing.edge import INF, NAN, Edge, nan_only, zero
 from vitkern.lab.proving.problem import Problem, normal
+from vitkern.lab.proving.sizes import Sizes, largest
 
 PARAMETERS = ("norm_weight", "norm_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
 SCALES = ("layer_scale", "row_scale")
@@ -38,7 +41,23 @@ def problem(
         return tensors
 
     names = ("x", *PARAMETERS) + ("layer_scale",) * scales
-    return Problem("layernorm_mlp", name, inputs, names, dict(eps=1e-5) | options)
+    return Problem("layernorm_mlp", name, inputs, names, dict(eps=1e-5) | options, sizes=_sizes)
+
+
+def _sizes(operands: dict, options: dict, grad: Tensor | None) -> Sizes:
+    """A norm after the MLP takes from gradients what lies along its input, and of one hidden unit that is all."""
+    if grad is None or not options.get("post_norm"):
+        return Sizes(0.0, {})
+    tensors = {name: value.double() for name, value in operands.items() if value is not None}
+    x, fc1, fc2 = (tensors[name] for name in ("x", "fc1_weight", "fc2_weight"))
+    hidden = torch.nn.functional.gelu(x @ fc1.mT + tensors.get("fc1_bias", 0.0))
+    spread = (hidden @ fc2.mT + tensors.get("fc2_bias", 0.0)).var(-1, correction=0)
+    steep = largest((spread + options["eps"]).rsqrt()) * largest(grad.double())
+    for name in ("norm_weight", "layer_scale", "row_scale"):
+        steep *= largest(tensors[name]) if name in tensors else 1.0
+    before = steep * largest(fc2.norm(dim=0)) * math.sqrt(max(1, x[..., 0].numel()))  # of all tokens, before fc2
+    sums = dict(dfc1_bias=before, dfc1_weight=before * largest(x), dx=before * largest(fc1.norm(dim=0)))
+    return Sizes(0.0, sums | dict(dfc2_bias=steep, dfc2_weight=steep * largest(hidden)))
 
 
 @dataclass(frozen=True, kw_only=True)
