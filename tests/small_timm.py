@@ -57,7 +57,7 @@ MODELS = {
     "convit": Small(
         "convit_tiny",
         dict(img_size=32, patch_size=8, embed_dim=6, num_heads=4, depth=2, local_up_to_layer=1),
-        {"Block": FUSED},
+        {"GPSA": ("gated_positional_attention",), "MHSA": ("attention",), "Block": FUSED},
     ),
     "mixer": Small(
         MlpMixer, dict(img_size=32, patch_size=8, embed_dim=32, num_blocks=2, drop_path_rate=0.3), {"MixerBlock": FUSED}

@@ -23,7 +23,7 @@ def test_logits_and_gradients_stay(name):
     assert {kind: swapped.get(kind) for kind in MODELS[name].kinds} == MODELS[name].kinds
 
 
-@pytest.mark.parametrize("name", ["xcit", "pvt", "twins", "mobilevit"])
+@pytest.mark.parametrize("name", ["convit", "xcit", "pvt", "twins", "mobilevit"])
 def test_a_dropout_that_is_watched_is_left_alone(name):
     """Hooked before, its attention is not swapped; hooked afterwards, the original runs."""
     model = build(name)
@@ -58,3 +58,13 @@ def test_dropout_of_cross_covariances_is_the_originals():
     module = next(m for m in model.modules() if type(m).__name__ == "XCA")
     x = torch.randn(2, 9, 16)
     assert not torch.equal(module.train()(x), module(x))
+
+
+def test_positions_that_are_watched_are_computed():
+    """A hook on pos_proj sees the logits that it saw before."""
+    model, seen = build("convit"), []
+    expected = model(images("convit"))
+    vitkern.accelerate(model)
+    model.blocks[0].attn.pos_proj.register_forward_hook(lambda *call: seen.append(call[2].shape))
+    torch.testing.assert_close(model(images("convit")), expected)
+    assert seen == [(2, 16, 16, 4)]

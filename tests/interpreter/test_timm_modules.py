@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.models.convit import GPSA
 from timm.models.davit import ChannelAttention, ChannelAttentionV2, SpatialBlock
 from timm.models.maxxvit import MaxxVitTransformerCfg, PartitionAttentionCl
 from timm.models.mobilevit import LinearSelfAttention
@@ -37,6 +38,7 @@ MODULES = {
     "maxvit, window, tables of TensorFlow": (maxvit("block", rel_pos_type="bias_tf"), (1, 4, 6, 32), ()),
     "maxvit, grid, positions from an MLP": (maxvit("grid", rel_pos_type="mlp"), (1, 4, 6, 32), ()),
     "maxvit, grid, no positions": (maxvit("grid", rel_pos_type=""), (1, 4, 6, 32), ()),
+    "convit": (GPSA(32, num_heads=4), (1, 16, 32), ()),
     "davit, channels": (ChannelAttention(32, num_heads=2), (1, 20, 32), ()),
     "davit, channels, scaled by tokens": (ChannelAttentionV2(32, num_heads=2), (1, 20, 32), ()),
     "xcit": (XCA(32, num_heads=2), (1, 20, 32), ()),

@@ -24,6 +24,8 @@ ADAPTERS = {
     "timm.models.xcit.XCA": "timm_channels.XCA",
     "timm.models.cait.LayerScaleBlock": "timm_blocks.LayerScaleBlock",
     "timm.models.convit.Block": "timm_convit.Block",
+    "timm.models.convit.GPSA": "timm_convit.GPSA",
+    "timm.models.convit.MHSA": "timm_convit.MHSA",
     "timm.models.davit.ChannelBlock": "timm_blocks.ChannelBlock",
     "timm.models.mlp_mixer.MixerBlock": "timm_blocks.MixerBlock",
     "timm.models.twins.Block": "timm_reduced.Block",

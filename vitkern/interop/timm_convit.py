@@ -1,11 +1,63 @@
-"""timm's ConViT."""
+"""timm's ConViT: attention by content and position without all weights in memory, and the MLP as one op."""
 
+import math
+
+import torch
+from timm.models.convit import GPSA as TimmGPSA
+from timm.models.convit import MHSA as TimmMHSA
 from timm.models.convit import Block as TimmBlock
 from torch import Tensor, nn
 
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
 from vitkern.interop.timm import fit_of, parts_of
+from vitkern.ops.attention import attention_qkvpacked
+from vitkern.ops.bypass import plain
+from vitkern.ops.gated_positional_attention import gated_positional_attention
+
+_WATCHED = ("attn_drop or pos_proj is hooked or replaced, and the op holds no weights to give it",)
+
+
+class GPSA(Adapter, TimmGPSA):
+    """`timm.models.convit.GPSA`, attention dropout included; the original for tokens that are no square. It keeps its
+    relative indices as they are: those of `get_attention_map` follow the last image that the original saw."""
+
+    @classmethod
+    def fit(cls, module: nn.Module) -> Fit:
+        return Fit(("gated_positional_attention",)) if _is_plain(module) else Fit((), _WATCHED)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.shape[1]
+        if not _is_plain(self) or math.isqrt(tokens) ** 2 != tokens:
+            return super().forward(x)
+        qk = self.qk(x).unflatten(-1, (2, self.num_heads, -1))  # (B, N, 2, H, D)
+        v = self.v(x).unflatten(-1, (self.num_heads, -1))
+        weights, bias = self.pos_proj.weight, self.pos_proj.bias
+        if torch.is_grad_enabled():  # it drops out of the softmax, and has a gradient of 0
+            weights = torch.add(weights, bias[:, None], alpha=0)
+        dropout_p = self.attn_drop.p if self.training else 0.0
+        out = gated_positional_attention(qk, v, weights, self.gating_param, scale=self.scale, dropout_p=dropout_p)
+        return self.proj_drop(self.proj(out.flatten(2)))
+
+
+class MHSA(Adapter, TimmMHSA):
+    """`timm.models.convit.MHSA`, attention dropout included."""
+
+    @classmethod
+    def fit(cls, module: nn.Module) -> Fit:
+        return Fit(("attention",)) if plain(module.attn_drop, nn.Dropout) else Fit((), _WATCHED)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not plain(self.attn_drop, nn.Dropout):
+            return super().forward(x)
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, H, D)
+        out = attention_qkvpacked(qkv, scale=self.scale, dropout_p=self.attn_drop.p if self.training else 0.0)
+        return self.proj_drop(self.proj(out.flatten(2)))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """What makes logits of positions, and drops weights, may be read."""
+    return plain(module.attn_drop, nn.Dropout) and plain(module.pos_proj, nn.Linear)
 
 
 class Block(Adapter, TimmBlock):
