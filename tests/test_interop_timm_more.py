@@ -58,3 +58,20 @@ def test_dropout_of_cross_covariances_is_the_originals():
     module = next(m for m in model.modules() if type(m).__name__ == "XCA")
     x = torch.randn(2, 9, 16)
     assert not torch.equal(module.train()(x), module(x))
+
+
+@pytest.mark.parametrize(
+    "name, block, factors", [("cait", "LayerScaleBlock", "gamma_2"), ("xcit", "XCABlock", "gamma2")]
+)
+def test_factors_of_another_shape_are_the_originals(name, block, factors):
+    """Given before, the block is not swapped; afterwards, the original runs."""
+    later, model = build(name), build(name)
+    vitkern.accelerate(later)
+    for one in (later, model):
+        for module in one.modules():
+            if getattr(module, factors, None) is not None:
+                setattr(module, factors, nn.Parameter(torch.tensor(0.5)))
+    expected = model(images(name))
+    assert not any(entry.original.__name__ == block for entry in vitkern.accelerate(model))
+    for one in (later, model):
+        torch.testing.assert_close(one(images(name)), expected)
