@@ -31,12 +31,12 @@ from .machine.tiles import load_rows, softmax_step, store_rows
 
 @triton.jit
 def _additive_fwd(
-    q, k, v, weight, mask, out, lse, v_strides, out_strides, rows, heads, N, M, features,
+    q, k, v, weight, mask, out, lse, v_strides, out_strides, heads, N, M, features,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr,
     EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """lse (B, H, N) in units of log2, inf where a query sees no key."""
-    _, row, sequence, head, i = tokens_of(tl.program_id(0), N, rows, heads, BLOCK_M)
+    row, sequence, head, i = tokens_of(N, heads, BLOCK_M)
     near = are_near(q, row, i, N, features, EXACT)
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -60,14 +60,15 @@ def _additive_fwd(
 
 @triton.jit
 def _additive_bwd_queries(
-    q, k, v, weight, mask, out, grad, lse, delta, dq, dweight, v_strides, out_strides, grad_strides, rows, heads, N, M,
+    q, k, v, weight, mask, out, grad, lse, delta, dq, dweight, v_strides, out_strides, grad_strides, heads, N, M,
     features,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr,
     FEATURES: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """delta (B, H, N) and dq (B, H, N, F); dweight (B, H, blocks, F), what each program has of dw. It owns BLOCK_M
     queries and a share of FEATURES features."""
-    share, row, sequence, head, i = tokens_of(tl.program_id(0), N, rows, heads, BLOCK_M)
+    share = tl.program_id(1)
+    row, sequence, head, i = tokens_of(N, heads, BLOCK_M)
     near = are_near(q, row, i, N, features, EXACT)
     grads = load_rows(grad, place_of(grad_strides, sequence, head, i), i < N, HEAD_DIM, ALIGN, 0, BLOCK_D)
     outs = load_rows(out, place_of(out_strides, sequence, head, i), i < N, HEAD_DIM, ALIGN, 0, BLOCK_D)
@@ -99,12 +100,13 @@ def _additive_bwd_queries(
 
 @triton.jit
 def _additive_bwd_keys(
-    q, k, v, weight, mask, grad, lse, delta, dk, dv, v_strides, grad_strides, dv_strides, rows, heads, N, M, features,
+    q, k, v, weight, mask, grad, lse, delta, dk, dv, v_strides, grad_strides, dv_strides, heads, N, M, features,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr,
     FEATURES: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk (B, H, M, F) and dv; a program owns BLOCK_M keys and a share of the features, and walks BLOCK_N queries."""
-    share, row, sequence, head, j = tokens_of(tl.program_id(0), M, rows, heads, BLOCK_M)
+    share = tl.program_id(1)
+    row, sequence, head, j = tokens_of(M, heads, BLOCK_M)
     near = are_near(k, row, j, M, features, EXACT)
     seen = seen_keys(mask, sequence, j, M)
     values = load_rows(v, place_of(v_strides, sequence, head, j), j < M, HEAD_DIM, ALIGN, 0, BLOCK_D)
@@ -151,9 +153,13 @@ class Operands(NamedTuple):
 
     @property
     def sizes(self):
-        """(B * H, H, N, M, F)."""
-        batch, heads, features, queries = self.q.shape
-        return batch * heads, heads, queries, self.k.shape[3], features
+        """(H, N, M, F)."""
+        _, heads, features, queries = self.q.shape
+        return heads, queries, self.k.shape[3], features
+
+    def grid(self, tokens, block, shares=1):
+        """Programs: of each block of a row's ``tokens``, and of each share of the features."""
+        return triton.cdiv(tokens, block) * self.q.shape[0] * self.q.shape[1], shares
 
     @property
     def share(self):
@@ -199,9 +205,8 @@ def run_forward(s: Operands, out: Rows, lse: Tensor) -> None:
     config = additive_forward_config(s.width, s.q.element_size(), arch_of(s.q))
     constants = s.constants(config, out)
     strides = (x.strides_over(constants["ALIGN"]) for x in (s.v, out))
-    rows, _, queries = s.sizes[:3]
     launch(
-        _additive_fwd, (triton.cdiv(queries, config.block_m) * rows,),
+        _additive_fwd, s.grid(s.sizes[1], config.block_m),
         s.q, s.k, s.v.tensor, s.weight, s.mask, out.tensor, lse, *strides, *s.sizes, **constants,
     )  # fmt: skip
 
@@ -234,13 +239,13 @@ def additive_attention_backward(
 def run_queries(s: Operands, out: Rows, grad: Rows, lse: Tensor, delta: Tensor, dq: Tensor) -> Tensor:
     """Fills delta (B, H, N) and dq (B, H, N, F); returns the parts of dweight, (B, H, blocks, F) float32."""
     config = additive_backward_config(s.width, s.q.element_size(), arch_of(s.q))
-    rows, heads, queries, _, features = s.sizes
+    heads, queries, _, features = s.sizes
     blocks = triton.cdiv(queries, config.block_m)
     parts = lse.new_empty(s.q.shape[0], heads, blocks, features)
     constants = s.constants(config, out, grad) | dict(FEATURES=s.share)
     strides = (x.strides_over(constants["ALIGN"]) for x in (s.v, out, grad))
     launch(
-        _additive_bwd_queries, (triton.cdiv(features, s.share) * blocks * rows,),
+        _additive_bwd_queries, s.grid(queries, config.block_m, triton.cdiv(features, s.share)),
         s.q, s.k, s.v.tensor, s.weight, s.mask, out.tensor, grad.tensor, lse, delta, dq, parts, *strides, *s.sizes,
         **constants,
     )  # fmt: skip
@@ -250,11 +255,11 @@ def run_queries(s: Operands, out: Rows, grad: Rows, lse: Tensor, delta: Tensor, 
 def run_keys(s: Operands, grad: Rows, lse: Tensor, delta: Tensor, dk: Tensor, dv: Rows) -> None:
     """Fills dk (B, H, M, F) and dv."""
     config = additive_backward_config(s.width, s.q.element_size(), arch_of(s.q))
-    rows, _, _, keys, features = s.sizes
+    _, _, keys, features = s.sizes
     constants = s.constants(config, grad, dv) | dict(FEATURES=s.share)
     strides = (x.strides_over(constants["ALIGN"]) for x in (s.v, grad, dv))
     launch(
-        _additive_bwd_keys, (triton.cdiv(features, s.share) * triton.cdiv(keys, config.block_m) * rows,),
+        _additive_bwd_keys, s.grid(keys, config.block_m, triton.cdiv(features, s.share)),
         s.q, s.k, s.v.tensor, s.weight, s.mask, grad.tensor, lse, delta, dk, dv.tensor, *strides, *s.sizes,
         **constants,
     )  # fmt: skip

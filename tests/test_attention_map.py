@@ -118,3 +118,21 @@ def test_in_a_graph():
     torch.testing.assert_close(compiled(q, k, v, grad), vitkern.attention_relevance(q, k, v, grad))
     mapped = torch.vmap(lambda q: vitkern.attention_map(q[None], k[:1])[0])(q)
     torch.testing.assert_close(mapped, vitkern.attention_map(q, k[:1].expand_as(k)))
+
+
+@pytest.mark.parametrize("scores", [1 << 20, 100], ids=["at once", "in parts"])
+def test_any_operand_may_be_mapped(scores, monkeypatch):
+    monkeypatch.setattr(ops, "_SCORES", scores)
+    q, k, v, grad = operands(2)
+    given = dict(q=q, k=k, v=v, grad=grad, bias=torch.randn(q.shape[2], k.shape[2], dtype=q.dtype))
+    given |= dict(mask=torch.rand(q.shape[2], k.shape[2]) < 0.7, key_padding_mask=torch.rand(2, k.shape[2]) < 0.7)
+    for name, tensor in given.items():
+        both = torch.stack([tensor, tensor.flip(-1)])
+        mapped = torch.vmap(lambda t, name=name: vitkern.attention_relevance(**given | {name: t}))(both)
+        torch.testing.assert_close(mapped[1], vitkern.attention_relevance(**given | {name: both[1]}))
+
+
+def test_what_is_added_does_not_widen_the_result():
+    q, k, _, _ = (t.float() for t in operands())
+    mask = torch.randn(q.shape[2], k.shape[2], dtype=torch.float64)
+    assert vitkern.attention_map(q, k, mask=mask).dtype == torch.float32

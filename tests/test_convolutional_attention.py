@@ -7,6 +7,8 @@ import torch
 from transformers.models.cvt.modeling_cvt import CvtSelfAttention
 
 from vitkern.nn import ConvolutionalAttention
+from vitkern.nn.convolutional_attention import DepthwiseProjection
+from vitkern.testing import assert_close
 
 
 def build(config):
@@ -73,6 +75,22 @@ def test_other_norms(options):
     module = randomised(ConvolutionalAttention(16, 2)).eval()
     module.conv_proj_q.bn = randomised(torch.nn.BatchNorm2d(16, **options)).eval()
     x, folded = torch.randn(2, 16, 4, 6), module.conv_proj_q
+    torch.testing.assert_close(folded(x), folded.bn(folded.conv(x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_norm_in_float32_beside_a_convolution_of_half_precision(dtype):
+    folded = randomised(DepthwiseProjection(16, 3, 2, 1)).to(dtype).eval()
+    folded.bn.float()
+    x = torch.randn(2, 16, 4, 6, dtype=dtype)
+    assert_close(folded(x), folded.bn(folded.conv(x)), folded.double()(x.double()))
+
+
+@pytest.mark.parametrize("options", [dict(bias=True), dict(padding_mode="circular"), dict(dilation=2)], ids=str)
+def test_other_convolutions(options):
+    folded = randomised(DepthwiseProjection(16, 3, 1, 1)).eval()
+    folded.conv = torch.nn.Conv2d(16, 16, 3, padding=1, groups=16, **dict(bias=False) | options)
+    x = torch.randn(2, 16, 4, 6)
     torch.testing.assert_close(folded(x), folded.bn(folded.conv(x)))
 
 

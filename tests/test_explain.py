@@ -3,6 +3,7 @@
 import itertools
 import re
 
+import numpy as np
 import pytest
 import torch
 from stored import FOLDER
@@ -144,6 +145,31 @@ def test_weights_that_are_cast():
     image, expected = image_of(model), vitkern.explain(model, image_of(model), target=1).heat
     found = vitkern.explain(model.bfloat16(), image.bfloat16(), target=1).heat
     assert nn.functional.cosine_similarity(found.flatten(), expected.flatten(), 0) > 0.95
+
+
+def test_classes_are_numbers_of_any_kind():
+    model = MODELS["vitkern ViT"]()
+    for target in (2, np.int64(2), [2, np.int32(2)], torch.tensor([2, 2]), torch.tensor(2)):
+        assert vitkern.explain(model, image_of(model), target=target).target.tolist() == [2, 2]
+
+
+def test_layer_wise_relevance_is_not_of_half_precision():
+    model = filled(MODELS["timm ViT"]())
+    image = image_of(model)
+    expected = vitkern.explain(model, image, "lrp", target=1).heat
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(vitkern.explain(model, image, "lrp", target=1).heat, expected)
+    for dtype in (torch.bfloat16, torch.float16):
+        with pytest.raises(NotImplementedError, match=f'^explain: method="lrp" is not defined in {dtype}: got a model'):
+            vitkern.explain(model.to(dtype), image.to(dtype), "lrp")
+
+
+def test_an_image_that_is_padded_to_whole_patches():
+    model = filled(of_timm("vit_tiny_patch16_224", **TINY, dynamic_img_size=True, dynamic_img_pad=True))
+    image = torch.randn(1, 3, 36, 44)
+    whole = vitkern.explain(model, nn.functional.pad(image, (0, 4, 0, 4)))
+    found = vitkern.explain(model, image)
+    assert found.heat.shape == (1, 5, 6) and torch.equal(found.heat, whole.heat)
 
 
 def test_one_model_under_three_names_gives_one_map():
@@ -336,7 +362,6 @@ def test_heat_lands_on_the_object():
     for method in ("relevance", "lrp"):
         heat = vitkern.explain(model, images[right], method).heat
         share = (heat * square[right]).sum((1, 2)) / heat.sum((1, 2))
-        print(method, share.median(), loss)
         assert share.median() > 0.25, method  # where four patches of 64 have 0.06
 
 
@@ -353,6 +378,20 @@ def test_the_page_runs():
 class TwoMaps(nn.Module):
     def forward(self, image):
         return image
+
+
+class Frozen(nn.Module):
+    """A classifier on tokens that are computed without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = MODELS["vitkern ViT"]()
+        self.head = nn.Linear(5, 5)
+
+    def forward(self, image):
+        with torch.no_grad():
+            found = self.model(image)
+        return self.head(found)
 
 
 @pytest.mark.parametrize(
@@ -372,6 +411,7 @@ class TwoMaps(nn.Module):
         ),
         (dict(image="cat.png"), TypeError, "image is no floating-point tensor: got str"),
         (dict(model="vit"), TypeError, "model is no module: got str"),
+        (dict(model=Frozen()), NotImplementedError, "gradients do not reach attention: got a Frozen"),
         (dict(model=TwoMaps()), NotImplementedError, "attention cannot be read: got a model that calls none"),
     ],
 )
@@ -394,6 +434,10 @@ def test_errors_name_the_remedy(changes, error, message):
         (lambda: of_timm("cait_xxs24_224", img_size=32, patch_size=8, depth=1), "relevance",
          "attention cannot be read: got blocks.0.attn, a TalkingHeadAttn"),
         (lambda: of_timm("vit_relpos_small_patch16_224", **TINY, rel_pos_type="mlp"), "lrp", 'method="lrp" is not'),
+        (lambda: of_timm("vit_tiny_patch16_224", **TINY, attn_layer="diff"), "relevance",
+         "attention is not between tokens: got blocks.2.attn, a DiffAttention, with 2 maps"),
+        (lambda: of_timm("xcit_nano_12_p16_224", depth=1, cls_attn_layers=0, embed_dim=32, num_heads=2, img_size=32),
+         "attention", r"attention is not between tokens: got blocks.0.attn, a XCA, with a map of 16 x 16 for 4 tokens"),
     ],
 )  # fmt: skip
 def test_what_a_method_is_not_defined_for(build, method, message):

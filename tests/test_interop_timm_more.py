@@ -68,3 +68,20 @@ def test_positions_that_are_watched_are_computed():
     model.blocks[0].attn.pos_proj.register_forward_hook(lambda *call: seen.append(call[2].shape))
     torch.testing.assert_close(model(images("convit")), expected)
     assert seen == [(2, 16, 16, 4)]
+
+
+@pytest.mark.parametrize(
+    "name, block, factors", [("cait", "LayerScaleBlock", "gamma_2"), ("xcit", "XCABlock", "gamma2")]
+)
+def test_factors_of_another_shape_are_the_originals(name, block, factors):
+    """Given before, the block is not swapped; afterwards, the original runs."""
+    later, model = build(name), build(name)
+    vitkern.accelerate(later)
+    for one in (later, model):
+        for module in one.modules():
+            if getattr(module, factors, None) is not None:
+                setattr(module, factors, nn.Parameter(torch.tensor(0.5)))
+    expected = model(images(name))
+    assert not any(entry.original.__name__ == block for entry in vitkern.accelerate(model))
+    for one in (later, model):
+        torch.testing.assert_close(one(images(name)), expected)

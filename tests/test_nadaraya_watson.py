@@ -69,6 +69,18 @@ def test_padding_and_no_keys():
     assert not nadaraya_watson(x, keys[:, :0], values[:, :0]).any()
 
 
+def test_what_pads_has_no_part():
+    x, keys, values = operands(dtype=torch.float32)
+    mask = torch.arange(7) < torch.tensor([[3], [6]])
+    expected = reference.nadaraya_watson(x.double(), keys.double(), values.double(), 2.0, key_padding_mask=mask)
+    for padding in (1e6, 1e30, math.nan):
+        padded = keys.masked_fill(~mask[..., None], padding).requires_grad_()
+        out = nadaraya_watson(x, padded, values, 2.0, key_padding_mask=mask)
+        torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)
+        (gradient,) = torch.autograd.grad(out.sum(), padded)
+        assert gradient.isfinite().all() and not gradient[~mask].any()
+
+
 def test_a_width_is_learnt():
     """A sine with noise: the width that fits best is narrower than where it starts, and predicts better."""
     generator = torch.Generator().manual_seed(0)

@@ -108,12 +108,12 @@ def tile_slopes(ds, a, b, row, i, j, A, B, features, first, near, FEATURES: tl.c
 
 
 @triton.jit
-def tokens_of(pid, count, rows, heads, BLOCK: tl.constexpr):
-    """(share, row, sequence, head, tokens [BLOCK]) of a program: it owns a block of ``count`` tokens of one of ``rows``
-    (sequence, head), and a share of the features."""
+def tokens_of(count, heads, BLOCK: tl.constexpr):
+    """(row, sequence, head, tokens [BLOCK]) of a program: it owns a block of ``count`` tokens of a row, which is a
+    sequence and head."""
     blocks = tl.cdiv(count, BLOCK)
-    row = pid // blocks % rows
-    return pid // blocks // rows, row, row // heads, row % heads, pid % blocks * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(0) // blocks
+    return row, row // heads, row % heads, tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
 
 
 @triton.jit

@@ -86,6 +86,7 @@ class _Layers:
 
     def __init__(self) -> None:
         self._windows: list[tuple[int, int, Any]] = []  # first call, end, `Windows`
+        self._obstacles: dict[int, str] = {}  # of a call: why its map is none of tokens
 
     @contextmanager
     def attached(self, model: nn.Module, watch: _Watch) -> Iterator[None]:
@@ -109,6 +110,11 @@ class _Layers:
                     windows = windows_after(module, args, keywords)
                     if windows is not None:
                         self._windows.append((first, end, windows))
+                elif first < end:
+                    obstacle = _obstacle(watch.calls[first:end], args)
+                    if obstacle is not None:
+                        where = f"{name or 'the model'}, a {_kind(module).__name__}, {obstacle}"
+                        self._obstacles.update(dict.fromkeys(range(first, end), where))
 
             return ended
 
@@ -130,7 +136,7 @@ class _Layers:
             )
         layers, place = [], 0
         for first, end, windows in [*self._windows, (len(calls), len(calls), None)]:
-            layers += [Layer((call,)) for call in calls[place:first]]
+            layers += [Layer((calls[i],), obstacle=self._obstacles.get(i)) for i in range(place, first)]
             if windows is not None:
                 layers.append(Layer(tuple(calls[first:end]), windows.grid, windows.tokens(device)))
             place = end
@@ -143,6 +149,15 @@ class _Layers:
                     f"tokens; expected {expected}. Only windows that say their size and shift are found in the image."
                 )
         return layers
+
+
+def _obstacle(calls: list[Call], args: tuple) -> str | None:
+    """Why the ``calls`` of one module that was given ``args`` are no map of its tokens, or None."""
+    if len(calls) > 1:
+        return f"with {len(calls)} maps that it puts together"
+    _, queries, keys = calls[0].shape
+    tokens = args[0].shape[1] if args and isinstance(args[0], Tensor) and args[0].dim() == 3 else queries
+    return None if tokens in (queries, keys) else f"with a map of {queries} x {keys} for {tokens} tokens"
 
 
 def _kind(module: nn.Module) -> type:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -41,8 +42,9 @@ def explain(
         method: "relevance": of each layer the weights times their positive gradients, mean over heads (Chefer et al.,
             arXiv 2103.15679); "rollout": the weights alone, whatever the class (Abnar and Zuidema, arXiv 2005.00928);
             "attention": those of the last layer alone; "lrp": layer-wise relevance by deep Taylor rules, through
-            values, MLPs and residuals too, for ViT and DeiT (Chefer et al., arXiv 2012.09838). That takes several times
-            as long and N^2 numbers for each head; the others keep O(N) for N tokens, beside what the model does.
+            values, MLPs and residuals too, for ViT and DeiT in float32 (Chefer et al., arXiv 2012.09838). That takes
+            several times as long and N^2 numbers for each head; the others keep O(N) for N tokens, beside what the
+            model does.
         target: the class, or one for each image; the one with the largest logit unless given.
 
     Raises:
@@ -78,13 +80,13 @@ def _targets(target: Any, count: int) -> list[int | None]:
         return [None] * count
     given = target.tolist() if isinstance(target, Tensor) else target
     numbers = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * count
-    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+    if not all(isinstance(number, Integral) and not isinstance(number, bool) for number in numbers):
         raise TypeError(f"explain: target is no class: got {target!r}; expected a whole number, or one for each image.")
     if len(numbers) != count:
         raise ValueError(
             f"explain: targets do not match images: got {len(numbers)} for {count}; expected one for each."
         )
-    return numbers
+    return [int(number) for number in numbers]
 
 
 def _explained(model: nn.Module, image: Tensor, target: int | None, method: str) -> tuple[Tensor, Tensor, int]:
@@ -95,6 +97,11 @@ def _explained(model: nn.Module, image: Tensor, target: int | None, method: str)
         target = checked_target(target, logits)
         wanted = layers if method == "relevance" else layers[-1:]
         results = [call.result for layer in wanted for call in layer.calls]
+        if not all(one.requires_grad for one in (logits, *results)):
+            raise NotImplementedError(
+                f"explain: gradients do not reach attention: got a {type(model).__name__} that computes a part without "
+                "them; expected logits that depend on every layer. Take out its torch.no_grad() or detach()."
+            )
         found = torch.autograd.grad(logits[0, target], results, materialize_grads=True)
     with torch.no_grad():
         taken = iter(found)

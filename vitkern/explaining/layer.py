@@ -51,12 +51,13 @@ class Layer:
     """The calls of one attention module on one image.
 
     ``grid`` and ``index`` are those of windows: (height, width) in tokens, and the token (G, n) of each row of each
-    window, -1 where there is none. None: every token sees every token.
+    window, -1 where there is none. None: every token sees every token. ``obstacle``: why the maps are none of tokens.
     """
 
     calls: tuple[Call, ...]
     grid: tuple[int, int] | None = None
     index: Tensor | None = None
+    obstacle: str | None = None
 
     @property
     def queries(self) -> int:
@@ -75,7 +76,16 @@ class Layer:
         return found[:-1]
 
     def through(self, row: Tensor, grads: list[Tensor] | None = None) -> Tensor:
-        """(queries,) times the mean map over heads, or with the gradients of the calls the mean relevance: (keys,)."""
+        """(queries,) times the mean map over heads, or with the gradients of the calls the mean relevance: (keys,).
+
+        Raises:
+            NotImplementedError: the maps are none of tokens.
+        """
+        if self.obstacle is not None:
+            raise NotImplementedError(
+                f"explain: attention is not between tokens: got {self.obstacle}; expected one map of queries and keys. "
+                "Take another model."
+            )
         row = torch.cat([row, row.new_zeros(1)])
         found = row.new_zeros(self.keys + 1)
         for i, (call, index) in enumerate(zip(self.calls, self._places(), strict=True)):

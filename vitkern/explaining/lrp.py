@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitkern.dispatch import use_backend
+from vitkern.dispatch import no_autocast, use_backend
 from vitkern.explaining import lrp_rules as rules
 from vitkern.explaining.capture import as_for_inference
 from vitkern.explaining.logits import checked_target, logits_of
@@ -47,8 +47,8 @@ class _Ran(NamedTuple):
 
 def explained(model: nn.Module, image: Tensor, target: int | None) -> tuple[Tensor, Tensor, int]:
     """Of one image (1, 3, height, width): heat (grid_h, grid_w), logits (1, classes), target."""
-    found, logits, target = relevance(model, image, target)
-    with torch.no_grad():
+    with no_autocast(image), torch.no_grad():
+        found, logits, target = relevance(model, image, target)
         row = attribution(found)
         height, width = grid_of(model, image, row.shape[0])
         return row[row.shape[0] - height * width :].view(height, width).float(), logits, target
@@ -67,11 +67,16 @@ def relevance(model: nn.Module, image: Tensor, target: int | None) -> tuple[Rele
     """`Relevance`, logits (1, classes) and target of one image (1, 3, height, width).
 
     Raises:
-        NotImplementedError: the model is not made of the blocks that the rules are for.
+        NotImplementedError: the model is not made of the blocks that the rules are for, or computes in half precision.
     """
     vit = vit_of(model)
     with as_for_inference(model), use_backend("torch"), torch.compiler.set_stance("force_eager"):
         tokens, given = _embedded(model, vit, image)
+        if tokens.element_size() < 4:  # relevances cancel, and the comparison of logits below says nothing
+            raise NotImplementedError(
+                f'explain: method="lrp" is not defined in {tokens.dtype}: got a model that computes in it; expected '
+                "float32 or float64. Explain model.float(), with such an image."
+            )
         x, ran = tokens.clone().requires_grad_(), []
         for block in vit.blocks:
             x, kept = _forward(block, x)

@@ -13,9 +13,11 @@ def grid_of(model: nn.Module, image: Tensor, tokens: int) -> tuple[int, int]:
         NotImplementedError: neither leads to a grid.
     """
     height, width = image.shape[2:]
+    pads = any(getattr(module, "dynamic_img_pad", False) for module in model.modules())  # timm's, to whole patches
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride and max(module.stride) > 1:
-            grid = height // module.stride[0], width // module.stride[1]
+            rest = [pads * (stride - 1) for stride in module.stride]
+            grid = (height + rest[0]) // module.stride[0], (width + rest[1]) // module.stride[1]
             if 0 <= tokens - grid[0] * grid[1] <= _MOST_PREFIX:
                 return grid
     for patches in range(tokens, max(0, tokens - _MOST_PREFIX), -1):

@@ -65,6 +65,8 @@ def obstacle(mlp: Mlp, training: bool | None = None) -> str | None:
     if isinstance(layer_scale, Tensor):
         if not ordinary(layer_scale):
             return "its layer scale is no ordinary floating-point tensor"
+        if layer_scale.shape != norm.normalized_shape:
+            return "its layer scale is not one factor for each channel"
         layer_scale = None
     elif layer_scale is not None and type(layer_scale) not in LAYER_SCALES:
         return f"its layer scale is a {type(layer_scale).__name__}"

@@ -26,14 +26,15 @@ class DepthwiseProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         conv, bn = self.conv, self.bn
         folds = may_bypass(conv, nn.Conv2d) and may_bypass(bn, nn.BatchNorm2d) and bn.running_var is not None
-        if bn.training or not folds:
+        if bn.training or not folds or conv.bias is not None or conv.padding_mode != "zeros":
             return bn(conv(x))
         mean, variance = cast(Tensor, bn.running_mean), cast(Tensor, bn.running_var)
         factor = torch.rsqrt(variance + bn.eps)
         factor = factor if bn.weight is None else factor * bn.weight
         offset = -mean * factor if bn.bias is None else bn.bias - mean * factor
-        weight = conv.weight * factor.view(-1, 1, 1, 1)
-        return F.conv2d(x, weight, offset, conv.stride, conv.padding, groups=conv.groups)
+        dtype = conv.weight.dtype  # BatchNorm's may be wider
+        weight, offset = (conv.weight * factor.view(-1, 1, 1, 1)).to(dtype), offset.to(dtype)
+        return F.conv2d(x, weight, offset, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 class ConvolutionalAttention(nn.Module):

@@ -196,17 +196,19 @@ def _in_pytorch(
     causal: bool,
     per_head: bool,
 ) -> Tensor:
-    """What the launcher returns, from its arguments, a few queries at a time."""
-    found = _output(q, k, per_head)
+    """What the launcher returns, from its arguments, a few queries at a time. Under vmap any operand may be mapped."""
+    found: Tensor | None = None
     added = Added(bias=bias, mask=mask, key_padding_mask=key_mask, causal=causal)
     for rows, weights in weights_of_rows(q, k, added, scale):
         if v is not None and grad is not None:
-            weights = weights.mul_(grad_of_weights(grad[:, :, rows], v)).clamp_(min=0)
+            weights = (weights * grad_of_weights(grad[:, :, rows], v)).clamp_(min=0)
         own = weights if per_head else weights.sum(1, keepdim=True)
-        if own.shape == found.shape:
+        if rows == slice(0, q.shape[2]):
             return own
+        if found is None:
+            found = own.new_empty(*own.shape[:2], q.shape[2], own.shape[3])
         found[:, :, rows] = own
-    return found
+    return _output(q, k, per_head) if found is None else found
 
 
 def _output(q: Tensor, k: Tensor, *rest: Any) -> Tensor:
@@ -241,12 +243,12 @@ def weights_of_rows(q: Tensor, k: Tensor, added: Added, scale: float) -> Iterato
         with dispatch.no_autocast(q):
             scores = (q[:, :, rows].to(wide) * scale) @ k
         if bias is not None:
-            scores += _rows_of(bias, rows)
+            scores = scores + _rows_of(bias, rows).to(wide)
         if mask is not None:
             part = _rows_of(mask, rows)
-            scores = scores.masked_fill_(~part, -math.inf) if mask.dtype == torch.bool else scores + part
+            scores = scores.masked_fill(~part, -math.inf) if mask.dtype == torch.bool else scores + part.to(wide)
         if kept is not None:
-            scores = scores.masked_fill_(~kept[:, None, None], -math.inf)
+            scores = scores.masked_fill(~kept[:, None, None], -math.inf)
         if added["causal"]:
             query = torch.arange(rows.start, rows.stop, device=q.device)[:, None]
             scores = scores.masked_fill_(torch.arange(keys, device=q.device) > query + keys - n, -math.inf)

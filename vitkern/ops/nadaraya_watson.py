@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vitkern.dispatch import autocast, no_autocast
 from vitkern.ops import checks
-from vitkern.ops.attention import attention
+from vitkern.ops.attention import _check_terms, attention
 
 
 def nadaraya_watson(
@@ -50,14 +50,24 @@ def nadaraya_watson(
     x, keys, values = x.to(wide), keys.to(wide), values.to(wide)
     w = _width(op, width, x).to(wide)
     w = w * w if squared else w
+    if key_padding_mask is not None:
+        _check_terms(op, x[:, None], keys[:, None], None, None, key_padding_mask, False, None, 0.0)
+        keys = keys.masked_fill(~key_padding_mask[..., None], 0.0)  # else what pads would move the middle
     if keys.shape[1]:
-        middle = keys.detach().mean(1, keepdim=True)
+        middle = _middle(keys.detach(), key_padding_mask)
         x, keys = x - middle, keys - middle
     with no_autocast(x):
         bias = -0.5 * w * keys.square().sum(-1)[:, None, None, :]  # (B, 1, 1, M)
         q, k, v = (tensor[:, None] for tensor in (w * x, keys, values))
         out = attention(q, k, v, bias=bias, key_padding_mask=key_padding_mask, scale=1.0)
     return out[:, 0].to(dtype)
+
+
+def _middle(keys: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, 1, D): the mean of the keys that there are; others are 0."""
+    if mask is None:
+        return keys.mean(1, keepdim=True)
+    return keys.sum(1, keepdim=True) / mask.sum(1).clamp(min=1)[:, None, None]
 
 
 def _width(op: str, width: Tensor | float, like: Tensor) -> Tensor:

@@ -93,6 +93,7 @@ def draw(rng: Random) -> AdditiveCase:
         dim=rng.choice([dim for dim in HEAD_DIMS if dim <= 128 or drawn["dtype"] != "fp32"]),
         padded=padded,
         spread=rng.choice((0.3, 1.0, 1.0, 15.0)),
+        opposed=chance(rng, 0.1) and bool(n and m),
     )
 
 

@@ -145,7 +145,6 @@ def _launches() -> Iterator[Launch]:
     """Both elements, and heads of several widths."""
     yield from compiled(LAYERS)
     small = LAYERS[1]
-    yield Launch("gated-convit-s-batch-64", small, dict(batch=layers.MANY), of="gated-convit-s")
     yield Launch("gated-fp32-d48", Gated("tiles", 14, 4, 48), dict(dtype=torch.float32), everywhere=True)
     for dim in (32, 80, 128):
         yield Launch(f"gated-d{dim}", Gated("tiles", 14, 4, dim))
