@@ -11,7 +11,7 @@ FORWARD = {
     256: {"": Config(16, 32, 4, 1)},
 }
 BACKWARD = {
-    64: {"single": Config(16, 32, 4, 1), "": Config(32, 32, 4, 1)},
+    64: {"": Config(16, 32, 4, 1)},
     128: {"single": Config(16, 16, 8, 1), "": Config(16, 64, 8, 1)},
     256: {"": Config(16, 32, 4, 1)},
 }
