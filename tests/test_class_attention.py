@@ -173,6 +173,8 @@ Q, X, P = torch.zeros(2, 3, 1, 4), torch.zeros(2, 5, 12), nn.Linear(12, 12)
         ((Q, X[0], P, P), {}, ValueError, "x has the wrong number of dimensions"),
         ((Q, X[:1], P, P), {}, ValueError, r"q does not fit the tokens: got q \(2, 3, 1, 4\), x \(1, 5, 12\)"),
         ((Q[..., :0], X, P, P), {}, ValueError, "q does not fit the tokens"),
+        ((Q, X.half(), P, P), {}, TypeError, "dtypes differ: got q torch.float32, x torch.float16"),
+        ((Q, X.to("meta"), P, P), {}, ValueError, "devices differ: got q on cpu, x on meta"),
         ((Q, X), {}, ValueError, "too few or too many projections: got 0"),
         ((Q, X, P), {}, ValueError, r"what is projected has the wrong shape: got \(2, 5, 12\); expected \(B, N, 24\)"),
         ((Q, X, P, P), dict(scale=-1.0), ValueError, "scale is not usable"),

@@ -281,6 +281,10 @@ def test_module_refuses():
     module = DeformableAttention(8, 2, 2, 1)
     with pytest.raises(ValueError, match=r"neither points nor boxes: got \(1, 16, 2, 3\)"):
         module(torch.zeros(1, 16, 8), torch.zeros(1, 16, 2, 3), None, SHAPES)
+    with pytest.raises(ValueError, match=r"levels differ: got reference points \(1, 16, 3, 2\) and 2 spatial shapes"):
+        module(torch.zeros(1, 16, 8), torch.zeros(1, 16, 3, 2), None, SHAPES)
+    with pytest.raises(ValueError, match=r"\(1, 16, 2, 4\) and 1 spatial shapes; expected L = 2 of both"):
+        module(torch.zeros(1, 16, 8), torch.zeros(1, 16, 2, 4), None, SHAPES[:1])
 
 
 V, L, W = torch.zeros(2, 16, 2, 4), torch.zeros(2, 5, 2, 2, 3, 2), torch.zeros(2, 5, 2, 2, 3)

@@ -163,6 +163,23 @@ def test_a_module_drops_weights_in_training_alone():
     torch.testing.assert_close(module.eval()(x), plain(x))
 
 
+@pytest.mark.parametrize("name", ["pos_proj", "attn_drop"])
+def test_modules_that_somebody_watches_are_called(name):
+    module, x, calls = GatedPositionalAttention(24, 3).double(), torch.randn(2, 6, 24, dtype=torch.float64), []
+    expected, map_ = module(x, (2, 3)), module.get_attention_map(x, grid=(2, 3))
+    getattr(module, name).register_forward_hook(lambda *call: calls.append(call[2].shape))
+    torch.testing.assert_close(module(x, (2, 3)), expected)
+    assert calls == [(6, 6, 3) if name == "pos_proj" else (2, 3, 6, 6)]
+    torch.testing.assert_close(module.get_attention_map(x, grid=(2, 3)), map_)
+
+
+def test_what_replaces_the_projection_of_positions_counts():
+    module, x = GatedPositionalAttention(24, 3), torch.randn(2, 9, 24)
+    expected = module(x)
+    module.pos_proj = torch.nn.Sequential(module.pos_proj)  # has no weight to read
+    torch.testing.assert_close(module(x), expected)
+
+
 @pytest.mark.parametrize("batch, grid, heads", [(0, (2, 2), 2), (2, (0, 3), 2), (2, (2, 2), 0)])
 def test_nothing_to_compute(batch, grid, heads):
     tensors = [x.requires_grad_() for x in operands(batch, grid, heads, 4)]

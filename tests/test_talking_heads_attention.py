@@ -106,6 +106,29 @@ def test_chunks_are_the_formula(most, monkeypatch):
     assert len(parts) == {1: 6, 200: 6, 10**6: 1}[most]
 
 
+def test_products_beyond_float16_are_scaled_first():
+    qkv, before, after, *_ = (x.detach() for x in operands(1, 9, 2, 64, torch.float16))
+    qkv[:, :, :2] = 40.0  # 40^2 D is beyond float16, an eighth of it is not
+    exact = [x.double().requires_grad_() for x in (qkv, before, after)]
+    given = [x.requires_grad_() for x in (qkv, before, after)]
+    grad = torch.randn(1, 9, 2, 64, dtype=torch.float64)
+    for found, expected in zip(
+        *(graded(vitkern.talking_heads_attention, x, grad) for x in (given, exact)), strict=True
+    ):
+        assert found.isfinite().all()
+        if found.shape != before.shape:  # of constant scores it is a difference of large numbers
+            torch.testing.assert_close(found, expected.to(found.dtype), rtol=0, atol=1e-2 * expected.abs().max().item())
+
+
+def test_gradients_of_chunks_are_added_up_in_float32(monkeypatch):
+    tensors, grad = operands(1, 176, 1, 16, torch.bfloat16), torch.full((1, 176, 1, 16), 2.0**-4, dtype=torch.bfloat16)
+    tensors[2].data.fill_(0.0), tensors[4].data.fill_(1.0)  # each value weighs 1: its gradient is a sum over queries
+    grad[:, :16] = 16.0  # to 256, the first chunk's, bfloat16 can add no 1, which each of the ten others has
+    monkeypatch.setitem(chunks.SCORES, "cpu", 1)
+    gradient = torch.autograd.grad(talking_heads_attention(*tensors), tensors[0], grad)[0]
+    assert torch.equal(gradient[:, :, 2], torch.full_like(grad, 266.0))
+
+
 def test_no_scores_are_kept():
     tensors = operands(1, 200, 2, 4)
     sizes = []

@@ -17,7 +17,7 @@ from .lanes import (
     store_lanes,
     store_numbers,
 )
-from .mixing import load_bias, load_matrix, mixed, paired, store_shares
+from .mixing import load_bias, load_matrix, mixed, paired, softmaxed, store_shares
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def _talking_bwd_queries(
         k_rows = load_lanes(k, strides, image, ki, N, HEADS, HEAD_TILE, HEAD_DIM, PART, ALIGN)
         v_rows = load_lanes(v, strides, image, ki, N, HEADS, HEAD_TILE, HEAD_DIM, PART, ALIGN)
         logits = mixed(wl * (scale * LOG2E), products(q_rows, k_rows, PRECISION), MIXING)
-        a = tl.math.exp2(logits - pivot)  # [LANES, BLOCK_M, BLOCK_N]
+        a = softmaxed(logits, pivot, (ki < N)[:, None, :])  # [LANES, BLOCK_M, BLOCK_N]
         dp = products(g_rows, v_rows, PRECISION)  # zero past the last key
         dafter = paired(dafter, dp, a, MIXING)
         dbias += tl.sum(dp, 2)
@@ -55,7 +55,7 @@ def _talking_bwd_queries(
         k_rows = load_lanes(k, strides, image, ki, N, HEADS, HEAD_TILE, HEAD_DIM, PART, ALIGN)
         v_rows = load_lanes(v, strides, image, ki, N, HEADS, HEAD_TILE, HEAD_DIM, PART, ALIGN)
         product = products(q_rows, k_rows, PRECISION)  # zero past the last key, as its rows are
-        a = tl.math.exp2(mixed(wl * (scale * LOG2E), product, MIXING) - pivot)
+        a = softmaxed(mixed(wl * (scale * LOG2E), product, MIXING), pivot, (ki < N)[:, None, :])
         da = mixed(tl.trans(ww), products(g_rows, v_rows, PRECISION), MIXING)
         dlogits = a * (da - deltas[:, :, None])
         dbefore = paired(dbefore, dlogits, product, MIXING)
@@ -87,7 +87,7 @@ def _talking_bwd_keys(
         pivot = load_numbers(lse, image, qi, N, float("inf"), HEADS, HEAD_TILE)[:, None, :] * LOG2E
         deltas = load_numbers(delta, image, qi, N, 0.0, HEADS, HEAD_TILE)[:, None, :]
         logits = mixed(wl * (scale * LOG2E), products(k_rows, q_rows, PRECISION), MIXING)
-        a = tl.math.exp2(logits - pivot)  # [LANES, BLOCK_M, BLOCK_N]
+        a = softmaxed(logits, pivot, (ki < N)[:, :, None])  # [LANES, BLOCK_M, BLOCK_N]
         dv_sums = gathered(dv_sums, mixed(ww, a, MIXING) + bias, g_rows, PRECISION)
         da = mixed(tl.trans(ww), products(v_rows, g_rows, PRECISION), MIXING)
         dlogits = a * (da - deltas)

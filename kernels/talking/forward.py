@@ -17,7 +17,7 @@ from .lanes import (
     store_lanes,
     store_numbers,
 )
-from .mixing import load_bias, load_matrix, mixed
+from .mixing import load_bias, load_matrix, mixed, softmaxed
 
 
 @triton.jit
@@ -50,7 +50,8 @@ def _talking_fwd(
         k_rows = load_lanes(k, strides, image, ki, N, HEADS, HEAD_TILE, HEAD_DIM, PART, ALIGN)
         v_rows = load_lanes(v, strides, image, ki, N, HEADS, HEAD_TILE, HEAD_DIM, PART, ALIGN)
         logits = mixed(wl, products(q_rows, k_rows, PRECISION), MIXING)
-        weights = mixed(ww, tl.math.exp2(logits - pivot[:, :, None]), MIXING) + bias
+        a = softmaxed(logits, pivot[:, :, None], (ki < N)[:, None, :])
+        weights = mixed(ww, a, MIXING) + bias
         sums = gathered(sums, weights, v_rows, PRECISION)  # past the last key rows are zeros
     store_lanes(out, sums, 1.0, out_strides, image, qi, N, HEADS, HEAD_TILE, HEAD_DIM, PART, ALIGN)
 

@@ -40,6 +40,13 @@ def mixed(matrix, tile, MIXING: tl.constexpr):
 
 
 @triton.jit
+def softmaxed(logits, pivot, there):
+    """exp2(logits - pivot) of keys that are ``there``, both broadcast. The logits of others are 0: where a pivot is far
+    below, they would weigh infinitely, which is NaN times the zeros of their rows and between lanes."""
+    return tl.math.exp2(tl.where(there, logits - pivot, float("-inf")))
+
+
+@triton.jit
 def paired(sums, left, right, MIXING: tl.constexpr):
     """sums [ROWS, LANES, LANES] + sum_c left[l, r, c] right[m, r, c], the gradient of what mixed ``right``. The rows of
     a tile stay apart, so that warps share them."""

@@ -28,7 +28,8 @@ class DeformableAttention(nn.Module):
         n_points: P of each head and level.
 
     Raises:
-        ValueError: heads do not divide the channels, or reference points have neither 2 nor 4 coordinates.
+        ValueError: heads do not divide the channels, reference points have neither 2 nor 4 coordinates, or these or
+            the spatial shapes are of another number of levels.
     """
 
     def __init__(self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: int = 4) -> None:
@@ -84,14 +85,20 @@ class DeformableAttention(nn.Module):
     ) -> Tensor:
         """offsets (B, Q, H, L, P, 2) -> locations."""
         at = reference_points[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
+        if at.shape[-1] not in (2, 4):
+            raise ValueError(
+                "DeformableAttention: reference points are neither points nor boxes: got "
+                f"{tuple(reference_points.shape)}; expected (B, Q, L, 2) or (B, Q, L, 4)."
+            )
+        if at.shape[3] not in (1, self.n_levels) or len(spatial_shapes) != self.n_levels:
+            raise ValueError(
+                f"DeformableAttention: levels differ: got reference points {tuple(reference_points.shape)} and "
+                f"{len(spatial_shapes)} spatial shapes; expected L = {self.n_levels} of both. Set n_levels to the "
+                "number of feature maps."
+            )
         if at.shape[-1] == 2:
             return at + offsets / _widths_and_heights(spatial_shapes, offsets)[:, None]
-        if at.shape[-1] == 4:
-            return at[..., :2] + offsets / self.n_points * at[..., 2:] * 0.5
-        raise ValueError(
-            f"DeformableAttention: reference points are neither points nor boxes: got {tuple(reference_points.shape)}; "
-            "expected (B, Q, L, 2) or (B, Q, L, 4)."
-        )
+        return at[..., :2] + offsets / self.n_points * at[..., 2:] * 0.5
 
     def extra_repr(self) -> str:
         return f"{self.d_model}, n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}"

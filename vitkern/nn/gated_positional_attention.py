@@ -5,6 +5,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from vitkern.nn.heads import head_dim
+from vitkern.ops.bypass import may_bypass
 from vitkern.ops.gated_positional_attention import gated_positional_attention, grid_of, mean_weights
 
 
@@ -12,6 +13,9 @@ class GatedPositionalAttention(nn.Module):
     """Attention by content and by position, mixed by a gate of each head, with projections; named as in
     `timm.models.convit.GPSA`, whose weights it takes. See
     `vitkern.ops.gated_positional_attention.gated_positional_attention`.
+
+    Where ``pos_proj`` or ``attn_drop`` is not a plain module (adapters, hooks), both are called, on all pairs of
+    tokens.
 
     Args:
         dim: channels C; ``num_heads`` divides it.
@@ -49,12 +53,26 @@ class GatedPositionalAttention(nn.Module):
         """(B, N, C) -> (B, N, C). ``grid``: (grid_h, grid_w) of the tokens; a square by default."""
         heads = self.num_heads, self.head_dim
         qk, v = self.qk(x).unflatten(-1, (2, *heads)), self.v(x).unflatten(-1, heads)
-        weights, bias = self.pos_proj.weight, self.pos_proj.bias
-        if torch.is_grad_enabled():  # a gradient of 0: who counts on one for every parameter shall have it
-            weights = torch.add(weights, bias[:, None], alpha=0)
-        dropout_p = self.attn_drop.p if self.training else 0.0
-        out = gated_positional_attention(qk, v, weights, self.gating_param, grid, dropout_p=dropout_p)
+        if may_bypass(self.pos_proj, nn.Linear) and may_bypass(self.attn_drop, nn.Dropout):
+            weights, bias = self.pos_proj.weight, self.pos_proj.bias
+            if torch.is_grad_enabled():  # a gradient of 0: who counts on one for every parameter shall have it
+                weights = torch.add(weights, bias[:, None], alpha=0)
+            dropout_p = self.attn_drop.p if self.training else 0.0
+            out = gated_positional_attention(qk, v, weights, self.gating_param, grid, dropout_p=dropout_p)
+        else:
+            weights = self.attn_drop(self._called(qk, grid_of("GatedPositionalAttention", x.shape[1], grid)))
+            out = (weights.to(v.dtype) @ v.transpose(1, 2)).transpose(1, 2)
         return self.proj_drop(self.proj(out.flatten(2)))
+
+    def _called(self, qk: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The weights (B, H, N, N)."""
+        q, k = qk.permute(2, 0, 3, 1, 4)  # (B, H, N, D)
+        content = (q @ k.transpose(-1, -2) * self.head_dim**-0.5).softmax(-1)
+        gate = self.gating_param[:, None, None]
+        place = _places(grid, gate)
+        d = place[None] - place[:, None]  # (N, N, 2)
+        positions = self.pos_proj(torch.cat([d, d.square().sum(-1, keepdim=True)], -1)).permute(2, 0, 1).softmax(-1)
+        return torch.sigmoid(-gate) * content + torch.sigmoid(gate) * positions
 
     @torch.no_grad()
     def local_init(self) -> None:
@@ -75,11 +93,19 @@ class GatedPositionalAttention(nn.Module):
         ``return_map`` also the weights (H, N, N), the mean over images. As timm's, of any grid."""
         grid_h, grid_w = grid_of("GatedPositionalAttention", x.shape[1], grid)
         qk = self.qk(x).unflatten(-1, (2, self.num_heads, self.head_dim))
-        weights = mean_weights(qk, self.pos_proj.weight, self.gating_param, (grid_h, grid_w))
-        token = torch.arange(grid_h * grid_w, device=x.device)
-        place = torch.stack([token // grid_w, token % grid_w], 1).to(weights.dtype)
+        if may_bypass(self.pos_proj, nn.Linear):
+            weights = mean_weights(qk, self.pos_proj.weight, self.gating_param, (grid_h, grid_w))
+        else:
+            weights = self._called(qk, (grid_h, grid_w)).mean(0)
+        place = _places((grid_h, grid_w), weights)
         far = (torch.cdist(place, place) * weights).sum(-1).mean(-1)
         return (far, weights) if return_map else far
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, locality_strength={self.locality_strength}"
+
+
+def _places(grid: tuple[int, int], like: Tensor) -> Tensor:
+    """(N, 2): x and y of each token."""
+    token = torch.arange(grid[0] * grid[1], device=like.device)
+    return torch.stack([token % grid[1], token // grid[1]], 1).to(like.dtype)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from vitkern.dispatch import autocast_dtype
 from vitkern.ops import checks
 from vitkern.ops.attention import attention
 from vitkern.ops.bypass import may_bypass
@@ -40,12 +41,14 @@ def class_attention(
         (B, L, H, D) in the dtype of ``q`` (the autocast dtype under autocast). Differentiable.
 
     Raises:
-        TypeError: ``q`` or ``x`` is not a dense floating-point tensor.
-        ValueError: shapes or numbers do not fit.
+        TypeError: ``q`` or ``x`` is not a dense floating-point tensor, or their dtypes differ without autocast.
+        ValueError: shapes, devices or numbers do not fit.
     """
     op = "class_attention"
     checks.check_tensor(op, "q", q, ndim=4)
     checks.check_tensor(op, "x", x, ndim=3)
+    if autocast_dtype(x) is None:  # which would cast both
+        checks.check_same(op, q=q, x=x)
     if q.shape[0] not in (1, x.shape[0]) or q.shape[-1] == 0:
         raise ValueError(
             f"{op}: q does not fit the tokens: got q {tuple(q.shape)}, x {tuple(x.shape)}; expected (B, H, L, D) or "

@@ -71,6 +71,16 @@ class TalkingCase(Case):
         return problem("case", self.batch, self.n, self.heads, self.dim, scale=self.scale)
 
 
+# exp(-lse), which a key beyond the last would weigh, is infinite; dbefore is a small difference of large sums
+FAR_BELOW_0 = tuple(
+    TalkingCase(
+        dtype=dtype, batch=2, n=18, heads=3, dim=12, frozen=("before",),
+        values={"qkv": ((((0, 2), (0, 18), (0, 2), (0, 3), 0), size),), "before": (((), factor),)},
+    )
+    for dtype, size, factor in (("fp16", 8.0, -0.5), ("fp32", 6.0, -4.0))
+)  # fmt: skip
+
+
 def draw(rng: Random) -> TalkingCase:
     from vitkern.kernels.talking.blocks import talking_takes
 
@@ -129,6 +139,7 @@ def edges() -> Iterator[Edge]:
     yield edge("NaN in a value", nan_only("out", (1, (0, 18), 1, 5)), values=one, **full)
     for part in range(3):
         yield edge(f"inf in {'qkv'[part]}", values={"qkv": (((1, 3, part, 1, 5), INF),)}, **full)
+    yield from (Edge(f"talking: logits far below 0 in {x.dtype}", x) for x in FAR_BELOW_0)
     yield edge("large logits", factors={"before": 300.0}, backward=False)
     yield edge("denormals", factors={"qkv": 1e-40}, backward=False)
     yield edge("small values in fp16", factors={"qkv": 1e-2}, dtype="fp16")

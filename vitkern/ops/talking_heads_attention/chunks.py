@@ -66,12 +66,12 @@ class _Chunks(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(qkv, before, after, before_bias, after_bias)
         ctx.scale = scale
-        wl, ww = before.to(qkv.dtype) * scale, after.to(qkv.dtype)
+        wl, ww = before.to(qkv.dtype), after.to(qkv.dtype)
         bias = None if after_bias is None else after_bias.to(qkv.dtype)[None, :, None]
         out = qkv.new_empty(qkv.shape[:2] + qkv.shape[3:])
         for images, rows in _chunks(qkv):
             q, k, v = qkv[images].permute(2, 0, 3, 1, 4).contiguous()
-            _, _, weights = _weights(q[:, :, rows], k, wl, ww, bias)
+            _, _, weights = _weights(q[:, :, rows] * scale, k, wl, ww, bias)
             out[images, rows] = (weights @ v).transpose(1, 2)
         return out
 
@@ -95,7 +95,7 @@ def _chunks(qkv: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _weights(q: Tensor, k: Tensor, wl: Tensor, ww: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores without their scale, which is in ``wl``, weights of the softmax, and these mixed: (B, H, n, N) each."""
+    """Scores, of ``q`` with their scale, weights of the softmax, and these mixed: (B, H, n, N) each."""
     scores = q @ k.transpose(-1, -2)
     flat = wl @ scores.flatten(2)
     softmax = flat.view(scores.shape).softmax(-1)
@@ -114,16 +114,16 @@ def _gradients(
     before_bias: Tensor | None,
     after_bias: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    wl, ww = before.to(qkv.dtype) * scale, after.to(qkv.dtype)
+    wl, ww = before.to(qkv.dtype), after.to(qkv.dtype)
     bias = None if after_bias is None else after_bias.to(qkv.dtype)[None, :, None]
-    dqkv = torch.zeros_like(qkv, memory_format=torch.contiguous_format)
     sums = torch.promote_types(qkv.dtype, torch.float32)
+    dqkv = torch.zeros(qkv.shape, dtype=sums, device=qkv.device)
     dbefore, dafter = (torch.zeros(x.shape, dtype=sums, device=x.device) for x in (before, after))
     dbias = torch.zeros(after.shape[:1], dtype=sums, device=after.device)
     for images, rows in _chunks(qkv):
         q, k, v = qkv[images].permute(2, 0, 3, 1, 4).contiguous()
         dq, dk, dv = dqkv[images].permute(2, 0, 3, 1, 4)
-        q, g = q[:, :, rows], grad[images, rows].transpose(1, 2)
+        q, g = q[:, :, rows] * scale, grad[images, rows].transpose(1, 2)
         scores, softmax, weights = _weights(q, k, wl, ww, bias)
         dv += weights.transpose(-1, -2) @ g
         dweights = (g @ v.transpose(-1, -2)).flatten(2)  # (B, H, n N)
@@ -133,11 +133,11 @@ def _gradients(
         dlogits = torch._softmax_backward_data(dsoftmax, softmax, -1, softmax.dtype).flatten(2)
         dbefore += (dlogits @ scores.flatten(2).transpose(-1, -2)).sum(0)
         dscores = (wl.T @ dlogits).view(scores.shape)
-        dq[:, :, rows] = dscores @ k
+        dq[:, :, rows] = (dscores @ k) * scale
         dk += dscores.transpose(-1, -2) @ q
     dbefore_bias = None if before_bias is None else torch.zeros_like(before_bias)
     dafter_bias = None if after_bias is None else dbias.to(after_bias.dtype)
-    return dqkv, (dbefore * scale).to(before.dtype), dafter.to(after.dtype), dbefore_bias, dafter_bias
+    return dqkv.to(qkv.dtype), dbefore.to(before.dtype), dafter.to(after.dtype), dbefore_bias, dafter_bias
 
 
 def _differentiated(scale: float, grad: Tensor, needs: Sequence[bool], *saved: Any) -> list[Tensor | None]:
