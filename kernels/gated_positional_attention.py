@@ -83,7 +83,8 @@ def gated_positional_attention_backward(
     dqk, dv = qk.new_empty(qk.shape), v.new_empty(v.shape)
     qk, v, grad = unit_last(qk), unit_last(v), unit_last(grad)
     rest = torch.sigmoid(-gate.float())[:, None]  # 1 - g loses what is left of it beside 1
-    of_content = torch.mul(grad, rest, out=grad.new_empty(grad.shape))
+    with torch.no_grad():  # into a tensor of grad's dtype
+        of_content = torch.mul(grad, rest, out=grad.new_empty(grad.shape))
     _backward(of_content, content, lse, *_parts(qk, v), *_parts(dqk, dv), None, None, _terms(scale), False, False)
     partial = mix_positions_backward(grad, content, v, dv, position_weights, gate, (grid_h, grid_w))
     dweights = partial[..., :3].sum((0, 1, 3)).to(position_weights.dtype)

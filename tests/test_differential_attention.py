@@ -23,7 +23,8 @@ def test_as_timm(name):
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     theirs, ours, mask = theirs.double(), ours.double(), torch.rand(2, 1, 11, 11) < 0.7
     mask |= torch.eye(11, dtype=torch.bool)
-    causal = dict(is_causal=True), dict(causal=True)
+    past = torch.ones(11, 11, dtype=torch.bool).tril()
+    causal = dict(is_causal=True), dict(mask=past)
     for theirs_terms, terms in (({}, {}), (dict(attn_mask=mask), dict(mask=mask)), causal):
         x = torch.randn(2, 11, 24, dtype=torch.float64, requires_grad=True)
         grad, found = torch.randn_like(x), []

@@ -150,7 +150,7 @@ def test_breaks_stand_in_the_sources():
 
 
 @pytest.mark.parametrize(
-    ("before", "said"), [("no such line", "in no file: got "), ("import triton", "in attention, ")]
+    ("before", "said"), [("no such line", "in no file: got "), ("import triton", "in .*attention, ")]
 )
 def test_a_break_without_one_place_is_refused(monkeypatch, before, said):
     monkeypatch.setitem(BREAKS, "misplaced", Break(before, "x"))

@@ -78,15 +78,15 @@ class DifferentialAttention(nn.Module):
         self.sub_norm = RMSNorm(width, eps=1e-5)
         self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * depth)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
-        """(B, N, C) -> (B, N, C); ``mask`` and ``causal`` as in `vitkern.ops.attention.attention`."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C); ``mask`` as in `vitkern.ops.attention.attention`."""
         q, k, v = self.qkv(x).chunk(3, -1)
         q = self.q_norm(q.unflatten(-1, (self.num_heads, 2, self.head_dim)))  # (B, N, H, 2, D)
         k = self.k_norm(k.unflatten(-1, (self.num_heads, 2, self.head_dim)))
         v = v.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, 2 D)
         dropout_p = self.attn_drop.p if self.training else 0.0
         q, k = q.permute(3, 0, 2, 1, 4), k.permute(3, 0, 2, 1, 4)  # (2, B, H, N, D)
-        one, other = (attention(q[i], k[i], v, mask=mask, causal=causal, dropout_p=dropout_p) for i in range(2))
+        one, other = (attention(q[i], k[i], v, mask=mask, dropout_p=dropout_p) for i in range(2))
         out = (one - self._lambda().to(one.dtype) * other).transpose(1, 2)  # (B, N, H, 2 D)
         out = self.sub_norm(out) * (1 - self.lambda_init)
         return self.proj_drop(self.proj(self.norm(out.flatten(2))))
