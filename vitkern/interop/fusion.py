@@ -1,7 +1,7 @@
 """LayerNorm and MLP of another library's block as one op, where nothing is attached to the parts it bypasses."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,11 @@ def obstacle(mlp: Mlp, training: bool | None = None) -> str | None:
     if not all_plain(part for part in parts if part is not None):
         return "hooks, a forward or weights of its own are attached to one of its parts"
     return None
+
+
+def fits(mlp: Mlp | None) -> TypeGuard[Mlp]:
+    """Whether these are the parts of an MLP, and one op just now."""
+    return mlp is not None and obstacle(mlp) is None
 
 
 def _loud(module: nn.Module) -> str:

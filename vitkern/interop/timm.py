@@ -25,6 +25,9 @@ fusion.ACTIVATIONS.update(
 )
 
 
+WATCHED = Fit((), ("attn_drop is hooked or replaced, and the op holds no attention weights to give it",))
+
+
 def parts_of(
     norm: nn.Module, mlp: nn.Module, drop_path: nn.Module, layer_scale: nn.Module | Tensor | None = None
 ) -> fusion.Mlp | None:
@@ -63,7 +66,7 @@ class Attention(Adapter, TimmAttention):
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
         if not plain(module.attn_drop, nn.Dropout):
-            return Fit((), ("attn_drop is hooked or replaced, and the op holds no attention weights to give it",))
+            return WATCHED
         return Fit(("attention",))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -99,7 +102,7 @@ class Block(Adapter, TimmBlock):
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         mlp = mlp_of(self)
-        if mlp is None or fusion.obstacle(mlp) is not None:
+        if not fusion.fits(mlp):
             return super().forward(x, *args, **kwargs)
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), *args, **kwargs)))
         return fusion.run(x, mlp)

@@ -25,7 +25,7 @@ class LayerScaleBlock(Adapter, TimmLayerScaleBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         mlp = self._parts(self)
-        if mlp is None or fusion.obstacle(mlp) is not None:
+        if not fusion.fits(mlp):
             return super().forward(x)
         x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x)))
         return fusion.run(x, mlp)
@@ -44,7 +44,7 @@ class MixerBlock(Adapter, TimmMixerBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         mlp = self._parts(self)
-        if mlp is None or fusion.obstacle(mlp) is not None:
+        if not fusion.fits(mlp):
             return super().forward(x)
         x = x + self.drop_path(self.mlp_tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2))
         return fusion.run(x, mlp)
@@ -63,7 +63,7 @@ class XCABlock(Adapter, TimmXCABlock):
 
     def forward(self, x: Tensor, H: int, W: int) -> Tensor:
         mlp = self._parts(self)
-        if mlp is None or fusion.obstacle(mlp) is not None:
+        if not fusion.fits(mlp):
             return super().forward(x, H, W)
         x = x + self.drop_path1(self.gamma1 * self.attn(self.norm1(x)))
         x = x + self.drop_path3(self.gamma3 * self.local_mp(self.norm3(x), H, W))
@@ -81,7 +81,7 @@ class ChannelBlock(Adapter, TimmChannelBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         mlp = None if self.mlp is None else mlp_of(self)
-        if mlp is None or fusion.obstacle(mlp) is not None:
+        if not fusion.fits(mlp):
             return super().forward(x)
         shape = x.shape
         x = self.cpe1(x).flatten(2).transpose(1, 2)  # (B, N, C)

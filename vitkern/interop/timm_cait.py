@@ -5,6 +5,7 @@ from timm.models.cait import TalkingHeadAttn as TimmTalkingHeadAttn
 from torch import Tensor, nn
 
 from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.timm import WATCHED
 from vitkern.ops.bypass import plain
 from vitkern.ops.class_attention import class_attention
 from vitkern.ops.talking_heads_attention import talking_heads_attention
@@ -38,7 +39,7 @@ class ClassAttn(Adapter, TimmClassAttn):
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
         if not plain(module.attn_drop, nn.Dropout):
-            return Fit((), ("attn_drop is hooked or replaced, and the op holds no attention weights to give it",))
+            return WATCHED
         return Fit(("class_attention",))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from timm.models.xcit import XCA as TimmXCA
 from torch import Tensor, nn
 
 from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.timm import WATCHED
 from vitkern.ops.bypass import plain
 from vitkern.ops.channel_attention import channel_attention, cross_covariance_attention
 from vitkern.ops.sizes import fixed
@@ -42,7 +43,7 @@ class XCA(Adapter, TimmXCA):
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
         if not plain(module.attn_drop, nn.Dropout):
-            return Fit((), ("attn_drop is hooked or replaced, and the op holds no attention weights to give it",))
+            return WATCHED
         return Fit(("cross_covariance_attention",))
 
     def forward(self, x: Tensor) -> Tensor:

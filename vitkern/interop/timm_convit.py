@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from timm.models.convit import GPSA as TimmGPSA
 from timm.models.convit import MHSA as TimmMHSA
 from timm.models.convit import Block as TimmBlock
@@ -10,12 +9,12 @@ from torch import Tensor, nn
 
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
-from vitkern.interop.timm import fit_of, parts_of
+from vitkern.interop.timm import WATCHED, fit_of, parts_of
+from vitkern.nn.gated_positional_attention import attend
 from vitkern.ops.attention import attention_qkvpacked
 from vitkern.ops.bypass import plain
-from vitkern.ops.gated_positional_attention import gated_positional_attention
 
-_WATCHED = ("attn_drop or pos_proj is hooked or replaced, and the op holds no weights to give it",)
+_WATCHED = Fit((), ("attn_drop or pos_proj is hooked or replaced, and the op holds no weights to give it",))
 
 
 class GPSA(Adapter, TimmGPSA):
@@ -24,19 +23,14 @@ class GPSA(Adapter, TimmGPSA):
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        return Fit(("gated_positional_attention",)) if _is_plain(module) else Fit((), _WATCHED)
+        return Fit(("gated_positional_attention",)) if _is_plain(module) else _WATCHED
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.shape[1]
         if not _is_plain(self) or math.isqrt(tokens) ** 2 != tokens:
             return super().forward(x)
         qk = self.qk(x).unflatten(-1, (2, self.num_heads, -1))  # (B, N, 2, H, D)
-        v = self.v(x).unflatten(-1, (self.num_heads, -1))
-        weights, bias = self.pos_proj.weight, self.pos_proj.bias
-        if torch.is_grad_enabled():  # it drops out of the softmax, and has a gradient of 0
-            weights = torch.add(weights, bias[:, None], alpha=0)
-        dropout_p = self.attn_drop.p if self.training else 0.0
-        out = gated_positional_attention(qk, v, weights, self.gating_param, scale=self.scale, dropout_p=dropout_p)
+        out = attend(self, qk, self.v(x).unflatten(-1, (self.num_heads, -1)), scale=self.scale)
         return self.proj_drop(self.proj(out.flatten(2)))
 
 
@@ -45,7 +39,7 @@ class MHSA(Adapter, TimmMHSA):
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        return Fit(("attention",)) if plain(module.attn_drop, nn.Dropout) else Fit((), _WATCHED)
+        return Fit(("attention",)) if plain(module.attn_drop, nn.Dropout) else WATCHED
 
     def forward(self, x: Tensor) -> Tensor:
         if not plain(self.attn_drop, nn.Dropout):
@@ -73,7 +67,7 @@ class Block(Adapter, TimmBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         mlp = self._parts(self)
-        if mlp is None or fusion.obstacle(mlp) is not None:
+        if not fusion.fits(mlp):
             return super().forward(x)
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return fusion.run(x, mlp)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from vitkern.dispatch import autocast, runs_kernel
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
-from vitkern.interop.timm import mlp_fit, mlp_of
+from vitkern.interop.timm import WATCHED, mlp_fit, mlp_of
 from vitkern.nn.grid import as_image, as_tokens
-from vitkern.ops.attention import attention
+from vitkern.nn.spatial_reduction_attention import attend
 from vitkern.ops.bypass import plain
 
 
@@ -30,7 +30,7 @@ class Attention(Adapter, TimmAttention):
             image = as_image("Attention", x, (feat_size[0], feat_size[1]))
             keys = self.norm(as_tokens(self.sr(image if self.pool is None else self.pool(image))))
             keys = keys if self.act is None else self.act(keys)
-        return _attend(self, x, keys)
+        return attend(self, x, keys)
 
 
 class GlobalSubSampleAttn(Adapter, TimmGlobalSubSampleAttn):
@@ -46,7 +46,7 @@ class GlobalSubSampleAttn(Adapter, TimmGlobalSubSampleAttn):
         keys = x
         if self.sr is not None:
             keys = self.norm(as_tokens(self.sr(as_image("GlobalSubSampleAttn", x, size))))
-        return _attend(self, x, keys)
+        return attend(self, x, keys)
 
 
 class Block(Adapter, TimmBlock):
@@ -58,7 +58,7 @@ class Block(Adapter, TimmBlock):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         mlp = mlp_of(self)
-        if mlp is None or fusion.obstacle(mlp) is not None:
+        if not fusion.fits(mlp):
             return super().forward(x, size)
         x = x + self.drop_path1(self.attn(self.norm1(x), size))
         return fusion.run(x, mlp)
@@ -66,19 +66,9 @@ class Block(Adapter, TimmBlock):
 
 def _fit(module: nn.Module) -> Fit:
     if not plain(module.attn_drop, nn.Dropout):
-        return Fit((), ("attn_drop is hooked or replaced, and the op holds no attention weights to give it",))
+        return WATCHED
     return Fit(("attention",), ("the original runs where no kernel does",), True)
 
 
 def _runs(module: nn.Module, x: Tensor) -> bool:
     return plain(module.attn_drop, nn.Dropout) and runs_kernel("attention", autocast(x))
-
-
-def _attend(module: nn.Module, x: Tensor, keys: Tensor) -> Tensor:
-    """x (B, N, C), keys (B, M, C)."""
-    heads = module.num_heads
-    q = module.q(x).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, N, D)
-    k, v = module.kv(keys).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-    dropout_p = module.attn_drop.p if module.training else 0.0
-    out = attention(q, k, v, scale=module.scale, dropout_p=dropout_p)
-    return module.proj_drop(module.proj(out.transpose(1, 2).flatten(2)))

@@ -1,5 +1,7 @@
 """Gated positional self-attention as a module (ConViT, d'Ascoli et al., arXiv 2103.10697, section 3)."""
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 from torch import Tensor
@@ -54,11 +56,7 @@ class GatedPositionalAttention(nn.Module):
         heads = self.num_heads, self.head_dim
         qk, v = self.qk(x).unflatten(-1, (2, *heads)), self.v(x).unflatten(-1, heads)
         if may_bypass(self.pos_proj, nn.Linear) and may_bypass(self.attn_drop, nn.Dropout):
-            weights, bias = self.pos_proj.weight, self.pos_proj.bias
-            if torch.is_grad_enabled():  # a gradient of 0: who counts on one for every parameter shall have it
-                weights = torch.add(weights, bias[:, None], alpha=0)
-            dropout_p = self.attn_drop.p if self.training else 0.0
-            out = gated_positional_attention(qk, v, weights, self.gating_param, grid, dropout_p=dropout_p)
+            out = attend(self, qk, v, grid)
         else:
             weights = self.attn_drop(self._called(qk, grid_of("GatedPositionalAttention", x.shape[1], grid)))
             out = (weights.to(v.dtype) @ v.transpose(1, 2)).transpose(1, 2)
@@ -109,3 +107,14 @@ def _places(grid: tuple[int, int], like: Tensor) -> Tensor:
     """(N, 2): x and y of each token."""
     token = torch.arange(grid[0] * grid[1], device=like.device)
     return torch.stack([token % grid[1], token // grid[1]], 1).to(like.dtype)
+
+
+def attend(
+    module: Any, qk: Tensor, v: Tensor, grid: tuple[int, int] | None = None, scale: float | None = None
+) -> Tensor:
+    """The operator with positions, gate and dropout of ``module``: qk (B, N, 2, H, D), v (B, N, H, D)."""
+    weights, bias = module.pos_proj.weight, module.pos_proj.bias
+    if torch.is_grad_enabled():  # a gradient of 0: who counts on one for every parameter shall have it
+        weights = torch.add(weights, bias[:, None], alpha=0)
+    dropout_p = module.attn_drop.p if module.training else 0.0
+    return gated_positional_attention(qk, v, weights, module.gating_param, grid, scale=scale, dropout_p=dropout_p)

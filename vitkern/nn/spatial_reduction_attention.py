@@ -1,6 +1,8 @@
 """Attention to spatially reduced keys: PVT (Wang et al., arXiv 2102.12122, equations 1 to 4), PVTv2 (arXiv 2106.13797),
 and the global sub-sampled attention of Twins (Chu et al., arXiv 2104.13840)."""
 
+from typing import Any
+
 import torch.nn as nn
 from torch import Tensor
 
@@ -71,12 +73,7 @@ class SpatialReductionAttention(nn.Module):
         Raises:
             ValueError: N is not H * W where tokens are reduced; the image is smaller than what becomes one.
         """
-        q = self.q(x).unflatten(-1, (self.num_heads, self.head_dim))  # (B, N, H, D)
-        kv = self.kv(self._reduced(x, size)).unflatten(-1, (2, self.num_heads, self.head_dim))  # (B, M, 2, H, D)
-        k, v = kv.permute(2, 0, 3, 1, 4)
-        dropout_p = self.attn_drop.p if self.training else 0.0
-        out = attention(q.transpose(1, 2), k, v, dropout_p=dropout_p).transpose(1, 2)
-        return self.proj_drop(self.proj(out.flatten(2)))
+        return attend(self, x, self._reduced(x, size))
 
     def _reduced(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, M, C)."""
@@ -92,3 +89,12 @@ class SpatialReductionAttention(nn.Module):
             )
         x = self.norm(as_tokens(self.sr(image)))
         return x if self.act is None else self.act(x)
+
+
+def attend(module: Any, x: Tensor, keys: Tensor) -> Tensor:
+    """x (B, N, C) attends to keys (B, M, C), by the projections and the dropouts of ``module``."""
+    q = module.q(x).unflatten(-1, (module.num_heads, -1))  # (B, N, H, D)
+    k, v = module.kv(keys).unflatten(-1, (2, module.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, M, D) each
+    dropout_p = module.attn_drop.p if module.training else 0.0
+    out = attention(q.transpose(1, 2), k, v, dropout_p=dropout_p).transpose(1, 2)
+    return module.proj_drop(module.proj(out.flatten(2)))

@@ -14,7 +14,7 @@ from vitkern.lab.fuzzing.case import Case
 from vitkern.lab.fuzzing.drawing import chance, common, thawed
 from vitkern.lab.fuzzing.edge import INF, NAN, Edge, nan_only, zero
 from vitkern.lab.proving.problem import Problem, normal
-from vitkern.lab.proving.sizes import Sizes
+from vitkern.lab.proving.sizes import Sizes, largest
 from vitkern.lab.specimens._attention import HEAD_DIMS, length
 
 HEADS = (1, 2, 3, 4, 6, 8, 9, 16)
@@ -38,7 +38,7 @@ def problem(
 
 def _sizes(operands: dict, options: dict, grad: Tensor | None) -> Sizes:
     q, k, v = operands["qkv"].double().unbind(2)  # (B, N, H, D)
-    before, after = (_largest(operands[name].double().abs().sum(1)) for name in MATRICES)
+    before, after = (largest(operands[name].double().abs().sum(1)) for name in MATRICES)
     scale = options.get("scale") or q.shape[-1] ** -0.5
     product = scale * _row(q) * _row(k)
     if grad is None:
@@ -50,13 +50,7 @@ def _sizes(operands: dict, options: dict, grad: Tensor | None) -> Sizes:
 
 
 def _row(x: Tensor) -> float:
-    return _largest(x.norm(dim=-1))
-
-
-def _largest(values: Tensor) -> float:
-    """Of the finite ones; 0 where there is none."""
-    finite = values[torch.isfinite(values)]
-    return finite.abs().max().item() if finite.numel() else 0.0
+    return largest(x.norm(dim=-1))
 
 
 @dataclass(frozen=True, kw_only=True)
