@@ -23,8 +23,6 @@ def run(arguments) -> int:
     rows = []
     for name in names:
         found = describe(name)
-        rows.append(
-            (name, f"{found.parameters:,}", " x ".join(map(str, found.input_size)), found.num_classes, found.family)
-        )
+        rows.append((name, f"{found.parameters:,}", found.input_rule, found.num_classes, found.family))
     print(table(("model", "parameters", "input", "classes", "family"), rows))
     return 0
