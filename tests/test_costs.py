@@ -22,7 +22,6 @@ def costs(name, **overrides):
         ("vit_base_patch16_224", 17.6),
         ("swin_tiny_patch4_window7_224", 4.5),
         ("nat_mini", 2.7),
-        ("nat_base", 13.7),
         ("vil_tiny_window7_224", 1.43),
     ],
 )

@@ -5,7 +5,7 @@ import fnmatch
 import functools
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,21 @@ def create_model(
             "expected an image model."
         )
     return FeatureMaps(model, out_indices)
+
+
+def variants_of(build: Callable, shapes: Mapping[str, torch.Size]) -> list[str]:
+    """Names that ``build`` makes with parameters of these shapes; the classifier's may be others."""
+    found = []
+    for name, architecture in _architectures.items():
+        if architecture.build is build:
+            with torch.device("meta"):
+                own = build(**architecture.arguments).state_dict()
+            other = [
+                key for key in {**own, **shapes} if key not in own or key not in shapes or own[key].shape != shapes[key]
+            ]
+            if all("head" in key.split(".") or "fc" in key.split(".") for key in other):
+                found.append(name)
+    return found
 
 
 def _parameters(build: Callable) -> list[str]:
