@@ -8,6 +8,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from vitkern.models.backbone import Checkpointed
+from vitkern.models.convert import add_family
 from vitkern.models.head import init_linear
 from vitkern.models.hierarchical.pyramid import Block, Pyramid
 from vitkern.models.registry import register
@@ -147,3 +148,29 @@ register("cvt_21", ConvolutionalVisionTransformer, PAPER, depths=(1, 4, 16))
 register("cvt_21_384", ConvolutionalVisionTransformer, PAPER, img_size=384, depths=(1, 4, 16))
 _WIDE: dict[str, Any] = dict(embed_dims=(192, 768, 1024), depths=(2, 2, 20), num_heads=(3, 12, 16), drop_path_rate=0.3)
 register("cvt_w24_384", ConvolutionalVisionTransformer, PAPER, img_size=384, **_WIDE)
+
+_EMBED = r"encoder\.stages\.(\d+)\.embedding\.convolution_embeddings"
+_CONV = r"attention\.attention\.convolution_projection_([qkv])\w+\.convolution_projection"
+add_family(
+    "transformers_cvt",
+    "encoder.stages.0.embedding.convolution_embeddings.projection.weight",
+    r"cvt\.",
+    [
+        (r"encoder\.stages\.(\d+)\.cls_token", r"stage\1.cls_token"),
+        (rf"{_EMBED}\.projection\.(\w+)", r"stage\1.patch_embed.proj.\2"),
+        (rf"{_EMBED}\.normalization\.(\w+)", r"stage\1.patch_embed.norm.\2"),
+        (r"layernorm\.(\w+)", r"norm.\1"),
+        (r"classifier\.(\w+)", r"head.\1"),
+    ],
+    (r"encoder\.stages\.(\d+)\.layers\.(\d+)\.", r"stage\1.blocks.\2."),
+    [
+        (rf"{_CONV}\.convolution\.weight", r"attn.conv_proj_\1.conv.weight"),
+        (rf"{_CONV}\.normalization\.(\w+)", r"attn.conv_proj_\1.bn.\2"),
+        (r"attention\.attention\.projection_([qkv])\w+\.(\w+)", r"attn.proj_\1.\2"),
+        (r"attention\.output\.dense\.(\w+)", r"attn.proj.\1"),
+        (r"layernorm_before\.(\w+)", r"norm1.\1"),
+        (r"layernorm_after\.(\w+)", r"norm2.\1"),
+        (r"intermediate\.dense\.(\w+)", r"mlp.fc1.\1"),
+        (r"output\.dense\.(\w+)", r"mlp.fc2.\1"),
+    ],
+)

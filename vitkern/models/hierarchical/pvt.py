@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkern.models.convert import add_family
 from vitkern.models.head import init_linear
 from vitkern.models.hierarchical.pyramid import Block, Pyramid, as_map
 from vitkern.models.registry import register
@@ -163,3 +164,29 @@ def _start(tokens: int, dim: int) -> nn.Parameter:
 DEPTHS = {"tiny": (2, 2, 2, 2), "small": (3, 4, 6, 3), "medium": (3, 4, 18, 3), "large": (3, 8, 27, 3)}
 for _size, _depths in DEPTHS.items():
     register(f"pvt_{_size}", PyramidVisionTransformer, PAPER, depths=_depths)
+
+add_family(
+    "transformers_pvt",
+    "encoder.patch_embeddings.0.projection.weight",
+    r"pvt\.",
+    [
+        (r"encoder\.patch_embeddings\.\d+\.cls_token", "cls_token"),
+        (r"encoder\.patch_embeddings\.(\d+)\.position_embeddings", lambda m: f"pos_embed{int(m[1]) + 1}"),
+        (r"encoder\.patch_embeddings\.(\d+)\.projection\.(\w+)", lambda m: f"patch_embed{int(m[1]) + 1}.proj.{m[2]}"),
+        (r"encoder\.patch_embeddings\.(\d+)\.layer_norm\.(\w+)", lambda m: f"patch_embed{int(m[1]) + 1}.norm.{m[2]}"),
+        (r"encoder\.layer_norm\.(\w+)", r"norm.\1"),
+        (r"classifier\.(\w+)", r"head.\1"),
+    ],
+    (r"encoder\.block\.(\d+)\.(\d+)\.", lambda m: f"block{int(m[1]) + 1}.{m[2]}."),
+    [
+        (r"layer_norm_([12])\.(\w+)", r"norm\1.\2"),
+        (r"attention\.self\.query\.(\w+)", r"attn.q.\1"),
+        (r"attention\.self\.key\.(\w+)", r"attn.k.\1"),
+        (r"attention\.self\.value\.(\w+)", r"attn.v.\1"),
+        (r"attention\.self\.sequence_reduction\.(\w+)", r"attn.sr.\1"),
+        (r"attention\.self\.layer_norm\.(\w+)", r"attn.norm.\1"),
+        (r"attention\.output\.dense\.(\w+)", r"attn.proj.\1"),
+        (r"mlp\.dense([12])\.(\w+)", r"mlp.fc\1.\2"),
+    ],
+    joined="kv",
+)

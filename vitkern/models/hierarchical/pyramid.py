@@ -98,6 +98,17 @@ class Pyramid(Backbone):
         """(channels, height, width) of the image it was built for; others are taken too."""
         return (self.in_chans, *self.img_size)
 
+    @property
+    def input_rule(self) -> str:
+        """What the model takes, on one line."""
+        others = f"of {self.smallest} pixels or more each way" if self.smallest > 1 else "of any size"
+        return f"image {' x '.join(map(str, self.input_size))}, or {others}"
+
+    @property
+    def smallest(self) -> int:
+        """Height and width of the smallest square image that the model takes."""
+        return next(side for side in itertools.count(1) if self.fits((side, side)))
+
     def fits(self, size: tuple[int, int]) -> bool:
         """Whether each stage gets the tokens it needs from an image of ``size`` = (height, width)."""
         for embed, least in zip(self.embeddings, self.least, strict=False):
@@ -119,10 +130,9 @@ class Pyramid(Backbone):
                 f"expected (B, {self.in_chans}, height, width)."
             )
         if not self.fits((x.shape[2], x.shape[3])):
-            side = next(side for side in itertools.count(1) if self.fits((side, side)))
             raise ValueError(
                 f"{name}: the image is too small: got {tuple(x.shape[2:])}; "
-                f"expected {side} pixels or more each way. Resize the image."
+                f"expected {self.smallest} pixels or more each way. Resize the image."
             )
         return x
 
