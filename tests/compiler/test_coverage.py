@@ -38,6 +38,11 @@ MODELS = (
     ("vil_medium_wide_window7_224", 1),
     ("nat_base", 1),
     ("dinat_mini", 2),
+    ("pvt_tiny", 1),
+    ("pvt_v2_b2_li", 1),
+    ("twins_svt_small", 2),
+    ("cvt_13", 1),
+    ("davit_tiny", 1),
 )
 
 
@@ -128,6 +133,8 @@ def combinations_of_model(monkeypatch):
     def call(name, depth, arch):
         size = vitkern.describe(name).input_size[1]
         depths = {"depth": depth} if name.startswith(("vit", "deit")) else {"depths": (depth,) * 4}
+        if name.startswith("cvt"):
+            depths = {"depths": (depth,) * 3}
         if name.startswith("dinat"):
             depths["dilations"] = ((1, 8), (1, 4), (1, 2), (1, 1))
         with torch.device("meta"):

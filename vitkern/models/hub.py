@@ -23,6 +23,7 @@ _SWIN_SIZES = {
 }
 # timm's checkpoints of these trainings have another head than the 1000 classes of ImageNet-1k.
 _TAG_CLASSES = {"augreg_in21k": 21843, "ms_in22k": 21841, "orig_in21k": 0, "dino": 0, "mae": 0, "bamboo": 115217}
+_TAG_CLASSES |= {"msft_florence2": 0}
 _OTHER_FAMILIES = {
     "google/vit-hybrid-base-bit-384": "a ViT behind a BiT ResNet stem",
     "timm/vit_giant_patch14_dinov2.lvd142m": "a DINOv2 ViT with SwiGLU MLPs",
