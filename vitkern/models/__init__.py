@@ -4,7 +4,22 @@ from vitkern.models.backbone import Backbone
 from vitkern.models.convert import convert_state_dict
 from vitkern.models.features import FeatureMaps
 from vitkern.models.hierarchical import nat, swin, swin_v2, vil
-from vitkern.models.plain import deit, vit
+from vitkern.models.plain import (
+    cait,
+    convit,
+    cpvt,
+    deit,
+    dinov2,
+    mixer,
+    vit,
+    vit_22b,
+    vit_c,
+    vit_hybrid,
+    vit_pixel,
+    vit_scaled,
+    vitdet,
+    vitdet_pyramid,
+)
 from vitkern.models.registry import Architecture, Description, create_model, describe, list_models, register
 from vitkern.models.weights import load_weights, read_weights
 
@@ -13,12 +28,17 @@ __all__ = [
     "Backbone",
     "Description",
     "FeatureMaps",
+    "cait",
     "convert_state_dict",
+    "convit",
+    "cpvt",
     "create_model",
     "deit",
     "describe",
+    "dinov2",
     "list_models",
     "load_weights",
+    "mixer",
     "nat",
     "read_weights",
     "register",
@@ -26,4 +46,11 @@ __all__ = [
     "swin_v2",
     "vil",
     "vit",
+    "vit_22b",
+    "vit_c",
+    "vit_hybrid",
+    "vit_pixel",
+    "vit_scaled",
+    "vitdet",
+    "vitdet_pyramid",
 ]
