@@ -2,6 +2,7 @@
 
 from vitkern.models.backbone import Backbone
 from vitkern.models.convert import convert_state_dict
+from vitkern.models.costs import Costs, count_costs
 from vitkern.models.features import FeatureMaps
 from vitkern.models.hierarchical import nat, swin, swin_v2, vil
 from vitkern.models.plain import (
@@ -26,11 +27,13 @@ from vitkern.models.weights import load_weights, read_weights
 __all__ = [
     "Architecture",
     "Backbone",
+    "Costs",
     "Description",
     "FeatureMaps",
     "cait",
     "convert_state_dict",
     "convit",
+    "count_costs",
     "cpvt",
     "create_model",
     "deit",
