@@ -177,8 +177,8 @@ def families():
 @pytest.mark.parametrize("name", families())
 def test_a_model_stays_on_the_device(name):
     with torch.device("meta"):
-        model = vitkern.create_model(name).eval()
-        images = torch.empty(2, *vitkern.describe(name).input_size)
+        model = vitkern.create_model(name).to(torch.bfloat16).eval()
+        images = torch.empty(2, *vitkern.describe(name).input_size, dtype=torch.bfloat16)
     assert forward_on_device(model, images)
 
 
