@@ -66,11 +66,14 @@ def test_activations_are_those_of_layers():
     assert found.activations == 4 * 36 + 4 * 5 and found.macs == 36 * 4 * 27 + 4 * 36 * 5
 
 
-def test_a_model_keeps_its_mode_and_its_hooks():
+@pytest.mark.parametrize("name, overrides", [("nat_mini", dict(depths=(1, 1, 1, 1))), ("cait_s24_224", dict(depth=1))])
+def test_a_model_keeps_its_mode_its_hooks_and_what_is_trained(name, overrides):
     with torch.device("meta"):
-        model = models.create_model("nat_mini", depths=(1, 1, 1, 1)).train()
-    count_costs(model)
+        model = models.create_model(name, **overrides).train()
+    model.norm.requires_grad_(False)
+    assert count_costs(model).macs > 0
     assert model.training and not any(module._forward_hooks for module in model.modules())
+    assert {key for key, p in model.named_parameters() if not p.requires_grad} == {"norm.weight", "norm.bias"}
 
 
 def test_the_command_describes_one_model(capsys):

@@ -29,6 +29,13 @@ MODELS = (
     ("vit_small_patch32_224", 1),
     ("vit_huge_patch14_224", 1),
     ("deit_tiny_distilled_patch16_224", 1),
+    ("vit_giant_patch14_map_224", 1),
+    ("vit_22b_patch14_224", 1),
+    ("cait_s24_224", 1),
+    ("convit_small", 1),
+    ("cpvt_tiny_patch16_gap_224", 1),
+    ("mixer_s16_224", 1),
+    ("vitdet_base", 4),
     ("swin_tiny_patch4_window7_224", 2),
     ("swin_base_patch4_window12_384", 2),
     ("swinv2_tiny_window8_256", 2),
@@ -44,6 +51,9 @@ MODELS = (
     ("cvt_13", 1),
     ("davit_tiny", 1),
 )
+
+
+PLAIN = "vit", "deit", "cait", "convit", "cpvt", "mixer"
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +142,13 @@ def combinations_of_model(monkeypatch):
 
     def call(name, depth, arch):
         size = vitkern.describe(name).input_size[1]
-        depths = {"depth": depth} if name.startswith(("vit", "deit")) else {"depths": (depth,) * 4}
+        depths = {"depth": depth} if name.startswith(PLAIN) else {"depths": (depth,) * 4}
         if name.startswith("cvt"):
             depths = {"depths": (depth,) * 3}
+        if name.startswith("mixer"):
+            depths = {"num_blocks": depth}
+        if name.startswith("convit"):
+            depths = {"depth": depth + 1, "local_up_to_layer": depth}
         if name.startswith("dinat"):
             depths["dilations"] = ((1, 8), (1, 4), (1, 2), (1, 1))
         with torch.device("meta"):

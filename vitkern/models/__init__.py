@@ -5,7 +5,22 @@ from vitkern.models.convert import convert_state_dict
 from vitkern.models.costs import Costs, count_costs
 from vitkern.models.features import FeatureMaps
 from vitkern.models.hierarchical import cvt, davit, nat, pvt, pvt_v2, swin, swin_v2, twins, vil
-from vitkern.models.plain import deit, vit
+from vitkern.models.plain import (
+    cait,
+    convit,
+    cpvt,
+    deit,
+    dinov2,
+    mixer,
+    vit,
+    vit_22b,
+    vit_c,
+    vit_hybrid,
+    vit_pixel,
+    vit_scaled,
+    vitdet,
+    vitdet_pyramid,
+)
 from vitkern.models.registry import Architecture, Description, create_model, describe, list_models, register
 from vitkern.models.weights import load_weights, read_weights
 
@@ -15,15 +30,20 @@ __all__ = [
     "Costs",
     "Description",
     "FeatureMaps",
+    "cait",
     "convert_state_dict",
+    "convit",
     "count_costs",
+    "cpvt",
     "create_model",
     "cvt",
     "davit",
     "deit",
     "describe",
+    "dinov2",
     "list_models",
     "load_weights",
+    "mixer",
     "nat",
     "pvt",
     "pvt_v2",
@@ -34,4 +54,11 @@ __all__ = [
     "twins",
     "vil",
     "vit",
+    "vit_22b",
+    "vit_c",
+    "vit_hybrid",
+    "vit_pixel",
+    "vit_scaled",
+    "vitdet",
+    "vitdet_pyramid",
 ]

@@ -48,6 +48,19 @@ _HF_VIT_STEM = [
     (rf"(?:cls_)?classifier\.{_WB}", r"head.\1"),
     (rf"distillation_classifier\.{_WB}", r"head_dist.\1"),
 ]
+_BIT = r"embeddings\.patch_embeddings\.backbone\.bit\."
+_HF_HYBRID_STEM: Rows = [
+    *_HF_VIT_STEM,
+    (rf"embeddings\.patch_embeddings\.projection\.{_WB}", r"patch_embed.proj.\1"),
+    (rf"{_BIT}embedder\.convolution\.weight", "patch_embed.backbone.stem.conv.weight"),
+    (rf"{_BIT}embedder\.norm\.{_WB}", r"patch_embed.backbone.stem.norm.\1"),
+    (rf"{_BIT}encoder\.stages\.(\d+)\.layers\.(\d+)\.(.+)", r"patch_embed.backbone.stages.\1.blocks.\2.\3"),
+]
+_HF_VITDET_STEM: Rows = [
+    (rf"embeddings\.projection\.{_WB}", r"patch_embed.proj.\1"),
+    (r"embeddings\.position_embeddings", "pos_embed"),
+]
+_HF_VITDET_ROWS = [(r"attention\.(.+)", r"attn.\1"), (rf"(norm[12]|mlp\.fc[12])\.{_WB}", r"\1.\2")]
 _HF_SWIN_STEM = [
     *_HF_STEM,
     (rf"embeddings\.norm\.{_WB}", r"patch_embed.norm.\1"),
@@ -55,7 +68,8 @@ _HF_SWIN_STEM = [
     (rf"classifier\.{_WB}", r"head.fc.\1"),
 ]
 _TORCHVISION_VIT_STEM = [
-    (rf"conv_proj\.{_WB}", r"patch_embed.proj.\1"),
+    (rf"conv_proj\.(?:conv_last\.)?{_WB}", r"patch_embed.proj.\1"),
+    (r"conv_proj\.conv_bn_relu_(\d+)\.(.+)", r"patch_embed.convs.\1.\2"),
     (r"class_token", "cls_token"),
     (r"encoder\.pos_embedding", "pos_embed"),
     (rf"encoder\.ln\.{_WB}", r"norm.\1"),
@@ -99,6 +113,8 @@ class _Table(NamedTuple):
 
 
 _HF_VIT = _Table(r"(?:vit|deit)\.", _HF_VIT_STEM, (r"(?:encoder\.layer|layers)\.(\d+)\.", r"blocks.\1."), _HF_ROWS)
+_HF_HYBRID = _HF_VIT._replace(stem=_HF_HYBRID_STEM)
+_HF_VITDET = _Table("", _HF_VITDET_STEM, (r"encoder\.layer\.(\d+)\.", r"blocks.\1."), _HF_VITDET_ROWS)
 _HF_SWIN = _Table(
     r"(?:swin|swinv2)\.", _HF_SWIN_STEM, (r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.", r"layers.\1.blocks.\2."), _HF_ROWS
 )
@@ -109,8 +125,11 @@ _TORCHVISION_SWIN = _Table(
     _TORCHVISION_SWIN_ROWS,
 )
 
+
 FAMILIES: dict[str, _Table] = {
     "transformers_vit": _HF_VIT,
+    "transformers_vit_hybrid": _HF_HYBRID,
+    "transformers_vitdet": _HF_VITDET,
     "transformers_deit": _HF_VIT,
     "transformers_swin": _HF_SWIN,
     "transformers_swinv2": _HF_SWIN,
@@ -155,13 +174,17 @@ def add_family(
 def detect_family(state_dict: Mapping[str, Tensor]) -> str | None:
     """The family whose names these are, or None: they are timm's, or nobody's."""
     keys = [key for key in state_dict if isinstance(key, str)]
+    if any("patch_embeddings.backbone.bit." in key for key in keys):
+        return "transformers_vit_hybrid"
     if any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in keys):
         if any(key.endswith("logit_scale") for key in keys):
             return "transformers_swinv2"
         if any(key.endswith("relative_position_bias_table") for key in keys):
             return "transformers_swin"
         return "transformers_deit" if any(key.endswith("distillation_token") for key in keys) else "transformers_vit"
-    if "conv_proj.weight" in state_dict:
+    if "embeddings.projection.weight" in state_dict:
+        return "transformers_vitdet"
+    if any(key.startswith("conv_proj.") for key in keys):
         return "torchvision_vit"
     if "features.0.0.weight" in state_dict:
         return "torchvision_swinv2" if any(key.endswith("logit_scale") for key in keys) else "torchvision_swin"

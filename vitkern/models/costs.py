@@ -44,14 +44,17 @@ def count_costs(model: nn.Module, *inputs: Tensor) -> Costs:
     was_training = model.training
     layers, flops, kernels = _Yields(), FlopCounterMode(display=False), dict[str, int]()
     saved: list[int] = []
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        model.eval()
+        model.eval().requires_grad_(False)  # FlopCounterMode asks what a module is given for its gradient
         with torch.no_grad(), _calls(kernels):  # modes and hooks would keep fused branches apart
             model(*given)
         with torch.no_grad(), _sparse(model, flops, saved), layers, flops:
             model(*given)
     finally:
         model.train(was_training)
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return Costs(flops.get_total_flops() // 2 - sum(saved), layers.count, kernels)
 
 

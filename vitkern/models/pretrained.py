@@ -30,7 +30,7 @@ def load_pretrained(model: nn.Module, name: str, overrides: Mapping[str, Any]) -
         OSError: neither in its cache nor to be fetched.
         ValueError: nothing is published under the name, or it does not fit what ``overrides`` made of the model.
     """
-    if name in hub.CONFIGS:
+    if name in hub.CONFIGS or name in hub.FORMER:
         load_weights(model, _fetched(name))
     else:
         _load_of_timm(model, name.removeprefix("timm/"), overrides)

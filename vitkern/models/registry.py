@@ -77,7 +77,6 @@ def resolve(name: str) -> Architecture:
     Raises:
         TypeError: ``name`` is no string.
         ValueError: no such name; the message lists near matches.
-        NotImplementedError: a hub id of another family.
     """
     if not isinstance(name, str):
         raise TypeError(
@@ -100,7 +99,7 @@ def resolve(name: str) -> Architecture:
 
 def _near(name: str) -> list[str]:
     """Up to five names that contain ``name``, then such as are spelled alike."""
-    known = [*list_models(), *hub.CONFIGS]
+    known = [*list_models(), *hub.CONFIGS, *hub.FORMER]
     within = [candidate for candidate in known if name.lower() in candidate.lower()]
     return list(dict.fromkeys([*within, *difflib.get_close_matches(name, known, n=5, cutoff=0.5)]))[:5]
 
@@ -130,7 +129,6 @@ def create_model(
         TypeError: an override that the class does not take.
         ValueError: an unknown name (near matches are listed), or a checkpoint that does not fit.
         FileNotFoundError: no such weights file. OSError: published weights that cannot be fetched.
-        NotImplementedError: the architecture of the hub id is not built here.
     """
     architecture = resolve(name)
     if pretrained and weights is not None:
