@@ -38,6 +38,11 @@ MODELS = (
     ("vil_medium_wide_window7_224", 1),
     ("nat_base", 1),
     ("dinat_mini", 2),
+    ("transformer_base", 1),
+    ("bert_base", 1),
+    ("igpt_small", 1),
+    ("igpt_medium", 1),
+    ("igpt_large", 1),
 )
 
 
@@ -126,15 +131,18 @@ def combinations_of_model(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "conv2d", _empty_convolution)
 
     def call(name, depth, arch):
-        size = vitkern.describe(name).input_size[1]
-        depths = {"depth": depth} if name.startswith(("vit", "deit")) else {"depths": (depth,) * 4}
+        depths = {"depths": (depth,) * 4} if name.startswith(("swin", "vil", "nat", "dinat")) else {"depth": depth}
         if name.startswith("dinat"):
             depths["dilations"] = ((1, 8), (1, 4), (1, 2), (1, 1))
         with torch.device("meta"):
             model = vitkern.create_model(name, **depths).to(torch.bfloat16).eval()
-        model, images = model.to_empty(device="cpu"), torch.empty(2, 3, size, size, dtype=torch.bfloat16)
+        model = model.to_empty(device="cpu")
+        if hasattr(model, "example_inputs"):
+            inputs = model.example_inputs(2)
+        else:
+            inputs = (torch.empty(2, *vitkern.describe(name).input_size, dtype=torch.bfloat16),)
         with torch.no_grad():
-            return coverage.asked(lambda: model(images), arch)[1]
+            return coverage.asked(lambda: model(*inputs), arch)[1]
 
     return call
 
