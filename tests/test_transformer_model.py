@@ -254,6 +254,26 @@ def test_beams_that_keep_all_find_the_likeliest_sequence():
         beam_search(following_of(table), lambda rows: None, begin, 3, beams=0, **options)
 
 
+@pytest.mark.parametrize("penalty, best", [(0.0, [EOS]), (1.0, [3, 4, EOS])])
+def test_beams_weigh_length_and_keep_what_ended(penalty, best):
+    """An end of probability 0.4 against three tokens of 0.33, on the way to which it changes its place."""
+    table = torch.zeros(6, 6)
+    table[BOS, [3, EOS]] = torch.tensor([0.6, 0.4])
+    table[3, [4, 5]] = torch.tensor([0.55, 0.45])
+    table[4, EOS] = table[5, EOS] = 1.0
+    begin, options = torch.full((2, 1), BOS), dict(eos=EOS, pad=PAD, length_penalty=penalty)
+    found = beam_search(following_of(table.log()), lambda rows: None, begin, 5, beams=2, **options)
+    assert found[:, 1:].tolist() == [best + [PAD] * (3 - len(best))] * 2
+    alone = beam_search(following_of(table.log()), lambda rows: None, begin, 5, beams=1, **options)
+    assert alone[:, 1:].tolist() == [[3, 4, EOS]] * 2
+
+
+def test_norms_after_the_last_blocks_are_there_where_branches_begin_with_one():
+    for options, there in (({}, False), (dict(pre_norm=True), True), (dict(pre_norm=True, final_norm=False), False)):
+        names = dict(Transformer(**SMALL, **options).named_parameters())
+        assert ("encoder_norm.weight" in names, "decoder_norm.bias" in names) == (there, there)
+
+
 def test_sequences_end_alone_and_are_padded():
     table = torch.full((6, 6), -10.0)
     table[BOS, 3] = table[3, 4] = table[4, EOS] = table[5, 5] = table[EOS, 5] = 10.0  # 5 goes on for ever
