@@ -174,14 +174,16 @@ def test_bad_input(call, error, message):
         call(Bert(**SMALL))
 
 
-def test_other_state_dicts_are_refused():
+def test_other_state_dicts_are_refused(tmp_path):
     ours, theirs = pair()
     state = theirs.state_dict()
-    shallow = Bert(**SMALL | dict(depth=1))
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"does not fit Bert: got \d+ unexpected \(blocks\.1"):
+        models.load_weights(Bert(**SMALL | dict(depth=1)), tmp_path / "pytorch_model.bin")
     with pytest.raises(
-        ValueError, match=r"no names of transformers' BertModel: got encoder\.layer\.1.* this model's depth"
+        ValueError, match="no names of transformers' BertModel: got extra; expected a state dict"
     ):
-        shallow.convert_state_dict(state)
+        ours.convert_state_dict(state | {"extra": torch.zeros(1)})
     del state["encoder.layer.0.attention.self.key.weight"]
     with pytest.raises(ValueError, match=r"a projection is missing: got some of encoder\.layer\.0\.attention\.self\.q"):
         ours.convert_state_dict(state)

@@ -8,7 +8,7 @@ import stored
 import torch
 
 import vitkern.models as models
-from vitkern.models.nat import Block, Level, NeighborhoodTransformer
+from vitkern.models.hierarchical.nat import Block, Level, NeighborhoodTransformer
 
 TINY = dict(img_size=28, num_classes=3, embed_dim=8, depths=(2, 1), num_heads=(2, 4), kernel_size=3)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 
 from vitkern import nn as vnn
-from vitkern.models.swin import fit_window
+from vitkern.models.hierarchical.swin import fit_window
 from vitkern.nn.layernorm_mlp import mlp_residual
 from vitkern.nn.layers import drop_path_rates
 
@@ -349,9 +349,9 @@ def test_arguments_that_do_not_fit(build, message):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_and_autocast(dtype):
     """A block in half precision, and under autocast with float32 weights: the residual stream stays float32 there."""
-    from vitkern.models.swin import SwinTransformerBlock
-    from vitkern.models.swin_v2 import SwinTransformerV2Block
-    from vitkern.models.vit import Block
+    from vitkern.models.hierarchical.swin import SwinTransformerBlock
+    from vitkern.models.hierarchical.swin_v2 import SwinTransformerV2Block
+    from vitkern.models.plain.vit import Block
 
     cases = [
         (Block(24, 3, init_values=0.5), torch.randn(2, 9, 24)),

@@ -8,7 +8,7 @@ import stored
 import torch
 
 import vitkern.models as models
-from vitkern.models.vil import VisionLongformer
+from vitkern.models.hierarchical.vil import VisionLongformer
 
 MODES = {1: "exact", 0: "zero", -1: "cyclic"}
 TINY = dict(img_size=16, num_classes=3, embed_dims=(8, 12), depths=(1, 2), num_heads=(2, 3), patch_sizes=(2, 2))

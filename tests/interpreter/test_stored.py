@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import stored
 
 import vitkern
-from vitkern.models.nat import Block
+from vitkern.models.hierarchical.nat import Block
 from vitkern.nn import (
     ChannelAttention,
     ClassAttention,

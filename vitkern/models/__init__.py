@@ -1,25 +1,36 @@
 """Vision transformers built from `vitkern.nn`, named as in timm or by their authors: `create_model`, `list_models`."""
 
-from vitkern.models import deit, nat, sequence, swin, swin_v2, vil, vit
+from vitkern.models.backbone import Backbone
 from vitkern.models.convert import convert_state_dict
+from vitkern.models.costs import Costs, count_costs
+from vitkern.models.features import FeatureMaps
+from vitkern.models.hierarchical import nat, swin, swin_v2, vil
+from vitkern.models.plain import deit, vit
 from vitkern.models.registry import Architecture, Description, create_model, describe, list_models, register
+from vitkern.models.sequence import bert, igpt, transformer
 from vitkern.models.weights import load_weights, read_weights
 
 __all__ = [
     "Architecture",
+    "Backbone",
+    "Costs",
     "Description",
+    "FeatureMaps",
+    "bert",
     "convert_state_dict",
+    "count_costs",
     "create_model",
     "deit",
     "describe",
+    "igpt",
     "list_models",
     "load_weights",
     "nat",
     "read_weights",
     "register",
-    "sequence",
     "swin",
     "swin_v2",
+    "transformer",
     "vil",
     "vit",
 ]

@@ -30,7 +30,7 @@ class ClassifierHead(nn.Module):
         check_pool("ClassifierHead", pool_type, self.POOLS)
         self.pool_type = pool_type
         self.drop = nn.Dropout(drop_rate)
-        self.fc = nn.Linear(in_features, num_classes) if num_classes > 0 else nn.Identity()
+        self.fc: nn.Module = nn.Linear(in_features, num_classes) if num_classes > 0 else nn.Identity()
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, img_h, img_w, C) -> (B, num_classes), or without pooling (B, img_h, img_w, num_classes)."""

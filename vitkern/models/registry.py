@@ -5,7 +5,7 @@ import fnmatch
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ import torch
 import torch.nn as nn
 
 from vitkern.models import hub
+from vitkern.models.backbone import Backbone
+from vitkern.models.features import FeatureMaps
+from vitkern.models.pretrained import load_pretrained
 from vitkern.models.weights import load_weights
 
 
@@ -31,27 +34,27 @@ class Architecture:
 class Description:
     """What `describe` says of an architecture; `str` prints it.
 
-    parameters: their number. input_size: (channels, height, width) in pixels. num_classes: logits, 0 for a model
-        without a head.
+    parameters: their number. input_rule: what it takes, on one line. input_size: (channels, height, width) in pixels,
+        None where it takes no image. num_classes: logits, 0 for a model without a head.
     """
 
     name: str
     family: str
     parameters: int
-    input_size: tuple[int, int, int]
+    input_rule: str
+    input_size: tuple[int, int, int] | None
     num_classes: int
     paper: str
     arguments: dict[str, Any]
 
     def __str__(self) -> str:
-        channels, height, width = self.input_size
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
         return "\n".join(
             [
                 self.name,
                 f"  family      {self.family}({arguments})",
                 f"  parameters  {self.parameters:,}",
-                f"  input       {channels} x {height} x {width}",
+                f"  input       {self.input_rule}",
                 f"  classes     {self.num_classes}",
                 f"  paper       {self.paper}",
             ]
@@ -103,7 +106,13 @@ def _near(name: str) -> list[str]:
 
 
 def create_model(
-    name: str, *, weights: str | Path | None = None, pretrained: bool = False, **overrides: Any
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    pretrained: bool = False,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    **overrides: Any,
 ) -> nn.Module:
     """Builds a model, with random weights unless a file is given. Names and parameters are timm's; those of ViL,
     NAT and DiNAT their authors'.
@@ -112,21 +121,21 @@ def create_model(
         name: one of `list_models`, or a hub id such as "google/vit-base-patch16-224" or
             "timm/swin_tiny_patch4_window7_224.ms_in1k".
         weights: path of a .safetensors, .pth, .pt or .bin file; see `load_weights`.
-        pretrained: refused: nothing is downloaded here.
+        pretrained: the weights that timm or transformers publish under this name, from their cache or the network.
+        features_only: the model as a backbone, `vitkern.models.FeatureMaps`: images in, maps of its stages out.
+        out_indices: which of them; for ``features_only``.
         **overrides: arguments of the model's class, for example num_classes, img_size, in_chans, drop_path_rate.
 
     Raises:
         TypeError: an override that the class does not take.
         ValueError: an unknown name (near matches are listed), or a checkpoint that does not fit.
-        FileNotFoundError: no such weights file.
+        FileNotFoundError: no such weights file. OSError: published weights that cannot be fetched.
         NotImplementedError: the architecture of the hub id is not built here.
     """
     architecture = resolve(name)
-    if pretrained:
+    if pretrained and weights is not None:
         raise ValueError(
-            "create_model: nothing is downloaded here: got pretrained=True; expected weights=<path>. "
-            "Download the checkpoint, or let timm, transformers or torchvision load it and pass that model "
-            "to vitkern.accelerate."
+            f"create_model: two sources of weights: got pretrained=True and weights={str(weights)!r}; expected one."
         )
     try:
         model = architecture.build(**{**architecture.arguments, **overrides})
@@ -140,7 +149,31 @@ def create_model(
         ) from None
     if weights is not None:
         load_weights(model, weights)
-    return model
+    if pretrained:
+        load_pretrained(model, name, overrides)
+    if not features_only:
+        return model
+    if not isinstance(model, Backbone):
+        raise ValueError(
+            f"create_model: this model has no maps: got features_only=True for {name!r}, which takes no image; "
+            "expected an image model."
+        )
+    return FeatureMaps(model, out_indices)
+
+
+def variants_of(build: Callable, shapes: Mapping[str, torch.Size]) -> list[str]:
+    """Names that ``build`` makes with parameters of these shapes; the classifier's may be others."""
+    found = []
+    for name, architecture in _architectures.items():
+        if architecture.build is build:
+            with torch.device("meta"):
+                own = build(**architecture.arguments).state_dict()
+            other = [
+                key for key in {**own, **shapes} if key not in own or key not in shapes or own[key].shape != shapes[key]
+            ]
+            if all("head" in key.split(".") or "fc" in key.split(".") for key in other):
+                found.append(name)
+    return found
 
 
 def _parameters(build: Callable) -> list[str]:
@@ -162,14 +195,13 @@ def describe(name: str) -> Description:
     architecture = resolve(name)
     with torch.device("meta"):
         model: Any = architecture.build(**architecture.arguments)
-    embed = model.patch_embed
-    channels = next(part.in_channels for part in embed.modules() if isinstance(part, nn.Conv2d))
     return Description(
         name=name,
         family=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
-        input_size=(channels, *embed.img_size),
-        num_classes=model.num_classes,
+        input_rule=model.input_rule,
+        input_size=getattr(model, "input_size", None),
+        num_classes=getattr(model, "num_classes", 0),
         paper=architecture.paper,
         arguments=architecture.arguments,
     )

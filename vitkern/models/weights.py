@@ -55,10 +55,17 @@ def load_weights(model: nn.Module, path: str | Path, *, use_ema: bool = True) ->
     if problems:
         raise ValueError(
             f"load_weights: the checkpoint does not fit {type(model).__name__}: "
-            f"got {'; '.join(problems)} in {file!r}; "
-            "expected the parameters of this architecture. Check the name, num_classes and img_size."
+            f"got {'; '.join(problems)} in {file!r}; expected the parameters of this architecture. "
+            + _remedy(model, state)
         )
     _copy(model, {name: state[short] for name, short in without_wrappers(whole).items()})
+
+
+def _remedy(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    from vitkern.models.registry import variants_of
+
+    near = variants_of(type(model), {name: value.shape for name, value in state.items()})
+    return f"They are those of {few(near, 3)}." if near else "Check the name, num_classes and img_size."
 
 
 def _not_plain(value: Tensor) -> str | None:

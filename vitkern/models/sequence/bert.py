@@ -60,6 +60,8 @@ class Bert(nn.Module):
         ValueError: channels that do not split into heads, or an unknown activation.
     """
 
+    hub_ids = {f"bert_{size}": f"google-bert/bert-{size}-uncased" for size in ("base", "large")}
+
     def __init__(
         self,
         vocab_size: int = 30522,
@@ -168,7 +170,7 @@ class Bert(nn.Module):
     def convert_state_dict(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """A state dict of transformers' BertModel, or of a class with a head on it, under our names; see
         `vitkern.models.sequence.keys.convert`."""
-        return convert((BERT,), state, self.state_dict())
+        return convert((BERT,), state)
 
 
 _SIZES: dict[str, dict[str, Any]] = {

@@ -48,6 +48,8 @@ class ImageGPT(nn.Module):
         ValueError: channels that do not split into heads, or an unknown activation.
     """
 
+    hub_ids = {f"igpt_{size}": f"openai/imagegpt-{size}" for size in ("small", "medium", "large")}
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 32,
@@ -193,7 +195,7 @@ class ImageGPT(nn.Module):
     def convert_state_dict(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """A state dict of transformers' ImageGPTForCausalImageModeling under our names; see
         `vitkern.models.sequence.keys.convert`."""
-        return convert((IMAGEGPT,), state, self.state_dict())
+        return convert((IMAGEGPT,), state)
 
 
 for _name, _arguments in {

@@ -49,22 +49,20 @@ class Table(NamedTuple):
     zero: str = r"(?!)"
 
 
-def convert(tables: Iterable[Table], state: Mapping[str, Tensor], own: Iterable[str]) -> Mapping[str, Tensor]:
+def convert(tables: Iterable[Table], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """A state dict of another library under our names; any other one comes back as it is.
 
     Args:
         tables: the first that has most of the keys is taken.
         state: as the other library saves it.
-        own: names of the parameters that the model has.
 
     Raises:
         ValueError: keys that the table does not have, tensors that do not join, copies that differ, or values for which
             there is no place.
     """
-    own = list(own)
     for table in tables:
         renamed = {_renamed(key, table): value for key, value in state.items()}
-        found = list(_expanded(table, own))
+        found = list(_expanded(table, renamed))
         if sum(name in renamed for row in found for name in _names(row.theirs)) > len(renamed) // 2:
             return _converted(table, found, renamed)
     return state
@@ -90,8 +88,7 @@ def _converted(table: Table, expanded: list[Row], state: dict[str, Tensor]) -> d
     unknown = [key for key in state if not re.fullmatch(table.ignored, key)]
     if unknown:
         raise ValueError(
-            f"convert: these are no names of {table.owner}: got {few(unknown)}; expected a state dict of that class, "
-            "of this model's depth and head."
+            f"convert: these are no names of {table.owner}: got {few(unknown)}; expected a state dict of that class."
         )
     return found
 
@@ -103,7 +100,7 @@ def revert(table: Table, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: a parameter that the table does not have.
     """
     found: dict[str, Tensor] = {}
-    expanded = list(_expanded(table, state))
+    expanded = [row for row in _expanded(table, state) if state.keys() >= set(_names(row.ours))]
     missing = set(state).difference(*(_names(row.ours) for row in expanded))
     if missing:
         raise ValueError(
@@ -147,14 +144,11 @@ def _recut(parts: list[Tensor], names: list[str], wanted: list[str], transposed:
     return [part.clone() for part in whole.split([len(whole) // sum(shares) * share for share in shares])]
 
 
-def _expanded(table: Table, own: Iterable[str]) -> Iterator[Row]:
-    """Each row for each block and part, where the model has all of its parameters."""
-    own = set(own)
-    depth = 1 + max((int(number) for name in own for number in re.findall(r"\.(\d+)\.", name)), default=-1)
+def _expanded(table: Table, names: Iterable[str]) -> Iterator[Row]:
+    """Each row for each block that is numbered in ``names``, and for each part."""
+    depth = 1 + max((int(number) for name in names for number in re.findall(r"\.(\d+)\.", name)), default=-1)
     for row in table.rows:
         fields = sorted({field for _, field, _, _ in string.Formatter().parse(row.ours) if field})
         for values in itertools.product(*(FIELDS.get(field, range(depth)) for field in fields)):
             filled = dict(zip(fields, values, strict=True))
-            one = Row(row.theirs.format(**filled), row.ours.format(**filled), row.transposed)
-            if own.issuperset(_names(one.ours)):
-                yield one
+            yield Row(row.theirs.format(**filled), row.ours.format(**filled), row.transposed)

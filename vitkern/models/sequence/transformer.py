@@ -202,7 +202,7 @@ class Transformer(nn.Module):
     def convert_state_dict(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """A state dict of `torch.nn.Transformer` (which has no embeddings) or of transformers' MarianMTModel under our
         names; see `vitkern.models.sequence.keys.convert`."""
-        return convert((TORCH, MARIAN), state, self.state_dict())
+        return convert((TORCH, MARIAN), state)
 
 
 for _name, _arguments in {

@@ -1,14 +1,14 @@
 """NAT (Hassani et al. 2022, arXiv 2204.07143) and, with dilations, DiNAT (Hassani and Shi 2022, arXiv 2209.15001).
 Parameters are named as in their authors' `nat.py`."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from vitkern.models.backbone import Backbone, Checkpointed
 from vitkern.models.head import init_linear
 from vitkern.models.registry import register
 from vitkern.nn.embed import pair
@@ -87,10 +87,8 @@ class Block(nn.Module):
         return mlp_residual(x, self.norm2, self.mlp, self.drop_path, self.gamma2)
 
 
-class Level(nn.Module):
+class Level(Checkpointed):
     """Blocks, one for each of ``dilations``; between levels a downsampling follows. ``drop_path``: a rate for each."""
-
-    grad_checkpointing = False
 
     def __init__(
         self,
@@ -110,14 +108,19 @@ class Level(nn.Module):
         )
         self.downsample = Downsampling(dim, eps) if downsample else None
 
+    def attend(self, x: Tensor) -> Tensor:
+        """(B, img_h, img_w, C) -> the same shape: the blocks."""
+        for block in self.blocks:
+            x = self.run(block, x)
+        return x
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, img_h, img_w, C) -> the same shape, or as `Downsampling`."""
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing and self.training else block(x)
+        x = self.attend(x)
         return x if self.downsample is None else self.downsample(x)
 
 
-class NeighborhoodTransformer(nn.Module):
+class NeighborhoodTransformer(Backbone):
     """Levels on grids of 1/4, 1/8, 1/16, 1/32 of the image, then a norm, mean pooling and a head.
 
     Images of any size are taken. Where one is smaller than kernel_size * dilation, attention pads it.
@@ -176,35 +179,35 @@ class NeighborhoodTransformer(nn.Module):
         for number, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
             shape = embed_dim * 2**number, heads, dilations[number], [next(rates) for _ in range(depth)]
             self.levels.append(Level(*shape, downsample=number + 1 < len(depths), eps=eps, **block))
+        self.feature_info = [
+            dict(num_chs=embed_dim * 2**index, reduction=4 * 2**index, module=f"levels.{index}")
+            for index in range(len(depths))
+        ]
         self.norm = LayerNorm(self.num_features, eps=eps)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
         self.apply(init_linear)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only each block's input for the backward pass, and compute the rest again."""
-        for level in self.modules():
-            if isinstance(level, Level):
-                level.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training."""
         return {name for name, _ in self.named_parameters() if name.endswith("rpb")}
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Image (B, in_chans, height, width) -> tokens of the last level after the norm: (B, img_h, img_w, C)."""
+    def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Image -> (tokens of the last level before the norm (B, img_h, img_w, C), those of levels in ``taken``)."""
         x = self.pos_drop(self.patch_embed(x))
-        for level in self.levels:
-            x = level(x)
-        return self.norm(x)
+        found: list[Tensor] = []
+        for index, level in enumerate(cast(list[Level], self.levels)):
+            x = level.attend(x)
+            if index in taken:
+                found.append(x)
+            if stop_early and len(found) == len(taken):
+                break
+            x = x if level.downsample is None else level.downsample(x)
+        return x, found
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens -> logits (B, num_classes); ``pre_logits``: pooled features (B, C)."""
         x = x.mean((1, 2))
         return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Image (B, in_chans, height, width) -> logits (B, num_classes)."""
-        return self.forward_head(self.forward_features(x))
 
 
 MINI: dict[str, Any] = dict(

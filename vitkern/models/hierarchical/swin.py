@@ -1,13 +1,13 @@
 """Swin Transformer (Liu et al. 2021, arXiv 2103.14030). Parameters are named as in `timm.models.swin_transformer`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch.nn as nn
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from vitkern.models.head import ClassifierHead, init_linear
+from vitkern.models.backbone import Backbone, Checkpointed
+from vitkern.models.head import ClassifierHead, check_pool, init_linear
 from vitkern.models.registry import register
 from vitkern.nn.embed import PatchEmbed, PatchMerging, pair
 from vitkern.nn.layernorm import LayerNorm
@@ -62,7 +62,7 @@ class SwinTransformerBlock(nn.Module):
         )
 
 
-class SwinTransformerStage(nn.Module):
+class SwinTransformerStage(Checkpointed):
     """Patch merging in all stages but the first, then blocks whose windows are shifted in every second one."""
 
     def __init__(
@@ -71,17 +71,16 @@ class SwinTransformerStage(nn.Module):
         super().__init__()
         self.downsample = PatchMerging(dim, out_dim, post_norm=post_norm, eps=eps) if downsample else nn.Identity()
         self.blocks = nn.Sequential(*blocks)
-        self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, img_h, img_w, dim) -> (B, img_h', img_w', out_dim), half as high and wide, rounded up, if it merges."""
         x = self.downsample(x)
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing and self.training else block(x)
+            x = self.run(block, x)
         return x
 
 
-class SwinTransformer(nn.Module):
+class SwinTransformer(Backbone):
     """Four stages of windowed blocks on grids of 1/4, 1/8, 1/16, 1/32 of the image, then mean pooling and a head.
 
     Args:
@@ -171,8 +170,16 @@ class SwinTransformer(nn.Module):
             )
             dim = out_dim
         self.layers = nn.Sequential(*layers)
+        self.feature_info = [
+            dict(
+                num_chs=embed_dim * 2**index,
+                reduction=max(self.patch_embed.patch_size) * 2**index,
+                module=f"layers.{index}",
+            )
+            for index in range(stages)
+        ]
         self.norm = LayerNorm(self.num_features, eps=eps)
-        self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
+        self.head: ClassifierHead = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
         self.apply(init_linear)
 
     def _stage_windows(
@@ -198,27 +205,29 @@ class SwinTransformer(nn.Module):
     def _attention_arguments(self, stage: int) -> dict:
         return {}
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only each block's input for the backward pass, and compute the rest again."""
-        for stage in self.modules():
-            if isinstance(stage, SwinTransformerStage):
-                stage.grad_checkpointing = enable
-
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training."""
         return {name for name, _ in self.named_parameters() if "relative_position_bias_table" in name}
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Image -> tokens of the last stage after the norm: (B, img_h, img_w, C)."""
-        return self.norm(self.layers(self.patch_embed(x)))
+    def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Image -> (tokens of the last stage before the norm (B, img_h, img_w, C), those of stages in ``taken``)."""
+        return self.walk(self.layers, self.patch_embed(x), taken, stop_early)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens -> logits (B, num_classes); ``pre_logits``: pooled features (B, C)."""
         return self.head(x, pre_logits=pre_logits)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Image (B, in_chans, height, width) -> logits (B, num_classes)."""
-        return self.forward_head(self.forward_features(x))
+    def get_classifier(self) -> nn.Module:
+        """The layer that gives the logits."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Another head, with random weights: ``num_classes`` logits (0: none); and another pooling, if one is given."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            check_pool(type(self).__name__, global_pool, ClassifierHead.POOLS)
+            self.global_pool = self.head.pool_type = global_pool
+        self.head.fc = self.linear(num_classes)
 
 
 SIZES = {

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch.nn as nn
 
+from vitkern.models.hierarchical.swin import SIZES, SwinTransformer, SwinTransformerBlock
 from vitkern.models.registry import register
-from vitkern.models.swin import SIZES, SwinTransformer, SwinTransformerBlock
 from vitkern.nn.window_attention import WindowAttentionV2
 
 PAPER = "Swin Transformer V2: Scaling Up Capacity and Resolution, Liu et al. 2021, arXiv 2111.09883"

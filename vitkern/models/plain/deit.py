@@ -6,8 +6,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from vitkern.models.plain.vit import SIZES, VisionTransformer
 from vitkern.models.registry import register
-from vitkern.models.vit import SIZES, VisionTransformer
 
 PAPER = (
     "Training data-efficient image transformers & distillation through attention, Touvron et al. 2020, arXiv 2012.12877"
@@ -35,7 +35,9 @@ class VisionTransformerDistilled(VisionTransformer):
         self.num_prefix_tokens = 2
         self.dist_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 2, self.embed_dim))
-        self.head_dist = nn.Linear(self.embed_dim, self.num_classes) if self.num_classes > 0 else nn.Identity()
+        self.head_dist: nn.Module = (
+            nn.Linear(self.embed_dim, self.num_classes) if self.num_classes > 0 else nn.Identity()
+        )
         self.distilled_training = False
         self.init_weights()
         nn.init.trunc_normal_(self.dist_token, std=0.02)
@@ -43,6 +45,15 @@ class VisionTransformerDistilled(VisionTransformer):
     def set_distilled_training(self, enable: bool = True) -> None:
         """Return both heads' logits in training, for a distillation loss."""
         self.distilled_training = enable
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Two other heads, with random weights: for ``num_classes`` logits each (0: none)."""
+        super().reset_classifier(num_classes, global_pool)
+        self.head_dist = self.linear(num_classes)
+
+    def get_classifier(self) -> nn.Module:
+        """The layers that give the logits: of the class and of the distillation token."""
+        return nn.ModuleList([self.head, self.head_dist])
 
     def _prefix_tokens(self) -> list[Tensor]:
         return [*super()._prefix_tokens(), self.dist_token]

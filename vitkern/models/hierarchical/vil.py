@@ -1,13 +1,15 @@
 """ViL, the multi-scale Vision Longformer (Zhang et al. 2021, arXiv 2103.15358). Named as in its authors' `msvit.py`."""
 
-from itertools import pairwise
+import itertools
+import operator
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn as nn
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from vitkern.models.backbone import Backbone, Checkpointed
 from vitkern.models.head import check_pool, init_linear
 from vitkern.models.registry import register
 from vitkern.nn.embed import pair
@@ -111,10 +113,8 @@ class MlpBlock(nn.Module):
         return mlp_residual(x, self.norm, self.mlp, self.drop_path)
 
 
-class Stage(nn.ModuleList):
+class Stage(nn.ModuleList, Checkpointed):
     """An embedding, then attention and MLP blocks by turns."""
-
-    grad_checkpointing = False
 
     @property
     def embedding(self) -> Embedding:
@@ -125,10 +125,7 @@ class Stage(nn.ModuleList):
         embed, *blocks = self
         x = embed(x)
         for block in blocks:
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, self.embedding.grid_size, use_reentrant=False)
-            else:
-                x = block(x, self.embedding.grid_size)
+            x = self.run(block, x, self.embedding.grid_size)
         return x
 
     def image(self, x: Tensor) -> Tensor:
@@ -136,7 +133,7 @@ class Stage(nn.ModuleList):
         return x[:, self.embedding.num_global :].transpose(1, 2).unflatten(2, self.embedding.grid_size)
 
 
-class VisionLongformer(nn.Module):
+class VisionLongformer(Backbone):
     """Three or four stages, each with an embedding of 4 x 4 or 2 x 2 patches, then a norm, pooling and a head.
 
     A tuple has one entry for each stage.
@@ -219,6 +216,11 @@ class VisionLongformer(nn.Module):
                 stage.append(MlpBlock(dim, int(dim * mlp_ratio), drop_rate, rate, eps))
             setattr(self, f"layer{number}", stage)
         self.num_stages = len(depths)
+        sides = list(itertools.accumulate(patch_sizes, operator.mul))
+        self.feature_info = [
+            dict(num_chs=dim, reduction=side, module=f"layer{number}")
+            for number, (dim, side) in enumerate(zip(embed_dims, sides, strict=True), 1)
+        ]
         self.norm = LayerNorm(self.num_features, eps=eps)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
         self.apply(init_linear)
@@ -232,31 +234,40 @@ class VisionLongformer(nn.Module):
         """The embedding of the image."""
         return self.layer1.embedding
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only each block's input for the backward pass, and compute the rest again."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes the stages after the last of ``indices``, and the norm and the head if asked; returns the indices."""
+        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        self.num_stages = taken[-1] + 1
+        return taken
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training."""
         parts = ("pos_embed", "cls_token", "relative_position", "norm_embed")
         return {name for name, _ in self.named_parameters() if any(part in name for part in parts)}
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Image -> all tokens of the last stage after the norm: (B, N, C)."""
-        x = self.layer1(x)
-        for before, stage in pairwise(self.stages):
-            x = stage(before.image(x))
-        return self.norm(x)
+    def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Image -> (all tokens of the last stage before the norm (B, N, C), those of stages in ``taken``)."""
+        found: list[Tensor] = []
+        for index, stage in enumerate(self.stages):
+            x = stage(self.stages[index - 1].image(x) if index else x)
+            if index in taken:
+                found.append(x)
+            if stop_early and len(found) == len(taken):
+                break
+        return x, found
+
+    def as_map(self, x: Tensor, size: tuple[int, int], index: int) -> tuple[Tensor, Tensor | None]:
+        """(B, num_global + patches, C) -> ((B, C, img_h, img_w), global tokens)."""
+        stage = self.stages[index]
+        tokens = stage.embedding.num_global
+        return stage.image(x), x[:, :tokens] if tokens else None
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens -> logits (B, num_classes); ``pre_logits``: pooled features (B, C)."""
         x = x[:, 0] if self.global_pool == "token" else x.mean(1)
         return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Image (B, in_chans, height, width) -> logits (B, num_classes)."""
-        return self.forward_head(self.forward_features(x))
 
 
 # Table 1: channels, pairs of blocks and heads of each stage.

@@ -1,11 +1,13 @@
 """Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929). Named as in `timm.models.vision_transformer`."""
 
+from collections.abc import Collection
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from vitkern.models.backbone import Backbone
 from vitkern.models.head import check_pool, init_linear, pool
 from vitkern.models.registry import register
 from vitkern.nn.attention import Attention
@@ -15,6 +17,9 @@ from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
 from vitkern.nn.layers import DropPath, LayerScale, drop_path_rates
 
 PAPER = "An Image is Worth 16x16 Words, Dosovitskiy et al. 2020, arXiv 2010.11929"
+
+
+POOLS = ("token", "avg", "max", "avgmax", "")
 
 
 class Block(nn.Module):
@@ -53,7 +58,7 @@ class Block(nn.Module):
         return mlp_residual(x, self.norm2, self.mlp, self.drop_path2, self.ls2)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Backbone):
     """Patches, position embeddings, ``depth`` blocks, a head.
 
     Args:
@@ -109,15 +114,15 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_pool(name, global_pool, ("token", "avg", "max", "avgmax", ""))
+        check_pool(name, global_pool, POOLS)
         if global_pool == "token" and not class_token:
             raise ValueError(
                 f"{name}: no token to pool: got global_pool='token', class_token=False; expected global_pool='avg'."
             )
         self.num_classes, self.global_pool, self.embed_dim = num_classes, global_pool, embed_dim
+        self.num_features = embed_dim
         self.num_prefix_tokens = int(class_token) + reg_tokens
         self.no_embed_class, self.dynamic_img_size = no_embed_class, dynamic_img_size
-        self.grad_checkpointing = False
 
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, strict_img_size=not dynamic_img_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
@@ -143,6 +148,10 @@ class VisionTransformer(nn.Module):
                 for rate in drop_path_rates(drop_path_rate, depth)
             ]
         )
+        self.feature_info = [
+            dict(num_chs=embed_dim, reduction=max(self.patch_embed.patch_size), module=f"blocks.{index}")
+            for index in range(depth)
+        ]
         norm_after_pool = global_pool in ("avg", "max", "avgmax") if fc_norm is None else fc_norm
         self.norm = nn.Identity() if norm_after_pool else LayerNorm(embed_dim, eps=eps)
         self.fc_norm = LayerNorm(embed_dim, eps=eps) if norm_after_pool else nn.Identity()
@@ -157,10 +166,6 @@ class VisionTransformer(nn.Module):
         for token in (self.cls_token, self.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only each block's input for the backward pass, and compute the rest again."""
-        self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training."""
@@ -190,12 +195,20 @@ class VisionTransformer(nn.Module):
             x = torch.cat([*prefix, x], 1) + position
         return self.pos_drop(x)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Image -> all tokens after the last norm: (B, N, C)."""
-        x = self.embed(x)
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing and self.training else block(x)
-        return self.norm(x)
+    def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Image -> (all tokens before the last norm (B, N, C), those after the blocks numbered in ``taken``)."""
+        return self.walk(self.blocks, self.embed(x), taken, stop_early)
+
+    def as_map(self, x: Tensor, size: tuple[int, int], index: int) -> tuple[Tensor, Tensor | None]:
+        """(B, N, C) -> ((B, C, img_h, img_w), prefix tokens)."""
+        patch, prefix = self.patch_embed.patch_size, self.num_prefix_tokens
+        grid = size[0] // patch[0], size[1] // patch[1]
+        return x[:, prefix:].transpose(1, 2).unflatten(2, grid), x[:, :prefix] if prefix else None
+
+    def set_pool(self, global_pool: str) -> None:
+        """Another pooling; where the last norm stands stays as it was built."""
+        check_pool(type(self).__name__, global_pool, POOLS)
+        self.global_pool = global_pool
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens -> logits (B, num_classes); ``pre_logits``: pooled features (B, C)."""
@@ -205,10 +218,6 @@ class VisionTransformer(nn.Module):
             x = pool(x[:, self.num_prefix_tokens :], self.global_pool)
         x = self.head_drop(self.fc_norm(x))
         return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Image (B, in_chans, height, width) -> logits (B, num_classes)."""
-        return self.forward_head(self.forward_features(x))
 
 
 SIZES = {

@@ -1,0 +1,1 @@
+"""Transformers of several resolutions: stages of fewer tokens and more channels."""

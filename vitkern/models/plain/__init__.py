@@ -1,0 +1,1 @@
+"""Transformers of one resolution: every block sees the same tokens."""
