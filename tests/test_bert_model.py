@@ -180,9 +180,7 @@ def test_other_state_dicts_are_refused(tmp_path):
     torch.save(state, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"does not fit Bert: got \d+ unexpected \(blocks\.1"):
         models.load_weights(Bert(**SMALL | dict(depth=1)), tmp_path / "pytorch_model.bin")
-    with pytest.raises(
-        ValueError, match="no names of transformers' BertModel: got extra; expected a state dict"
-    ):
+    with pytest.raises(ValueError, match="no names of transformers' BertModel: got extra; expected a state dict"):
         ours.convert_state_dict(state | {"extra": torch.zeros(1)})
     del state["encoder.layer.0.attention.self.key.weight"]
     with pytest.raises(ValueError, match=r"a projection is missing: got some of encoder\.layer\.0\.attention\.self\.q"):

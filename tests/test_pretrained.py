@@ -60,7 +60,8 @@ def test_models_of_tokens_are_published_under_names_of_the_hub(cache):
     transformers = pytest.importorskip("transformers", reason="its names are converted")
     config = transformers.BertConfig(vocab_size=9, hidden_size=8, num_attention_heads=1, num_hidden_layers=1)
     theirs = transformers.BertForPreTraining(config).eval()
-    state = {key: value.clone() for key, value in theirs.state_dict().items() if not key.startswith("cls.predictions.d")}
+    whole = theirs.state_dict().items()
+    state = {key: value.clone() for key, value in whole if not key.startswith("cls.predictions.d")}
     cache("google-bert/bert-base-uncased", state)
     shape = dict(vocab_size=9, dim=8, num_heads=1, depth=1)
     ours, tokens = models.create_model("bert_base", pretrained=True, **shape).eval(), torch.tensor([[1, 2, 3]])

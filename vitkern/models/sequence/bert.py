@@ -1,7 +1,7 @@
 """The encoder of BERT (Devlin et al. 2018, arXiv 1810.04805)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn as nn
@@ -60,7 +60,7 @@ class Bert(nn.Module):
         ValueError: channels that do not split into heads, or an unknown activation.
     """
 
-    hub_ids = {f"bert_{size}": f"google-bert/bert-{size}-uncased" for size in ("base", "large")}
+    hub_ids: ClassVar = {f"bert_{size}": f"google-bert/bert-{size}-uncased" for size in ("base", "large")}
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn as nn
@@ -48,7 +49,7 @@ class ImageGPT(nn.Module):
         ValueError: channels that do not split into heads, or an unknown activation.
     """
 
-    hub_ids = {f"igpt_{size}": f"openai/imagegpt-{size}" for size in ("small", "medium", "large")}
+    hub_ids: ClassVar = {f"igpt_{size}": f"openai/imagegpt-{size}" for size in ("small", "medium", "large")}
 
     def __init__(
         self,
