@@ -22,6 +22,7 @@ from vitkern.models.plain import (
     vitdet_pyramid,
 )
 from vitkern.models.registry import Architecture, Description, create_model, describe, list_models, register
+from vitkern.models.sequence import bert, igpt, transformer
 from vitkern.models.weights import load_weights, read_weights
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Costs",
     "Description",
     "FeatureMaps",
+    "bert",
     "cait",
     "convert_state_dict",
     "convit",
@@ -41,6 +43,7 @@ __all__ = [
     "deit",
     "describe",
     "dinov2",
+    "igpt",
     "list_models",
     "load_weights",
     "mixer",
@@ -51,6 +54,7 @@ __all__ = [
     "register",
     "swin",
     "swin_v2",
+    "transformer",
     "twins",
     "vil",
     "vit",

@@ -21,8 +21,8 @@ def load_weights(model: nn.Module, path: str | Path, *, use_ema: bool = True) ->
     """Loads every parameter of ``model`` from a file, strictly; the model changes as a whole or not at all.
 
     Names are timm's. Checkpoints of transformers, torchvision and Swin's authors are recognised by their names and
-    converted (`vitkern.models.convert_state_dict`). Values are cast to the dtype of the model's parameters: floats to
-    floats, integers to integers, and none that the narrower one cannot hold.
+    converted (`vitkern.models.convert_state_dict`, or the model's own method of that name). Values are cast to the
+    dtype of the model's parameters: floats to floats, integers to integers, and none that the narrower one cannot hold.
 
     Args:
         path: see `read_weights`. use_ema: take averaged weights where a checkpoint holds them too, as timm does; a
@@ -49,6 +49,8 @@ def load_weights(model: nn.Module, path: str | Path, *, use_ema: bool = True) ->
     family = detect_family(state)
     if family is not None:
         state = convert_state_dict(state, family)
+    elif (convert := getattr(model, "convert_state_dict", None)) is not None:
+        state = convert(state)
     problems = _differences(own, state)
     if problems:
         raise ValueError(
