@@ -6,6 +6,7 @@ from vitkern.models.features import FeatureMaps
 from vitkern.models.hierarchical import nat, swin, swin_v2, vil
 from vitkern.models.plain import deit, vit
 from vitkern.models.registry import Architecture, Description, create_model, describe, list_models, register
+from vitkern.models.tokens import deformable_detr, dynamic_vit
 from vitkern.models.weights import load_weights, read_weights
 
 __all__ = [
@@ -15,8 +16,10 @@ __all__ = [
     "FeatureMaps",
     "convert_state_dict",
     "create_model",
+    "deformable_detr",
     "deit",
     "describe",
+    "dynamic_vit",
     "list_models",
     "load_weights",
     "nat",

@@ -85,6 +85,8 @@ class VisionTransformer(Backbone):
         ValueError: arguments that do not fit each other.
     """
 
+    block: type[Block] = Block  # what it is made of
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -132,7 +134,7 @@ class VisionTransformer(Backbone):
         self.pos_drop = nn.Dropout(pos_drop_rate)
         self.blocks = nn.Sequential(
             *[
-                Block(
+                self.block(
                     embed_dim,
                     num_heads,
                     mlp_ratio,
