@@ -1,5 +1,7 @@
-"""DynamicViT: its predictor, its softmax, the model in training and at inference, and its losses, against the results of
-the authors' code; published sizes, maps, bad input."""
+"""DynamicViT: its predictor, its softmax, the model in training and at inference, and its losses, against the results
+of the authors' code; published sizes, maps, bad input."""
+
+import copy
 
 import pytest
 import stored
@@ -7,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import vitkern.models as models
+from vitkern.models import FeatureMaps
 from vitkern.models.plain.vit import VisionTransformer
 from vitkern.models.tokens import policy
 from vitkern.models.tokens.dynamic_vit import DynamicVisionTransformer, Predictor, Pruned
@@ -113,3 +116,117 @@ def test_losses_against_the_authors_code(path):
     grads = torch.autograd.grad(whole, list(leaves.values()), tensors["cotangent.y"].reshape_as(whole))
     for name, grad in zip(leaves, grads, strict=True):
         stored.assert_close(grad, tensors[f"grad.input.{name}"], name)
+
+
+@pytest.mark.parametrize("size, count", [("s", 22_774_414), ("b", 89_452_846), ("256", 10_304_942)])
+def test_parameters_are_as_many_as_the_authors(size, count):
+    description = models.describe(f"dynamicvit_deit_{size}")
+    assert (description.parameters, description.input_size, description.num_classes) == (count, (3, 224, 224), 1000)
+
+
+def without_predictors(model):
+    return {key: value for key, value in model.state_dict().items() if not key.startswith("score_predictor")}
+
+
+def test_a_model_that_keeps_all_is_a_vit():
+    """Its tokens are in another order, which a ViT does not see; in training without one stage it is a ViT, too."""
+    vit, images = VisionTransformer(**TINY).eval(), torch.randn(2, 3, 32, 32)
+    whole = DynamicVisionTransformer(**TINY, pruning_loc=(1, 3), token_ratio=(1.0, 1.0)).eval()
+    plain = DynamicVisionTransformer(**TINY, pruning_loc=(), token_ratio=()).train()
+    expected = vit(images)
+    for model in (whole, plain):
+        found = model.load_state_dict(vit.state_dict(), strict=False)
+        assert not found.unexpected_keys and without_predictors(model).keys() == vit.state_dict().keys()
+    torch.testing.assert_close(whole(images), expected, rtol=1e-5, atol=1e-5)
+    out = plain(images)
+    torch.testing.assert_close(out.logits, expected, rtol=1e-5, atol=1e-5)
+    assert out.mask.eq(1).all() and out.mask.shape == (2, 16) and not out.decisions
+    found, (first, *_, last) = whole.forward_intermediates(images)
+    _, (own, *_, other) = vit.forward_intermediates(images)
+    torch.testing.assert_close(first, own, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(last, other, rtol=1e-5, atol=1e-5)
+
+
+def test_dropped_tokens_count_for_nothing():
+    """What training computes with hard decisions is what inference computes of the tokens that these keep."""
+    model, images = DynamicVisionTransformer(**SMALL).double(), torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    expected = model.eval()(images)
+    maps = [one.ne(0).any(1).flatten(1).double() for one in model.forward_intermediates(images, [1, 2])[1]]
+    assert [kept.sum(1).tolist() for kept in maps] == [[12.0] * 3, [8.0] * 3]
+    keeps = iter(maps)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "gumbel_softmax", lambda logits, hard: torch.stack([next(keeps)] * 2, -1))
+        out = model.train()(images)
+    assert torch.equal(out.mask, maps[1])
+    torch.testing.assert_close(out.logits, expected, rtol=1e-5, atol=1e-5)  # to the eps of its softmax
+
+
+def test_a_step_of_training_with_a_teacher():
+    """Every parameter has a gradient, blocks that are checkpointed the same one, and the loss falls."""
+    teacher, images, labels = VisionTransformer(**TINY).eval(), torch.randn(4, 3, 32, 32), torch.arange(4)
+    model, loss, grads = DynamicVisionTransformer(**SMALL).train(), PruningLoss((0.75, 0.5)), []
+    values = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        torch.manual_seed(0)
+        value = loss(model(images), labels, taught(teacher, images))
+        value.backward()
+        values.append(value.item())
+        grads.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True)) and all(grad.any() for grad in grads[0])
+    torch.optim.SGD(model.parameters(), 0.05).step()
+    torch.manual_seed(0)
+    assert loss(model(images), labels, taught(teacher, images)) < values[0] == values[1]
+    assert not any(p.grad is not None for p in teacher.parameters())
+
+
+def test_maps_another_head_and_other_sizes():
+    model, images = DynamicVisionTransformer(**SMALL, dynamic_img_size=True).eval(), torch.randn(2, 3, 40, 24)
+    maps = model.forward_intermediates(images, intermediates_only=True)
+    assert [one.shape for one in maps] == [(2, 16, 5, 3)] * 4
+    assert [int(one.ne(0).any(1).sum()) for one in maps] == [30, 22, 14, 14]  # of 15 patches 11, then 7
+    backbone = FeatureMaps(copy.deepcopy(model), [0, 2]).eval()
+    for own, index in zip(backbone(images), (0, 2), strict=True):
+        torch.testing.assert_close(own, maps[index])
+    assert backbone.feature_info.channels() == [16, 16] and len(backbone.model.blocks) == 3
+    features = model.forward_features(images)
+    assert features.shape == (2, 1 + 7, 16)
+    model.reset_classifier(3)
+    assert model(images).shape == (2, 3) and model.num_classes == 3
+    model.reset_classifier(0)
+    torch.testing.assert_close(model(images), features[:, 0])
+    assert model.no_weight_decay() == {"pos_embed", "cls_token"}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(global_pool="avg"), r"only a class token is never dropped: got global_pool='avg' and 1 tokens"),
+        (dict(reg_tokens=2), r"only a class token is never dropped: got global_pool='token' and 3 tokens"),
+        (dict(pruning_loc=(2, 1)), r"stages do not fit each other: got pruning_loc=\(2, 1\)"),
+        (dict(pruning_loc=(1, 4)), r"got pruning_loc=\(1, 4\), token_ratio=\(0.75, 0.5\) for 4 blocks"),
+        (dict(token_ratio=(0.5,)), r"stages do not fit each other.*token_ratio=\(0.5,\)"),
+        (dict(token_ratio=(0.5, 0.7)), r"no shares of the patches: got token_ratio=\(0.5, 0.7\)"),
+        (dict(token_ratio=(0.5, 0.0)), r"no shares of the patches: got token_ratio=\(0.5, 0.0\)"),
+        (dict(qk_norm=True), "attention with a policy has no such options: got qk_norm=True, attn_drop=0.0"),
+    ],
+)
+def test_arguments_that_do_not_fit(changes, message):
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        DynamicVisionTransformer(**SMALL | changes)
+
+
+def test_inputs_that_do_not_fit():
+    model = DynamicVisionTransformer(**SMALL).train()
+    with pytest.raises(ValueError, match=r"the image size differs .* got \(32, 40\); expected \(32, 32\)"):
+        model(torch.zeros(1, 3, 32, 40))
+    out = model(torch.randn(2, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"PruningLoss: stages differ: got 2 decisions for token_ratio=\(0.5,\)"):
+        PruningLoss((0.5,))(out, torch.zeros(2, dtype=torch.long))
+    nothing = out._replace(mask=torch.zeros_like(out.mask))
+    terms = PruningLoss((0.7, 0.5)).terms(nothing, torch.zeros(2, dtype=torch.long), (out.logits, out.tokens))
+    assert terms["tokens"] == 0 and terms["logits"] == 0

@@ -12,11 +12,7 @@ from torch import Tensor
 from vitkern.models.backbone import Checkpointed
 from vitkern.models.registry import register
 from vitkern.models.resnet import ResNet
-from vitkern.models.tokens.deformable_layers import Decoder, Encoder
-from vitkern.models.tokens.pyramid import Pyramid
-from vitkern.models.tokens.sine import sines
-from vitkern.nn.deformable_attention import DeformableAttention
-from vitkern.nn.layernorm import LayerNorm
+from vitkern.models.tokens.deformable_transformer import DeformableTransformer
 
 PAPER = "Deformable DETR: Deformable Transformers for End-to-End Object Detection, Zhu et al. 2020, arXiv 2010.04159"
 
@@ -47,91 +43,6 @@ class BoxHead(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
-
-
-class DeformableTransformer(nn.Module):
-    """A pyramid of maps, an encoder of their pixels, a decoder of queries. Arguments are `DeformableDetr`'s."""
-
-    def __init__(
-        self,
-        backbone: ResNet,
-        dim: int,
-        num_heads: int,
-        hidden_dim: int,
-        depths: tuple[int, int],
-        levels: int,
-        points: tuple[int, int],
-        num_queries: int,
-        refine: bool,
-        two_stage: bool,
-        drop: float,
-    ) -> None:
-        super().__init__()
-        self.num_queries, self.two_stage = num_queries, two_stage
-        self.backbone = nn.ModuleDict({"model": backbone})
-        found = backbone.channels[-backbone.maps :]
-        inputs = [*found, found[-1], *[dim] * (levels - len(found) - 1)][:levels]
-        self.input_proj = nn.ModuleList(
-            [
-                nn.Sequential(
-                    nn.Conv2d(channels, dim, 1) if level < len(found) else nn.Conv2d(channels, dim, 3, 2, padding=1),
-                    nn.GroupNorm(32, dim),
-                )
-                for level, channels in enumerate(inputs)
-            ]
-        )
-        self.level_embed = nn.Parameter(torch.zeros(levels, dim))
-        self.encoder = Encoder(depths[0], dim, num_heads, hidden_dim, levels, points[0], drop=drop)
-        self.decoder = Decoder(depths[1], dim, num_heads, hidden_dim, levels, points[1], drop=drop, refine=refine)
-        if two_stage:
-            self.enc_output = nn.Linear(dim, dim)
-            self.enc_output_norm = LayerNorm(dim, eps=1e-5)
-            self.pos_trans = nn.Linear(2 * dim, 2 * dim)
-            self.pos_trans_norm = LayerNorm(2 * dim, eps=1e-5)
-        else:
-            self.query_position_embeddings = nn.Embedding(num_queries, 2 * dim)
-            self.reference_points = nn.Linear(dim, 2)
-
-    def encode(self, images: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Pyramid]:
-        """-> pixels of all maps (B, S, C), and where they are."""
-        maps: list[Tensor] = self.backbone["model"](images)
-        last = maps[-1]
-        maps = [project(one) for project, one in zip(self.input_proj, maps, strict=False)]
-        for project in self.input_proj[len(maps) :]:
-            last = project(last)
-            maps.append(last)
-        pyramid = Pyramid.of(maps, pixel_mask)
-        sizes = torch.tensor([h * w for h, w in pyramid.shapes])
-        level = torch.arange(len(maps)).repeat_interleave(sizes).to(images.device)
-        position = pyramid.positions(self.level_embed.shape[1]) + self.level_embed[level]
-        x = torch.cat([one.flatten(2).transpose(1, 2) for one in maps], 1)
-        return self.encoder(x, position.to(x.dtype), pyramid), pyramid
-
-    def proposals(
-        self, memory: Tensor, maps: Pyramid, classes: nn.Module, boxes: nn.Module
-    ) -> tuple[Tensor, Tensor]:
-        """What every pixel finds around itself (appendix A.4): logits (B, S, num_classes), and of boxes (B, S, 4),
-        infinite where there is none."""
-        sides = [torch.full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(maps.shapes)]
-        sizes = torch.cat(sides).to(memory)[None, :, None].expand(*maps.centres.shape)
-        places = torch.cat([maps.centres, sizes], -1)  # (B or 1, S, 4)
-        beyond = ~((places > 0.01) & (places < 0.99)).all(-1, keepdim=True)
-        if maps.padding is not None:
-            beyond = beyond | maps.padding[:, :, None]
-        x = self.enc_output_norm(self.enc_output(memory.masked_fill(beyond, 0.0)))
-        start = (places / (1.0 - places)).log().masked_fill(beyond, math.inf)
-        return classes(x), boxes(x) + start
-
-    def queries(self, batch: int, boxes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x and positions (B, Q, C), references (B, Q, 2), or of the proposals' logits ``boxes`` (B, Q, 4)."""
-        if boxes is None:
-            position, x = self.query_position_embeddings.weight.chunk(2, 1)
-            reference = self.reference_points(position).sigmoid()
-            return x.expand(batch, -1, -1), position.expand(batch, -1, -1), reference.expand(batch, -1, -1)
-        reference = boxes.sigmoid()
-        at = sines(reference.float(), self.level_embed.shape[1] // 2).flatten(2).to(boxes.dtype)  # (B, Q, 2 C)
-        position, x = self.pos_trans_norm(self.pos_trans(at)).chunk(2, 2)
-        return x, position, reference
 
 
 class DeformableDetr(Checkpointed):
@@ -184,7 +95,7 @@ class DeformableDetr(Checkpointed):
                 f"DeformableDetr: maps do not fit: got embed_dim={embed_dim}, levels={levels}; expected a multiple of "
                 "32, which the groups of their norms are, and 1, 3 or more levels."
             )
-        self.num_classes, self.num_features = num_classes, embed_dim
+        self.num_classes, self.num_features, self.in_chans = num_classes, embed_dim, in_chans
         maps = min(levels, 3)
         backbone = ResNet(backbone_depths, backbone_width, in_chans, maps=maps, dilated=dilated)
         for frozen in (backbone.conv1, backbone.stages[0]):
@@ -206,32 +117,22 @@ class DeformableDetr(Checkpointed):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Random weights as the authors': Xavier's, classes that are rare, boxes that are where their queries look."""
-        model = self.model
-        parts = [model.encoder, model.decoder.layers, model.input_proj]
-        parts += [model.enc_output, model.pos_trans] if model.two_stage else [model.reference_points]
-        for parameter in nn.ModuleList(parts).parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
-        for module in model.modules():
-            if isinstance(module, DeformableAttention):
-                module.reset_parameters()
-        for layer in [*(project[0] for project in model.input_proj), *([] if model.two_stage else [model.reference_points])]:
-            nn.init.zeros_(layer.bias)
-        nn.init.normal_(model.level_embed)
-        for classes in self.class_embed:
+        """Random weights as the authors': classes that are rare, boxes that are where their queries look."""
+        self.model.init_weights()
+        heads: Any = zip(self.class_embed, self.bbox_embed, strict=True)
+        for index, (classes, boxes) in enumerate(heads):
+            last = boxes.layers[-1]
             nn.init.constant_(classes.bias, -math.log(99.0))
-        for index, boxes in enumerate(self.bbox_embed):
-            nn.init.zeros_(boxes.layers[-1].weight)
-            nn.init.zeros_(boxes.layers[-1].bias)
-            if index == 0 and not model.two_stage:
-                nn.init.constant_(boxes.layers[-1].bias[2:], -2.0)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            if index == 0 and not self.model.two_stage:
+                nn.init.constant_(last.bias[2:], -2.0)
 
     def forward(self, images: Tensor, pixel_mask: Tensor | None = None) -> Detections:
         """Images (B, in_chans, height, width) of any size -> boxes and their classes.
 
-        ``pixel_mask`` (B, height, width) is True, or 1, where the batch is image, False where it is padding at the right
-        and the bottom of a smaller one; None: there is none.
+        ``pixel_mask`` (B, height, width) is True, or 1, where the batch is image, False where it is padding at the
+        right and the bottom of a smaller one; None: there is none.
 
         Raises:
             ValueError: no batch of images, a mask of another size, or fewer pixels of maps than queries, of a detector
@@ -242,26 +143,31 @@ class DeformableDetr(Checkpointed):
         memory, maps = model.encode(images, pixel_mask)
         proposals = best = None
         if model.two_stage:
-            logits, found = model.proposals(memory, maps, self.class_embed[-1], heads[-1])
-            if logits.shape[1] < model.num_queries:
-                raise ValueError(
-                    f"DeformableDetr: there are fewer places than queries: got {logits.shape[1]} pixels of maps "
-                    f"{maps.shapes} for {model.num_queries} queries; expected as many. Take larger images, or num_queries=."
-                )
-            at = logits[:, :, 0].topk(model.num_queries, dim=1).indices[:, :, None].expand(-1, -1, 4)
-            proposals, best = (logits, found.sigmoid()), found.detach().gather(1, at)
+            logits, places = model.proposals(memory, maps, self.class_embed[-1], heads[-1])
+            proposals, best = (logits, places.sigmoid()), self._best(logits, places)
         x, position, reference = model.queries(len(images), best)
         layers = model.decoder(x, position, reference, memory, maps, heads)
-        classes = list(self.class_embed)[: len(heads) - model.two_stage][-len(layers) :]
-        found = [(head(x), boxes) for head, (x, boxes) in zip(classes, layers, strict=True)]
-        return Detections(*found[-1], found[:-1] if self.training else [], proposals)
+        classes = list(self.class_embed)[: len(model.decoder.layers)][-len(layers) :]
+        *earlier, (logits, boxes) = [(head(x), boxes) for head, (x, boxes) in zip(classes, layers, strict=True)]
+        return Detections(logits, boxes, earlier if self.training else [], proposals)
+
+    def _best(self, logits: Tensor, places: Tensor) -> Tensor:
+        """Of S proposals (B, S, ...) the places of the likeliest Q (B, Q, 4), without a gradient."""
+        count = self.model.num_queries
+        if logits.shape[1] < count:
+            raise ValueError(
+                f"DeformableDetr: there are fewer places than queries: got {logits.shape[1]} pixels of maps for "
+                f"{count} queries; expected as many. Take larger images, or build the model with num_queries=."
+            )
+        at = logits[:, :, 0].topk(count, dim=1).indices[:, :, None]  # (B, Q, 1)
+        return places.detach().gather(1, at.expand(-1, -1, 4))
 
     def _check(self, images: Tensor, pixel_mask: Tensor | None) -> None:
         channels = self.input_size[0]
         if images.dim() != 4 or images.shape[1] != channels or 0 in images.shape[2:]:
             raise ValueError(
-                f"DeformableDetr: not a batch of images: got shape {tuple(images.shape)}; expected (B, {channels}, height, "
-                "width) of any size."
+                f"DeformableDetr: not a batch of images: got shape {tuple(images.shape)}; expected (B, {channels}, "
+                "height, width) of any size."
             )
         if pixel_mask is not None and pixel_mask.shape != images[:, 0].shape:
             raise ValueError(
@@ -276,7 +182,7 @@ class DeformableDetr(Checkpointed):
     @property
     def input_size(self) -> tuple[int, int, int]:
         """(channels, height, width) of the largest image that it is published for."""
-        return self.model.backbone["model"].conv1.in_channels, 800, 1333
+        return self.in_chans, 800, 1333
 
     @property
     def input_rule(self) -> str:

@@ -1,4 +1,6 @@
-"""The encoder and the decoder of Deformable DETR (Zhu et al., arXiv 2010.04159, section 4). Named as in transformers."""
+"""Encoder and decoder of Deformable DETR (Zhu et al. 2020, arXiv 2010.04159, section 4). Named as in transformers."""
+
+from typing import Any
 
 import torch.nn as nn
 import torch.nn.functional as F
@@ -100,11 +102,11 @@ class DecoderLayer(Layer):
 
 
 class Encoder(Checkpointed):
-    """Arguments are those of `EncoderLayer`."""
+    """``depth`` layers; other arguments are those of `EncoderLayer`."""
 
-    def __init__(self, depth: int, *args: int, drop: float) -> None:
+    def __init__(self, depth: int, drop: float, **layer: Any) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([EncoderLayer(*args, drop=drop) for _ in range(depth)])
+        self.layers = nn.ModuleList([EncoderLayer(drop=drop, **layer) for _ in range(depth)])
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor, position: Tensor, maps: Pyramid) -> Tensor:
@@ -116,15 +118,15 @@ class Encoder(Checkpointed):
 
 
 class Decoder(Checkpointed):
-    """Arguments are those of `DecoderLayer`; the heads of the detector are those of its layers, too.
+    """``depth`` layers; other arguments are those of `DecoderLayer`.
 
     refine: each layer looks where the one before has placed its box (section 4, iterative bounding box refinement).
     """
 
-    def __init__(self, depth: int, *args: int, drop: float, refine: bool) -> None:
+    def __init__(self, depth: int, refine: bool, **layer: Any) -> None:
         super().__init__()
         self.refine = refine
-        self.layers = nn.ModuleList([DecoderLayer(*args, drop=drop) for _ in range(depth)])
+        self.layers = nn.ModuleList([DecoderLayer(**layer) for _ in range(depth)])
 
     def forward(
         self, x: Tensor, position: Tensor, reference: Tensor, memory: Tensor, maps: Pyramid, heads: nn.ModuleList

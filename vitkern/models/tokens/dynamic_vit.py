@@ -78,9 +78,9 @@ class PolicyBlock(Block):
 class DynamicVisionTransformer(VisionTransformer):
     """A ViT that scores its patches before some of its blocks and goes on with the best of them.
 
-    In evaluation those are the same number of every image, and the rest is left out. In training (section 3.3) all stay,
-    each is kept or dropped by a hard Gumbel sample, the dropped ones count for nothing as keys, and the result is
-    `Pruned`, for `PruningLoss`. What is kept is never the class token's decision: it always stays.
+    In evaluation those are the same number of every image, and the rest is left out. In training (section 3.3) all
+    stay, each is kept or dropped by a hard Gumbel sample, the dropped ones count for nothing as keys, and the result is
+    `Pruned`, for `PruningLoss`. The class token is always kept.
 
     In `forward_intermediates` dropped tokens are 0 before the norm.
 
@@ -131,7 +131,8 @@ class DynamicVisionTransformer(VisionTransformer):
         """Image (B, in_chans, height, width) -> logits (B, num_classes); in training `Pruned`."""
         if not self.training:
             return super().forward(x)
-        x, policy, decisions = self.embed(x), None, []
+        x, policy = self.embed(x), None
+        decisions: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             if index in self.pruning_loc:
                 predictor = self.score_predictor[len(decisions)]
@@ -147,8 +148,9 @@ class DynamicVisionTransformer(VisionTransformer):
     def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Image -> (tokens left before the last norm, the best first (B, 1 + K, C), those after the blocks numbered in
         ``taken`` at their places (B, 1 + N, C))."""
-        x, found, kept, stages = self.embed(x), [], None, iter(zip(self.score_predictor, self.token_ratio, strict=True))
-        patches = x.shape[1] - 1
+        stages = iter(zip(self.score_predictor, self.token_ratio, strict=True))
+        x, kept = self.embed(x), None
+        patches, found = x.shape[1] - 1, []  # type: int, list[Tensor]
         for index, block in enumerate(self.blocks):
             if stop_early and len(found) == len(taken):
                 break

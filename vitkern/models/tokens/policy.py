@@ -1,4 +1,4 @@
-"""Attention whose keys count for what a policy says (DynamicViT, arXiv 2106.02034, section 3.3), as the plain formula."""
+"""Attention whose keys count for what a policy says (DynamicViT, arXiv 2106.02034, section 3.3), as a plain formula."""
 
 import torch
 from torch import Tensor

@@ -7,6 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkern.models.plain.vit import VisionTransformer
 from vitkern.models.tokens.dynamic_vit import Pruned
 
 
@@ -38,9 +39,7 @@ class PruningLoss(nn.Module):
         self.clf_weight, self.distill_weight, self.ratio_weight = clf_weight, distill_weight, ratio_weight
         self.mse_token, self.dynamic = mse_token, dynamic
 
-    def terms(
-        self, out: Pruned, labels: Tensor, teacher: tuple[Tensor, Tensor] | None = None
-    ) -> dict[str, Tensor]:
+    def terms(self, out: Pruned, labels: Tensor, teacher: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
         """The terms without their weights: "classes", "ratio", and of a teacher "logits" and "tokens".
 
         Args:
@@ -85,7 +84,7 @@ def divergence(rows: Tensor, teacher: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def taught(teacher: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def taught(teacher: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
     """(logits, patch tokens) of a `VisionTransformer`, without a gradient: what `PruningLoss` takes of a teacher."""
     tokens = teacher.forward_features(images)
     return teacher.forward_head(tokens), tokens[:, teacher.num_prefix_tokens :]

@@ -13,9 +13,9 @@ from vitkern.models.tokens.sine import sines
 class Pyramid(NamedTuple):
     """S pixels of L maps, of B images, or of one where all are of one size.
 
-    shapes: (height, width) of each map. centres: (B or 1, S, 2), x and y of each pixel in widths and heights of the part
-    of its map that is image. valid: (B, L, 2), which share of each map's width and height that part is, or None: all.
-    padding: (B, S), True outside of it, or None.
+    shapes: (height, width) of each map. centres: (B or 1, S, 2), x and y of each pixel in widths and heights of the
+    part of its map that is image. valid: (B, L, 2), which share of each map's width and height that part is, or None:
+    all. padding: (B, S), True outside of it, or None. float32 at least.
     """
 
     shapes: list[tuple[int, int]]
@@ -29,7 +29,7 @@ class Pyramid(NamedTuple):
         shapes = [(one.shape[2], one.shape[3]) for one in maps]
         if pixel_mask is None:
             return cls(shapes, torch.cat([_centres(h, w, maps[0]) for h, w in shapes])[None], None, None)
-        inside = [F.interpolate(pixel_mask[None].to(maps[0].dtype), size=shape)[0] for shape in shapes]
+        inside = [F.interpolate(pixel_mask[None].float(), size=shape)[0] for shape in shapes]
         valid = torch.stack(
             [torch.stack([one[:, 0].mean(1), one[:, :, 0].mean(1)], 1) for one in inside], 1
         )  # (B, L, 2)
@@ -51,6 +51,7 @@ class Pyramid(NamedTuple):
 
 def _centres(height: int, width: int, like: Tensor) -> Tensor:
     """(height * width, 2), x and y of the centres of pixels in units of the map."""
-    y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
-    x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    y = (torch.arange(height, device=like.device, dtype=dtype) + 0.5) / height
+    x = (torch.arange(width, device=like.device, dtype=dtype) + 0.5) / width
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).flatten(0, 1)
