@@ -124,8 +124,6 @@ def test_other_wrong_calls():
         models.create_model("zzz")
     with pytest.raises(TypeError, match="the name is no string: got int"):
         models.create_model(3)
-    with pytest.raises(ValueError, match="nothing is downloaded here"):
-        models.create_model("vit_tiny_patch16_224", pretrained=True)
     with pytest.raises(TypeError, match="takes no such argument: got img_sise=; expected one of img_size, patch_size"):
         models.create_model("vit_tiny_patch16_224", img_sise=32)
     with pytest.raises(

@@ -2,6 +2,7 @@
 
 from vitkern.models.backbone import Backbone
 from vitkern.models.convert import convert_state_dict
+from vitkern.models.costs import Costs, count_costs
 from vitkern.models.features import FeatureMaps
 from vitkern.models.hierarchical import nat, swin, swin_v2, vil
 from vitkern.models.plain import deit, vit
@@ -12,9 +13,11 @@ from vitkern.models.weights import load_weights, read_weights
 __all__ = [
     "Architecture",
     "Backbone",
+    "Costs",
     "Description",
     "FeatureMaps",
     "convert_state_dict",
+    "count_costs",
     "create_model",
     "deformable_detr",
     "deit",

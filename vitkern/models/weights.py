@@ -54,8 +54,8 @@ def load_weights(model: nn.Module, path: str | Path, *, use_ema: bool = True) ->
     if problems:
         raise ValueError(
             f"load_weights: the checkpoint does not fit {type(model).__name__}: "
-            f"got {'; '.join(problems)} in {file!r}; "
-            "expected the parameters of this architecture. Check the name, num_classes and img_size."
+            f"got {'; '.join(problems)} in {file!r}; expected the parameters of this architecture. "
+            + _remedy(model, state)
         )
     _copy(model, {name: state[short] for name, short in without_wrappers(whole).items()})
 
@@ -66,6 +66,13 @@ def _shared(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors = {short: id(whole[name]) for name, short in without_wrappers(whole).items()}
     values = {tensors[name]: value for name, value in state.items() if name in tensors}
     return {name: values[tensor] for name, tensor in tensors.items() if tensor in values}
+
+
+def _remedy(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    from vitkern.models.registry import variants_of
+
+    near = variants_of(type(model), {name: value.shape for name, value in state.items()})
+    return f"They are those of {few(near, 3)}." if near else "Check the name, num_classes and img_size."
 
 
 def _not_plain(value: Tensor) -> str | None:

@@ -1,6 +1,6 @@
 """Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929). Named as in `timm.models.vision_transformer`."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn as nn
@@ -80,12 +80,11 @@ class VisionTransformer(Backbone):
             from 0.
         act: "gelu", "gelu_tanh" or "quick_gelu".
         eps: of every LayerNorm; 1e-6 in timm and torchvision, 1e-12 in transformers' ViT and DeiT.
+        block_fn: called as `Block`.
 
     Raises:
         ValueError: arguments that do not fit each other.
     """
-
-    block: type[Block] = Block  # what it is made of
 
     def __init__(
         self,
@@ -113,6 +112,7 @@ class VisionTransformer(Backbone):
         drop_path_rate: float = 0.0,
         act: str = "gelu",
         eps: float = 1e-6,
+        block_fn: Callable[..., nn.Module] = Block,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -134,7 +134,7 @@ class VisionTransformer(Backbone):
         self.pos_drop = nn.Dropout(pos_drop_rate)
         self.blocks = nn.Sequential(
             *[
-                self.block(
+                block_fn(
                     embed_dim,
                     num_heads,
                     mlp_ratio,
