@@ -89,9 +89,8 @@ class DeformableTransformer(nn.Module):
     def queries(self, batch: int, boxes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """x and positions (B, Q, C), references (B, Q, 2), or of the proposals' logits ``boxes`` (B, Q, 4)."""
         if boxes is None:
-            position, x = self.query_position_embeddings.weight.chunk(2, 1)
-            reference = self.reference_points(position).sigmoid()
-            return x.expand(batch, -1, -1), position.expand(batch, -1, -1), reference.expand(batch, -1, -1)
+            position, x = self.query_position_embeddings.weight.repeat(batch, 1, 1).chunk(2, 2)
+            return x, position, self.reference_points(position).sigmoid()
         reference = boxes.sigmoid()
         at = sines(reference, self.level_embed.shape[1] // 2).flatten(2).to(boxes.dtype)  # (B, Q, 2 C)
         position, x = self.pos_trans_norm(self.pos_trans(at)).chunk(2, 2)

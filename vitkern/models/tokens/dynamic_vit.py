@@ -101,7 +101,7 @@ class DynamicVisionTransformer(VisionTransformer):
         token_ratio: Sequence[float] = (0.7, 0.7**2, 0.7**3),
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, block_fn=PolicyBlock, **kwargs)
+        super().__init__(*args, **{**kwargs, "block_fn": PolicyBlock})
         self.pruning_loc, self.token_ratio = tuple(pruning_loc), tuple(token_ratio)
         self._check()
         self.score_predictor = nn.ModuleList([Predictor(self.embed_dim) for _ in self.pruning_loc])
