@@ -23,6 +23,7 @@ from vitkern.models.plain import (
 )
 from vitkern.models.registry import Architecture, Description, create_model, describe, list_models, register
 from vitkern.models.sequence import bert, igpt, transformer
+from vitkern.models.tokens import deformable_detr, dynamic_vit
 from vitkern.models.weights import load_weights, read_weights
 
 __all__ = [
@@ -40,9 +41,11 @@ __all__ = [
     "create_model",
     "cvt",
     "davit",
+    "deformable_detr",
     "deit",
     "describe",
     "dinov2",
+    "dynamic_vit",
     "igpt",
     "list_models",
     "load_weights",

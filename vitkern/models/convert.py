@@ -101,6 +101,14 @@ _MICROSOFT_SWIN_STEM = [
     (rf"layers\.(\d+)\.downsample\.(\w+\.{_WB})", lambda m: f"layers.{int(m[1]) + 1}.downsample.{m[2]}"),
     (rf"head\.{_WB}", r"head.fc.\1"),
 ]
+# Its names are those of transformers' version 5; these are the ones of its checkpoints on the hub.
+_HF_DETR_STEM: Rows = [
+    (r"model\.backbone\.conv_encoder\.model\..*num_batches_tracked", None),
+    (r"model\.backbone\.conv_encoder\.(model\..+)", r"model.backbone.\1"),
+    (rf"(model\.decoder\.layers\.\d+\.self_attn)\.out_proj\.{_WB}", r"\1.o_proj.\2"),
+    (rf"(model\.(?:en|de)coder\.layers\.\d+)\.(fc[12])\.{_WB}", r"\1.mlp.\2.\3"),
+    (r"(?:model|class_embed|bbox_embed)\..+", r"\g<0>"),
+]
 
 
 class _Table(NamedTuple):
@@ -133,6 +141,7 @@ FAMILIES: dict[str, _Table] = {
     "transformers_deit": _HF_VIT,
     "transformers_swin": _HF_SWIN,
     "transformers_swinv2": _HF_SWIN,
+    "transformers_deformable_detr": _Table("", _HF_DETR_STEM, (r"(?!)", ""), []),
     "torchvision_vit": _Table(
         "", _TORCHVISION_VIT_STEM, (r"encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."), _TORCHVISION_VIT_ROWS
     ),
@@ -182,6 +191,8 @@ def detect_family(state_dict: Mapping[str, Tensor]) -> str | None:
         if any(key.endswith("relative_position_bias_table") for key in keys):
             return "transformers_swin"
         return "transformers_deit" if any(key.endswith("distillation_token") for key in keys) else "transformers_vit"
+    if "model.backbone.conv_encoder.model.conv1.weight" in state_dict:
+        return "transformers_deformable_detr"
     if "embeddings.projection.weight" in state_dict:
         return "transformers_vitdet"
     if any(key.startswith("conv_proj.") for key in keys):
@@ -223,7 +234,7 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], family: str) -> dict[st
                 f"convert_state_dict: {what} {family}: got {few(keys)}; "
                 "expected a state dict of that library's unchanged model."
             )
-    return _split_bias(_join_projections(renamed, family), family)
+    return _all_classes(_split_bias(_join_projections(renamed, family), family), family)
 
 
 def _rename(key: str, table: _Table) -> tuple[bool, str | None]:
@@ -291,3 +302,12 @@ def _split_bias(named: dict[str, Tensor], family: str) -> dict[str, Tensor]:
         else:
             out[name] = value
     return out
+
+
+def _all_classes(named: dict[str, Tensor], family: str) -> dict[str, Tensor]:
+    """transformers' detector may have one layer of classes for all layers of its decoder, and save it once."""
+    if family != "transformers_deformable_detr":
+        return named
+    layers = {found[1] for name in named if (found := re.match(r"model\.decoder\.layers\.(\d+)\.", name))}
+    once = [(leaf, named[f"class_embed.0.{leaf}"]) for leaf in ("weight", "bias") if f"class_embed.0.{leaf}" in named]
+    return {f"class_embed.{layer}.{leaf}": value for layer in layers for leaf, value in once} | named

@@ -51,6 +51,7 @@ def load_weights(model: nn.Module, path: str | Path, *, use_ema: bool = True) ->
         state = convert_state_dict(state, family)
     elif (convert := getattr(model, "convert_state_dict", None)) is not None:
         state = convert(state)
+    state = {**_shared(model, state), **state}
     problems = _differences(own, state)
     if problems:
         raise ValueError(
@@ -59,6 +60,14 @@ def load_weights(model: nn.Module, path: str | Path, *, use_ema: bool = True) ->
             + _remedy(model, state)
         )
     _copy(model, {name: state[short] for name, short in without_wrappers(whole).items()})
+
+
+def _shared(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values by all names that one tensor of the model has, of which a file may hold one."""
+    whole = model.state_dict(keep_vars=True)
+    tensors = {short: id(whole[name]) for name, short in without_wrappers(whole).items()}
+    values = {tensors[name]: value for name, value in state.items() if name in tensors}
+    return {name: values[tensor] for name, tensor in tensors.items() if tensor in values}
 
 
 def _remedy(model: nn.Module, state: Mapping[str, Tensor]) -> str:
