@@ -171,7 +171,7 @@ def test_a_checkpoint_of_the_hub_is_loaded_under_its_own_names(name, tmp_path):
     theirs.save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     state = models.read_weights(path)
-    assert models.convert.detect_family(state) == "transformers_deformable_detr"
+    assert models.tables.detect_family(state) == "transformers_deformable_detr"
     assert "model.decoder.layers.0.self_attn.out_proj.weight" in state and "class_embed.1.weight" not in state
     fresh = models.create_model(name, weights=path, num_classes=7, **SMALL)
     for key, value in fresh.state_dict().items():

@@ -7,9 +7,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from vitkern.models.convert import convert_state_dict, detect_family
+from vitkern.models.convert import convert_state_dict
 from vitkern.models.files import read_for, read_weights
 from vitkern.models.names import few, without_wrappers
+from vitkern.models.tables import detect_family
 
 __all__ = ["load_weights", "read_weights"]
 
