@@ -249,6 +249,16 @@ def test_each_object_has_one_query():
     assert query.unique().numel() == 2 and which[query.tolist().index(2)] == 0
 
 
+def test_queries_are_matched_as_by_transformers():
+    losses = pytest.importorskip("transformers.loss.loss_deformable_detr", reason="it is the reference of this test")
+    theirs, ours, targets = losses.DeformableDetrHungarianMatcher(2, 5, 2), DetectionLoss(), objects()
+    for _ in range(100):
+        logits, boxes = 3.0 * torch.randn(3, 4, 7), torch.rand(3, 4, 4) * 0.02 + 0.4
+        expected = theirs(dict(logits=logits, pred_boxes=boxes), targets)
+        for own, other in zip(ours.match(logits, boxes, targets), expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(own, other, strict=True))
+
+
 def test_an_empty_batch_of_objects_has_a_loss():
     out = Detections(torch.zeros(2, 5, 3, requires_grad=True), torch.rand(2, 5, 4), [], None)
     nothing = dict(class_labels=torch.zeros(0, dtype=torch.long), boxes=torch.zeros(0, 4))
