@@ -20,6 +20,7 @@ from uninitialised import uninitialised
 
 import vitkern.models as models
 from vitkern.models.plain.vit import VisionTransformer
+from vitkern.nn import GluMlp as GatedMlp
 
 timm = pytest.importorskip("timm", reason="timm is the reference of this file")
 from timm.layers import GluMlp, SwiGLUPacked  # noqa: E402
@@ -125,6 +126,34 @@ def test_another_pooling():
     torch.testing.assert_close(model(x), model.head(model.forward_features(x)[:, 1:].mean(1)))
     with pytest.raises(ValueError, match=r"no latents to pool with: got global_pool='map'.*built with 'map'"):
         model.reset_classifier(3, "map")
+
+
+@pytest.mark.parametrize("pooled", ["map", "avg"])
+def test_a_backbone_does_not_pool(pooled):
+    maps = models.create_model("vit_tiny_patch16_224", features_only=True, **SMALL, global_pool=pooled)
+    assert {name.split(".")[1] for name, _ in maps.named_parameters()} == {
+        "cls_token", "pos_embed", "patch_embed", "blocks"
+    }  # fmt: skip
+
+
+# A small one of each family beside the plain ones.
+OTHERS = {
+    "swin_tiny_patch4_window7_224": dict(embed_dim=16, depths=(1, 1), num_heads=(1, 2)),
+    "swinv2_tiny_window8_256": dict(embed_dim=16, depths=(1, 1), num_heads=(1, 2)),
+    "nat_mini": dict(embed_dim=16, depths=(1, 1), num_heads=(1, 2), kernel_size=3),
+    "vil_tiny_window7_224": dict(embed_dims=(16, 16, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)),
+    "vitdet_base": dict(embed_dim=16, depth=1, num_heads=1),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_model_has_gated_perceptrons(name):
+    model = randomise(models.create_model(name, **OTHERS[name], img_size=32, mlp_layer="swiglu"))
+    gated = [module for module in model.modules() if isinstance(module, GatedMlp)]
+    assert len(gated) == sum(OTHERS[name].get("depths", (1,)))
+    assert all(module.act == "silu" and not module.gate_last for module in gated)
+    model(images(32)).square().sum().backward()
+    assert all(module.fc1.weight.grad.abs().max() > 0 for module in gated)
 
 
 def test_an_image_of_pixels_as_tokens():
