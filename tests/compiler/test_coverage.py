@@ -45,6 +45,11 @@ MODELS = (
     ("vil_medium_wide_window7_224", 1),
     ("nat_base", 1),
     ("dinat_mini", 2),
+    ("pvt_tiny", 1),
+    ("pvt_v2_b2_li", 1),
+    ("twins_svt_small", 2),
+    ("cvt_13", 1),
+    ("davit_tiny", 1),
 )
 
 
@@ -138,6 +143,8 @@ def combinations_of_model(monkeypatch):
     def call(name, depth, arch):
         size = vitkern.describe(name).input_size[1]
         depths = {"depth": depth} if name.startswith(PLAIN) else {"depths": (depth,) * 4}
+        if name.startswith("cvt"):
+            depths = {"depths": (depth,) * 3}
         if name.startswith("mixer"):
             depths = {"num_blocks": depth}
         if name.startswith("convit"):

@@ -4,7 +4,7 @@ from vitkern.models.backbone import Backbone
 from vitkern.models.convert import convert_state_dict
 from vitkern.models.costs import Costs, count_costs
 from vitkern.models.features import FeatureMaps
-from vitkern.models.hierarchical import nat, swin, swin_v2, vil
+from vitkern.models.hierarchical import cvt, davit, nat, pvt, pvt_v2, swin, swin_v2, twins, vil
 from vitkern.models.plain import (
     cait,
     convit,
@@ -36,6 +36,8 @@ __all__ = [
     "count_costs",
     "cpvt",
     "create_model",
+    "cvt",
+    "davit",
     "deit",
     "describe",
     "dinov2",
@@ -43,10 +45,13 @@ __all__ = [
     "load_weights",
     "mixer",
     "nat",
+    "pvt",
+    "pvt_v2",
     "read_weights",
     "register",
     "swin",
     "swin_v2",
+    "twins",
     "vil",
     "vit",
     "vit_22b",

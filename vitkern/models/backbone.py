@@ -8,7 +8,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vitkern.models.head import init_linear
+from vitkern.models.head import ClassifierHead, check_pool, init_linear
 
 
 class Checkpointed(nn.Module):
@@ -96,7 +96,7 @@ class Backbone(Checkpointed):
             x: (B, in_chans, height, width).
             indices: of `feature_info`; negative ones count from the end; an int: so many of the last; None: all.
             return_prefix_tokens: pairs (map, tokens beside it) for families that have such tokens.
-            norm: the last norm follows each of them too.
+            norm: the last norm follows them too: all that have one resolution, of a pyramid the last stage.
             stop_early: nothing after the last of them runs; for ``intermediates_only``.
             output_fmt: "NCHW", or "NLC" for tokens (B, N, C) without those beside the map.
             intermediates_only: return the list alone.
@@ -115,8 +115,10 @@ class Backbone(Checkpointed):
         size = x.shape[-2], x.shape[-1]
         x, found = self.encode(x, taken, stop_early and intermediates_only)
         maps: list[Any] = []
+        last = self.feature_info[-1]["reduction"]
         for index, value in zip(taken, found, strict=True):
-            image, prefix = self.as_map(self.norm(value) if norm else value, size, index)
+            normed = norm and self.feature_info[index]["reduction"] == last
+            image, prefix = self.as_map(self.norm(value) if normed else value, size, index)
             if output_fmt == "NLC":
                 image = image.flatten(2).transpose(1, 2)
             maps.append((image, prefix) if return_prefix_tokens and prefix is not None else image)
@@ -203,3 +205,25 @@ class Backbone(Checkpointed):
         """Inputs that the model takes, where its parameters are."""
         like = next(self.parameters())
         return (torch.zeros(batch, *self.input_size, device=like.device, dtype=like.dtype),)
+
+
+class PooledBackbone(Backbone):
+    """A backbone whose head pools, and may norm, what it projects to logits."""
+
+    head: ClassifierHead
+
+    def get_classifier(self) -> nn.Module:
+        """The layer that gives the logits."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Another head, with random weights: ``num_classes`` logits (0: none); and another pooling, if one is given."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.set_pool(global_pool)
+        self.head.fc = self.linear(num_classes)
+
+    def set_pool(self, global_pool: str) -> None:
+        """Another pooling."""
+        check_pool(type(self).__name__, global_pool, ClassifierHead.POOLS)
+        self.global_pool = self.head.pool_type = global_pool

@@ -147,6 +147,30 @@ FAMILIES: dict[str, _Table] = {
 }
 
 
+_marks: dict[str, str] = {}
+_projections: dict[str, str] = {}
+
+
+def add_family(
+    name: str,
+    mark: str,
+    prefix: str,
+    stem: Rows,
+    block: tuple[str, Target],
+    rows: Sequence[tuple[str, Target]],
+    joined: str = "qkv",
+) -> None:
+    """Adds a table of names; the file of a family does so where its table concerns nobody else.
+
+    Args:
+        name: key of `FAMILIES`. mark: end of a name that no other family has. prefix: removed from names.
+        stem: rows that match whole names. block, rows: start of the names of a block, and rows for what follows it.
+        joined: which of the projections q, k, v are one here.
+    """
+    FAMILIES[name] = _Table(prefix, stem, block, rows)
+    _marks[name], _projections[name] = mark, joined
+
+
 def detect_family(state_dict: Mapping[str, Tensor]) -> str | None:
     """The family whose names these are, or None: they are timm's, or nobody's."""
     keys = [key for key in state_dict if isinstance(key, str)]
@@ -164,6 +188,9 @@ def detect_family(state_dict: Mapping[str, Tensor]) -> str | None:
         return "torchvision_vit"
     if "features.0.0.weight" in state_dict:
         return "torchvision_swinv2" if any(key.endswith("logit_scale") for key in keys) else "torchvision_swin"
+    for name, mark in _marks.items():
+        if any(key.endswith(mark) for key in keys):
+            return name
     # The authors' checkpoints merge patches at the end of a stage, timm's at its start.
     return "microsoft_swin" if "layers.0.downsample.reduction.weight" in state_dict else None
 
@@ -217,23 +244,23 @@ def _expand(found: re.Match, target: Target) -> str:
 
 def _join_projections(renamed: dict[str, Tensor], family: str) -> dict[str, Tensor]:
     """``attn.q``, ``attn.k``, ``attn.v`` -> ``attn.qkv``; SwinV2 keeps its biases of q and v apart."""
-    out = {}
+    out, joined = {}, _projections.get(family, "qkv")
     for name, value in renamed.items():
         part = re.fullmatch(r"(.*attn\.)([qkv])\.(weight|bias)", name)
-        if part is None:
+        if part is None or part[2] not in joined:
             out[name] = value
         elif family == "transformers_swinv2" and part[3] == "bias":
             out[f"{part[1]}{part[2]}_bias"] = value
         else:
-            names = [f"{part[1]}{letter}.{part[3]}" for letter in "qkv"]
+            names = [f"{part[1]}{letter}.{part[3]}" for letter in joined]
             missing = [wanted for wanted in names if wanted not in renamed]
             if missing:
                 raise ValueError(
                     f"convert_state_dict: a projection is missing: got no source of {missing[0]}; "
                     "expected q, k and v of each block."
                 )
-            if part[2] == "q":
-                out[f"{part[1]}qkv.{part[3]}"] = _joined([renamed[wanted] for wanted in names], names)
+            if part[2] == joined[0]:
+                out[f"{part[1]}{joined}.{part[3]}"] = _joined([renamed[wanted] for wanted in names], names)
     return out
 
 

@@ -115,6 +115,34 @@ class PatchEmbed(Stem):
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
+class ConvEmbed(nn.Module):
+    """A convolution from an image to tokens, and LayerNorm: patches that overlap where the kernel is larger than its
+    stride (PVTv2, arXiv 2106.13797, section 3.2; CvT, arXiv 2103.15808, section 3.1). Named as in timm's PVTv2.
+
+    Args:
+        in_chans, dim: channels before and after.
+        kernel_size, stride, padding: pixels. A remainder that fills no kernel is dropped.
+        eps: of the LayerNorm.
+    """
+
+    def __init__(
+        self, in_chans: int, dim: int, kernel_size: int, stride: int, padding: int = 0, *, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.window = kernel_size, stride, padding
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size, stride=stride, padding=padding)
+        self.norm = LayerNorm(dim, eps=eps)
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Tokens of an image of ``size`` = (height, width), each way; none or fewer where it is too small."""
+        kernel, stride, padding = self.window
+        return (size[0] + 2 * padding - kernel) // stride + 1, (size[1] + 2 * padding - kernel) // stride + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, height, width) -> (B, img_h, img_w, C)."""
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
 class PatchMerging(nn.Module):
     """Joins each 2 x 2 tokens into one of ``out_dim`` channels (Swin, arXiv 2103.14030, section 3.1).
 
