@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from vitkern.models.convert import convert_state_dict, detect_family
+from vitkern.models.convert import convert_state_dict
+from vitkern.models.tables import detect_family
 
 
 def back(own: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -123,7 +123,7 @@ def page() -> str:
         "# Models",
         "",
         "`vitkern.create_model(name)` builds them; `python -m vitkern models --describe NAME` says what one costs.",
-        "Made by `python tests/models_page.py`. Logits and gradients: the largest difference from the peer, relative to",
+        "Made by `python tests/models_page.py`. Logits, gradients: the largest difference from the peer, relative to",
         "the largest value, with random weights in float32 on the CPU, at small sizes; -: none was compared, and the",
         "column of the peer says what was. Operators: those of vitkern that the forward pass calls.",
         "",

@@ -157,11 +157,11 @@ def test_what_a_graph_cannot_hold_is_found(name):
         SINS[name](torch.empty(3, device="meta"))
 
 
-def forward_on_device(model, images):
+def forward_on_device(model, *inputs):
     with torch.no_grad(), dispatch.use_backend("triton"):
-        model(images)
+        model(*inputs)
         with OnDevice() as watch:
-            model(images)
+            model(*inputs)
     return watch.calls
 
 
@@ -178,8 +178,8 @@ def families():
 def test_a_model_stays_on_the_device(name):
     with torch.device("meta"):
         model = vitkern.create_model(name).to(torch.bfloat16).eval()
-        images = torch.empty(2, *vitkern.describe(name).input_size, dtype=torch.bfloat16)
-    assert forward_on_device(model, images)
+        inputs = model.example_inputs(2)
+    assert forward_on_device(model, *inputs)
 
 
 ACCELERATED = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "halonet26t"

@@ -56,6 +56,21 @@ def test_transformers_publishes_by_hub_id(cache):
         torch.testing.assert_close(ours, theirs(image).logits, rtol=1e-5, atol=1e-5)
 
 
+def test_models_of_tokens_are_published_under_names_of_the_hub(cache):
+    transformers = pytest.importorskip("transformers", reason="its names are converted")
+    config = transformers.BertConfig(vocab_size=9, hidden_size=8, num_attention_heads=1, num_hidden_layers=1)
+    theirs = transformers.BertForPreTraining(config).eval()
+    whole = theirs.state_dict().items()
+    state = {key: value.clone() for key, value in whole if not key.startswith("cls.predictions.d")}
+    cache("google-bert/bert-base-uncased", state)
+    shape = dict(vocab_size=9, dim=8, num_heads=1, depth=1)
+    ours, tokens = models.create_model("bert_base", pretrained=True, **shape).eval(), torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), theirs.bert(tokens).pooler_output, rtol=1e-5, atol=1e-5)
+    with pytest.raises(OSError, match=r"could not be fetched: .*Download model.safetensors of openai/imagegpt-small"):
+        models.create_model("igpt_small", pretrained=True, depth=1)
+
+
 @pytest.mark.parametrize("name", ["facebook/deit-tiny-patch16-224", "vit_tiny_patch16_224"])
 def test_what_cannot_be_fetched_is_said_in_one_line(cache, name):
     pytest.importorskip("timm", reason="it fetches one of these")

@@ -62,7 +62,7 @@ def test_parameters_are_those_of_torchvision(name):
     with uninitialised(), torch.device("meta"):
         ours, theirs = models.create_model(name), peer_of({**wide, **found.arguments})
     assert models.describe(name).parameters == COUNTS[name] == sum(p.numel() for p in theirs.parameters())
-    assert models.convert.detect_family(theirs.state_dict()) == "torchvision_vit"
+    assert models.tables.detect_family(theirs.state_dict()) == "torchvision_vit"
     shapes = {key: value.shape for key, value in converted(theirs).items()}
     assert shapes == {key: value.shape for key, value in ours.state_dict().items()}
 

@@ -106,7 +106,7 @@ def test_transformers_names_are_known():
                 theirs[key.replace(".attn.qkv.", f".attention.attention.{name}.")] = part
         else:
             theirs[key] = value
-    assert models.convert.detect_family(theirs) == "transformers_vit_hybrid"
+    assert models.tables.detect_family(theirs) == "transformers_vit_hybrid"
     found = models.convert_state_dict(theirs, "transformers_vit_hybrid")
     assert {key: value.shape for key, value in found.items()} == {k: v.shape for k, v in model.state_dict().items()}
 

@@ -103,7 +103,7 @@ def test_gradients_agree_with_transformers():
 def test_names_go_there_and_back():
     ours, theirs = ViTDet(**SMALL, global_blocks=(1, 3)), peer_of()
     numbers = {key: torch.tensor(index) for index, key in enumerate(theirs.state_dict())}
-    assert models.convert.detect_family(numbers) == "transformers_vitdet"
+    assert models.tables.detect_family(numbers) == "transformers_vitdet"
     back = {name: list(numbers)[index] for name, index in converted(numbers).items()}
     theirs.load_state_dict({back[name]: value for name, value in ours.state_dict().items()}, strict=True)
 

@@ -50,9 +50,15 @@ MODELS = (
     ("twins_svt_small", 2),
     ("cvt_13", 1),
     ("davit_tiny", 1),
+    ("transformer_base", 1),
+    ("bert_base", 1),
+    ("igpt_small", 1),
+    ("igpt_medium", 1),
+    ("igpt_large", 1),
 )
 
 
+SEQUENCE = "transformer", "bert", "igpt"
 PLAIN = "vit", "deit", "cait", "convit", "cpvt", "mixer"
 
 
@@ -141,8 +147,9 @@ def combinations_of_model(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "conv2d", _empty_convolution)
 
     def call(name, depth, arch):
-        size = vitkern.describe(name).input_size[1]
         depths = {"depth": depth} if name.startswith(PLAIN) else {"depths": (depth,) * 4}
+        if name.startswith(SEQUENCE):
+            depths = {"depth": depth}
         if name.startswith("cvt"):
             depths = {"depths": (depth,) * 3}
         if name.startswith("mixer"):
@@ -153,9 +160,10 @@ def combinations_of_model(monkeypatch):
             depths["dilations"] = ((1, 8), (1, 4), (1, 2), (1, 1))
         with torch.device("meta"):
             model = vitkern.create_model(name, **depths).to(torch.bfloat16).eval()
-        model, images = model.to_empty(device="cpu"), torch.empty(2, 3, size, size, dtype=torch.bfloat16)
+        model = model.to_empty(device="cpu")
+        inputs = model.example_inputs(2)
         with torch.no_grad():
-            return coverage.asked(lambda: model(images), arch)[1]
+            return coverage.asked(lambda: model(*inputs), arch)[1]
 
     return call
 

@@ -22,6 +22,8 @@ from vitkern.models.plain import (
     vitdet_pyramid,
 )
 from vitkern.models.registry import Architecture, Description, create_model, describe, list_models, register
+from vitkern.models.sequence import bert, igpt, transformer
+from vitkern.models.tokens import deformable_detr, dynamic_vit
 from vitkern.models.weights import load_weights, read_weights
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Costs",
     "Description",
     "FeatureMaps",
+    "bert",
     "cait",
     "convert_state_dict",
     "convit",
@@ -38,9 +41,12 @@ __all__ = [
     "create_model",
     "cvt",
     "davit",
+    "deformable_detr",
     "deit",
     "describe",
     "dinov2",
+    "dynamic_vit",
+    "igpt",
     "list_models",
     "load_weights",
     "mixer",
@@ -51,6 +57,7 @@ __all__ = [
     "register",
     "swin",
     "swin_v2",
+    "transformer",
     "twins",
     "vil",
     "vit",

@@ -22,6 +22,12 @@ class Checkpointed(nn.Module):
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only each block's input for the backward pass, and compute the rest again."""
+        for module in self.modules():
+            if isinstance(module, Checkpointed):
+                module.grad_checkpointing = enable
+
 
 class Backbone(Checkpointed):
     """An image model. A family gives `encode` and `forward_head`, and says in ``feature_info`` what it yields.
@@ -179,12 +185,6 @@ class Backbone(Checkpointed):
         layer = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
         init_linear(layer)
         return layer
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only each block's input for the backward pass, and compute the rest again."""
-        for module in self.modules():
-            if isinstance(module, Checkpointed):
-                module.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training."""

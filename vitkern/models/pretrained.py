@@ -18,9 +18,9 @@ _SHAPES = ("num_classes", "img_size", "in_chans")  # arguments to which timm fit
 def load_pretrained(model: nn.Module, name: str, overrides: Mapping[str, Any]) -> None:
     """Loads the weights that are published under ``name``; the model changes as a whole or not at all.
 
-    A hub id of transformers is fetched by huggingface_hub. Any other name is timm's, which also resizes position
-    embeddings and tables and fits the first and the last layer to ``overrides``. Both keep what they fetched, and
-    need no network for what they have.
+    A hub id of transformers, and a name for which the model has one in its ``hub_ids``, is fetched by huggingface_hub.
+    Any other name is timm's, which also resizes position embeddings and tables and fits the first and the last layer to
+    ``overrides``. Both keep what they fetched, and need no network for what they have.
 
     Args:
         model: of `vitkern.create_model`. name: as it takes. overrides: the arguments that it was given.
@@ -30,8 +30,10 @@ def load_pretrained(model: nn.Module, name: str, overrides: Mapping[str, Any]) -
         OSError: neither in its cache nor to be fetched.
         ValueError: nothing is published under the name, or it does not fit what ``overrides`` made of the model.
     """
-    if name in hub.CONFIGS or name in hub.FORMER:
-        load_weights(model, _fetched(name))
+    published = name in hub.CONFIGS or name in hub.FORMER
+    hub_id = name if published else getattr(model, "hub_ids", {}).get(name)
+    if hub_id is not None:
+        load_weights(model, _fetched(hub_id))
     else:
         _load_of_timm(model, name.removeprefix("timm/"), overrides)
 

@@ -8,10 +8,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from vitkern.models.backbone import Checkpointed
-from vitkern.models.convert import add_family
 from vitkern.models.head import init_linear
 from vitkern.models.hierarchical.pyramid import Block, Pyramid
 from vitkern.models.registry import register
+from vitkern.models.tables import add_family
 from vitkern.nn.convolutional_attention import ConvolutionalAttention
 from vitkern.nn.embed import ConvEmbed
 from vitkern.nn.layernorm import LayerNorm

@@ -8,10 +8,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitkern.models.convert import add_family
 from vitkern.models.head import init_linear
 from vitkern.models.hierarchical.pyramid import Block, Pyramid, as_map
 from vitkern.models.registry import register
+from vitkern.models.tables import add_family
 from vitkern.nn.embed import ConvEmbed
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_mlp import Mlp
