@@ -153,6 +153,7 @@ def test_a_backbone_does_not_pool(pooled):
     }  # fmt: skip
 
 
+PYRAMID = dict(depths=(1, 1, 1, 1), embed_dims=(16, 16, 16, 16), num_heads=(1, 1, 1, 1))
 # A small one of each family beside the plain ones.
 OTHERS = {
     "swin_tiny_patch4_window7_224": dict(embed_dim=16, depths=(1, 1), num_heads=(1, 2)),
@@ -160,6 +161,10 @@ OTHERS = {
     "nat_mini": dict(embed_dim=16, depths=(1, 1), num_heads=(1, 2), kernel_size=3),
     "vil_tiny_window7_224": dict(embed_dims=(16, 16, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)),
     "vitdet_base": dict(embed_dim=16, depth=1, num_heads=1),
+    "pvt_tiny": PYRAMID,
+    "cvt_13": PYRAMID | dict(depths=(1, 1, 1), embed_dims=(16, 16, 16), num_heads=(1, 1, 1)),
+    "twins_pcpvt_small": PYRAMID,
+    "davit_tiny": PYRAMID | dict(window_size=4),
 }
 
 
@@ -167,7 +172,7 @@ OTHERS = {
 def test_every_model_has_gated_perceptrons(name):
     model = randomise(models.create_model(name, **OTHERS[name], img_size=32, mlp_layer="swiglu"))
     gated = [module for module in model.modules() if isinstance(module, GatedMlp)]
-    assert len(gated) == sum(OTHERS[name].get("depths", (1,)))
+    assert len(gated) == sum(OTHERS[name].get("depths", (1,))) * (2 if name.startswith("davit") else 1)
     assert all(module.act == "silu" and not module.gate_last for module in gated)
     model(images(32)).square().sum().backward()
     assert all(module.fc1.weight.grad.abs().max() > 0 for module in gated)
