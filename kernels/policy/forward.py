@@ -61,7 +61,7 @@ def _policy_fwd(
 def run_forward(problem, q, k, v, out, lse, share, first, means):
     """Fills ``out``, ``lse``, ``share`` and ``first``; means (B, H, D) float32."""
     arch, itemsize = arch_of(q.tensor), q.tensor.element_size()
-    config = stream_forward_config(problem.head_dim, itemsize, arch, problem.tokens, True, False, False)
+    config = stream_forward_config(problem.head_dim, itemsize, arch, problem.tokens, True, False, True)  # as dropout
     constants, places = problem.started(config, (q, k, v), (out,))
     launch(
         _policy_fwd, (problem.programs(config.block_m),),

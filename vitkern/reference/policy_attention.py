@@ -41,7 +41,7 @@ def policy_attention(
 def smoothed_softmax(scores: Tensor, policy: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """scores (B, H, N, N), policy (B, N) -> weights (B, H, N, N) and their denominators (B, H, N, 1)."""
     if scores.numel() == 0:
-        return scores, scores.sum(-1, keepdim=True) + 1.0
+        return scores + policy[:, None, None, :], scores.sum(-1, keepdim=True) + 1.0
     own = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
     counts = torch.where(own, 1.0, policy[:, None, None, :])
     pivot = scores.max(-1, keepdim=True).values  # of equal ones the first has the gradient

@@ -1,4 +1,4 @@
-"""Policy attention (DynamicViT): validation, dispatch, the registered operator, the PyTorch path."""
+"""Policy attention (DynamicViT): validation, dispatch, the registered operator."""
 
 import math
 from collections.abc import Sequence
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, autocast, no_autocast
+from vitkern.dispatch import HAS_TRITON, autocast
 from vitkern.ops import checks
+from vitkern.ops.policy_attention.chunks import in_chunks
 from vitkern.plans import plan_of
 from vitkern.register import kernel_op
 
@@ -54,7 +55,7 @@ def policy_attention(qkv: Tensor, policy: Tensor, *, scale: float | None = None,
     flat = policy if policy.dim() == 2 else policy.squeeze(2)
     if call.known or call.runs_kernel((qkv, policy), _reasons(qkv)):
         return call.run(policy_attention_op, qkv, flat, scale, 1.0 * eps)[0]
-    return _in_pytorch(qkv, flat, scale, eps)[0]
+    return in_chunks(qkv, flat, scale, eps)[0]
 
 
 def _check(op: str, qkv: Tensor, policy: Tensor, eps: float) -> None:
@@ -85,29 +86,11 @@ def _reasons(qkv: Tensor) -> list[str]:
     return [f"head dim {head_dim} is above {MAX_HEAD_DIM}"] * (head_dim > MAX_HEAD_DIM)
 
 
-def _in_pytorch(qkv: Tensor, policy: Tensor, scale: float, eps: float) -> tuple[Tensor, None]:
-    """(B, N, H, D), and nothing that only kernels read. Rows are divided once they are summed, not their N weights."""
-    if qkv.shape[1] == 0:
-        return qkv[:, :, 2] + policy.to(qkv.dtype)[:, :, None, None], None
-    rows = qkv.float() if qkv.dtype == torch.float16 else qkv  # sums of weights may pass its range
-    q, k, v = rows.permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
-    own = torch.eye(qkv.shape[1], dtype=torch.bool, device=qkv.device)
-    counts = torch.where(own, 1.0, policy.to(rows.dtype)[:, None, None, :])
-    with no_autocast(qkv):
-        scores = (q * scale) @ k.transpose(-1, -2)  # (B, H, N, N)
-        weights = (scores - scores.max(-1, keepdim=True).values).exp() * counts
-        total = weights.sum(-1, keepdim=True) + eps
-        if eps == 0.0:
-            total = total.masked_fill(total == 0.0, 1.0)
-        out = (weights @ v + eps * v.mean(-2, keepdim=True)) / total
-    return out.transpose(1, 2).to(qkv.dtype).contiguous(), None
-
-
 if HAS_TRITON:
     from vitkern.kernels import policy_attention as kernels
 
     policy_attention_op = kernel_op(
-        kernels.policy_attention_outputs, differentiable=("qkv", "policy"), fallback=_in_pytorch
+        kernels.policy_attention_outputs, differentiable=("qkv", "policy"), fallback=in_chunks
     )(kernels.policy_attention_forward)
     policy_attention_op.backward(kernels.policy_attention_gradients)(kernels.policy_attention_backward)
 
