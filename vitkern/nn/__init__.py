@@ -19,7 +19,7 @@ from vitkern.nn.layers import DropPath, LayerScale
 from vitkern.nn.nadaraya_watson import NadarayaWatson
 from vitkern.nn.neighborhood_attention import NeighborhoodAttention
 from vitkern.nn.partition_attention import PartitionAttention
-from vitkern.nn.policy_attention import PolicyAttention, keep_tokens
+from vitkern.nn.policy_attention import PolicyAttention
 from vitkern.nn.rmsnorm import RMSNorm
 from vitkern.nn.separable_attention import SeparableSelfAttention
 from vitkern.nn.spatial_reduction_attention import SpatialReductionAttention
@@ -61,5 +61,4 @@ __all__ = [
     "ViLDenseAttention",
     "WindowAttention",
     "WindowAttentionV2",
-    "keep_tokens",
 ]
