@@ -16,54 +16,13 @@ head. Deterministic. Bytes, in units of a tensor (B, N, H, D): forward 5, of whi
 backward 12, where 8 is: both launches read q, k, v and dout.
 """
 
-from typing import NamedTuple
-
 import torch
-import triton
 from torch import Tensor
 
-from .loop.constants import Head, loop_of
-from .loop.heads import head_parts
-from .loop.problem import Problem as Attention
-from .loop.problem import Rows, aligned, dense_rows, per_token, unit_last
-from .machine.architecture import arch_of
-from .machine.blocks import Config
+from .loop.packed import Packed, head_rows
+from .loop.problem import per_token, unit_last
 from .policy.backward import key_gradients, query_gradients
 from .policy.forward import run_forward
-
-
-class Problem(NamedTuple):
-    """What all kernels of one call are given. ``policy`` (B, N), contiguous."""
-
-    batch: int
-    heads: int
-    tokens: int
-    head_dim: int
-    scale: float
-    eps: float
-    policy: Tensor
-
-    def programs(self, block: int) -> int:
-        return triton.cdiv(self.tokens, block) * self.batch * self.heads
-
-    def started(self, config: Config, operands: tuple[Rows, ...], made: tuple[Rows, ...]) -> tuple[dict, list]:
-        """Constants of a kernel, and its ``operands`` q, k, v and others, as it takes them."""
-        align, out_align = aligned(*operands), aligned(*made)
-        sizes = self.batch, self.heads, self.heads, self.tokens, self.tokens, self.head_dim, self.scale
-        head = Head(self.head_dim, *head_parts(self.head_dim, arch_of(operands[0].tensor), True))
-        loop = loop_of(Attention(*sizes), operands[0], config, (head, head), align, out_align)
-        places = [*(rows.over(align) for rows in operands), *(rows.over(out_align) for rows in made)]
-        return dict(LOOP=loop, num_warps=config.num_warps, num_stages=config.num_stages), places
-
-
-def _problem(qkv: Tensor, policy: Tensor, scale: float, eps: float) -> Problem:
-    batch, tokens, _, heads, head_dim = qkv.shape
-    return Problem(batch, heads, tokens, head_dim, scale, eps, policy.contiguous())
-
-
-def _rows(x: Tensor) -> Rows:
-    """(B, N, H, D)."""
-    return dense_rows(x.transpose(1, 2))
 
 
 def policy_attention_outputs(
@@ -84,9 +43,9 @@ def policy_attention_forward(
     q, k, v = unit_last(qkv).unbind(2)
     with torch.no_grad():
         torch.mean(v, 1, dtype=torch.float32, out=means)
-    run_forward(
-        _problem(qkv, policy, scale, eps), _rows(q), _rows(k), _rows(v), _rows(out), per_token(lse), share, first, means
-    )
+    q, k, v, rows = map(head_rows, (q, k, v, out))
+    of, policy = Packed.of(qkv, scale), policy.contiguous()
+    run_forward(of, policy, eps, q, k, v, rows, per_token(lse), share, first, means)
     return out, lse, share, first, means
 
 
@@ -110,11 +69,11 @@ def policy_attention_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `policy_attention_forward`."""
     dqkv = qkv.new_empty(qkv.shape)
-    q, k, v = map(_rows, unit_last(qkv).unbind(2))
-    dq, dk, dv = map(_rows, dqkv.unbind(2))
-    grads, numbers = _rows(unit_last(grad)), per_token(lse)
+    q, k, v = map(head_rows, unit_last(qkv).unbind(2))
+    dq, dk, dv = map(head_rows, dqkv.unbind(2))
+    rows, grads, numbers = head_rows(out), head_rows(unit_last(grad)), per_token(lse)
     delta, lost, parts = (torch.empty_like(lse) for _ in range(3))
-    problem = _problem(qkv, policy, scale, eps)
-    query_gradients(problem, q, k, v, _rows(out), grads, dq, numbers, share, first, delta, lost, means)
-    key_gradients(problem, q, k, v, grads, dk, dv, numbers, share, first, delta, lost, parts)
+    of, flat = Packed.of(qkv, scale), policy.contiguous()
+    query_gradients(of, flat, q, k, v, rows, grads, dq, numbers, share, first, delta, lost, means)
+    key_gradients(of, flat, q, k, v, grads, dk, dv, numbers, share, first, delta, lost, parts)
     return dqkv, parts.sum(1).to(policy.dtype)

@@ -96,25 +96,25 @@ def _policy_bwd_dkdv(
     store_scalars((dpolicy, lse[1], lse[2]), (), acc_policy, group, head, ki, N, TOKENS, False)
 
 
-def query_gradients(problem, q, k, v, out, grad, dq, lse, share, first, delta, lost, means):
+def query_gradients(problem, policy, q, k, v, out, grad, dq, lse, share, first, delta, lost, means):
     """Fills ``dq``, ``delta`` and ``lost``."""
     arch, itemsize = arch_of(q.tensor), q.tensor.element_size()
     config = stream_dq_config(problem.head_dim, itemsize, arch, problem.tokens, True)
     constants, places = problem.started(config, (q, k, v), (out, grad, dq))
     launch(
         _policy_bwd_dq, (problem.programs(config.block_m),),
-        *places, lse.over(1), share, first, delta, lost, means, problem.policy,
+        *places, lse.over(1), share, first, delta, lost, means, policy,
         problem.heads, problem.tokens, problem.scale, TOKENS=tokens.dense, **constants,
     )  # fmt: skip
 
 
-def key_gradients(problem, q, k, v, grad, dk, dv, lse, share, first, delta, lost, dpolicy):
+def key_gradients(problem, policy, q, k, v, grad, dk, dv, lse, share, first, delta, lost, dpolicy):
     """Fills ``dk``, ``dv`` and ``dpolicy`` (B, H, N)."""
     arch, itemsize = arch_of(q.tensor), q.tensor.element_size()
     config = stream_dkdv_config(problem.head_dim, itemsize, arch, problem.tokens, True)
     constants, places = problem.started(config, (q, k, v), (grad, dk, dv))
     launch(
         _policy_bwd_dkdv, (problem.programs(config.block_n),),
-        *places, lse.over(1), share, first, delta, lost, dpolicy, problem.policy,
+        *places, lse.over(1), share, first, delta, lost, dpolicy, policy,
         problem.heads, problem.tokens, problem.scale, TOKENS=tokens.dense, **constants,
     )  # fmt: skip

@@ -58,13 +58,14 @@ def _policy_fwd(
     store_scalars((first, lse[1], lse[2]), (), largest, group, head, qi, N, TOKENS, False)
 
 
-def run_forward(problem, q, k, v, out, lse, share, first, means):
-    """Fills ``out``, ``lse``, ``share`` and ``first``; means (B, H, D) float32."""
+def run_forward(problem, policy, eps, q, k, v, out, lse, share, first, means):
+    """Fills ``out``, ``lse``, ``share`` and ``first``; ``problem`` is a `Packed`, policy (B, N) contiguous, means (B,
+    H, D) float32."""
     arch, itemsize = arch_of(q.tensor), q.tensor.element_size()
     config = stream_forward_config(problem.head_dim, itemsize, arch, problem.tokens, True, False, True)  # as dropout
     constants, places = problem.started(config, (q, k, v), (out,))
     launch(
         _policy_fwd, (problem.programs(config.block_m),),
-        *places, lse.over(1), share, first, means, problem.policy,
-        problem.heads, problem.tokens, problem.scale, problem.eps, TOKENS=tokens.dense, **constants,
+        *places, lse.over(1), share, first, means, policy,
+        problem.heads, problem.tokens, problem.scale, eps, TOKENS=tokens.dense, **constants,
     )  # fmt: skip

@@ -6,13 +6,13 @@ import triton.language as tl
 
 @triton.jit
 def load_policy(policy, group, ki, N):
-    """Of keys ``ki``, in their shape: float32, zero past the last."""
-    return tl.load(policy + group.to(tl.int64) * N + ki, mask=ki < N, other=0.0).to(tl.float32)
+    """Of keys ``ki``, in their shape, zero past the last."""
+    return tl.load(policy + group.to(tl.int64) * N + ki, mask=ki < N, other=0.0)
 
 
 @triton.jit
 def kept(e, policy, qi, ki):
-    """``e`` times what each key counts for, 1 where it is the query's own."""
+    """``e``, float32, times what each key counts for, 1 where it is the query's own."""
     return tl.where(qi == ki, e, e * policy)
 
 

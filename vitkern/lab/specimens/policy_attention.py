@@ -10,7 +10,9 @@ from vitkern.lab.addressing.offset_case import HALF as STORED
 from vitkern.lab.addressing.offset_case import Case as OffsetCase
 from vitkern.lab.addressing.offset_case import scaled
 from vitkern.lab.breaking.checks import BRAIN, HALF, SINGLE, Checks, quick
+from vitkern.lab.breaking.survivor import Survivor
 from vitkern.lab.compiling import layer as layers
+from vitkern.lab.compiling.exception import Excuse
 from vitkern.lab.compiling.layer import Launch, compiled
 from vitkern.lab.differentiating.gradient_case import GradientCase
 from vitkern.lab.proving.integration import Integration, Module
@@ -33,24 +35,26 @@ def _gradients() -> Iterator[GradientCase]:
 
 def _beyond(tensors, size, *, launcher: str, dims, strides=None):
     """``dims(size)``: (B, N, H, D) of each of the tensors of tokens."""
-    from vitkern.kernels import policy_attention as kernels
+    from vitkern.kernels.loop.packed import Packed, head_rows
+    from vitkern.kernels.loop.problem import per_token
+    from vitkern.kernels.policy import backward, forward
 
     batch, tokens, heads, dim = dims(size)
-    q, k, v, out, grad = (kernels._rows(tensors(dims, strides=strides)) for _ in range(5))
-    made = [kernels._rows(torch.empty(dims(size), dtype=STORED)) for _ in range(2)]
-    of = kernels.Problem(batch, heads, tokens, dim, 0.5, 1e-6, tensors(lambda s: dims(s)[:2], torch.float32))
+    q, k, v, out, grad = (head_rows(tensors(dims, strides=strides)) for _ in range(5))
+    made = [head_rows(torch.empty(dims(size), dtype=STORED)) for _ in range(2)]
+    of = Packed(batch, heads, tokens, dim, 0.5), tensors(lambda s: dims(s)[:2], torch.float32)
     means = tensors(lambda s: (dims(s)[0], *dims(s)[2:]), torch.float32)
     numbers = lambda dtype=torch.float32: tensors(lambda s: (dims(s)[0], dims(s)[2], dims(s)[1]), dtype)  # noqa: E731
     empty = partial(torch.empty, batch, heads, tokens)
     if launcher == "forward":
-        stored = kernels.per_token(empty()), empty(), empty(dtype=torch.int32)
-        kernels.run_forward(of, q, k, v, made[0], *stored, means)
+        stored = per_token(empty()), empty(), empty(dtype=torch.int32)
+        forward.run_forward(*of, 1e-6, q, k, v, made[0], *stored, means)
         return
-    stored = kernels.per_token(numbers()), numbers(), numbers(torch.int32)
+    stored = per_token(numbers()), numbers(), numbers(torch.int32)
     if launcher == "queries":
-        kernels.query_gradients(of, q, k, v, out, grad, made[0], *stored, empty(), empty(), means)
+        backward.query_gradients(*of, q, k, v, out, grad, made[0], *stored, empty(), empty(), means)
     else:
-        kernels.key_gradients(of, q, k, v, grad, *made, *stored, numbers(), numbers(), empty())
+        backward.key_gradients(*of, q, k, v, grad, *made, *stored, numbers(), numbers(), empty())
 
 
 def _offsets() -> list[OffsetCase]:
@@ -102,11 +106,12 @@ _SMOOTH = problem("an eps of 0.5", 1, 35, 2, 12, soft=True, eps=0.5)
 TRIALS = (
     *quick(SINGLE, _FEW, _MANY, _SMOOTH, apart=1),
     *quick(SINGLE, _NONE, problem("32 tokens", 1, 32, 2, 16), problem("no eps", 1, 20, 1, 8, keep=1.0, eps=0.0)),
+    *quick(SINGLE, problem("72 channels, an eps of 1", 1, 20, 2, 72, soft=True, eps=1.0)),
     *quick(BRAIN, _FEW, _MANY, problem("80 channels", 1, 33, 2, 80), problem("one token", 3, 1, 2, 16)),
-    *quick(HALF, _FEW, _SMOOTH, problem("300 tokens", 1, 130, 1, 16, eps=1.0)),
+    *quick(HALF, _FEW, _SMOOTH, problem("130 tokens", 1, 130, 1, 16, eps=1.0)),
     *quick(BRAIN, problem("blocks of a GPU", 1, 70, 1, 80), problem("64 tokens", 1, 64, 1, 32), arch=90),
 )
-FILES = ("policy_attention", *(f"policy/{name}" for name in ("rows", "forward", "backward")))
+FILES = ("policy_attention", "loop/packed", *(f"policy/{name}" for name in ("rows", "forward", "backward")))
 
 SPECIMEN = Specimen(
     name="policy_attention",
@@ -135,9 +140,32 @@ SPECIMEN = Specimen(
         )
     },
     faults=(problem("several blocks", 2, 35, 2, 12), problem("one block", 1, 9, 3, 16, keep=0.0)),
+    exceptions={
+        ("policy-d80", KERNELS[2], 100): Excuse("spills: ", "8 bytes, of heads in two tiles", ("3.9",)),
+        ("policy-even", KERNELS[0], 120): Excuse("spills: ", "8 bytes: the compiler aims at a third program", ("3.9",)),
+        **dict.fromkeys(
+            (("policy-d128", kernel, 120) for kernel in KERNELS[1:]),
+            Excuse("spills: ", "152 bytes at most, of heads wider than those of any model", ("3.9",)),
+        ),
+    },
     turns={
         **dict.fromkeys(KERNELS[:2], lambda a, programs: -(-a["N"] // a["BLOCK_N"])),
         KERNELS[2]: lambda a, programs: -(-a["N"] // a["BLOCK_M"]),
+    },
+    survivors={
+        **dict.fromkeys(
+            ("forward._policy_fwd:narrow-accumulator:1", "backward._policy_bwd_dkdv:narrow-accumulator:1"),
+            Survivor(
+                "tl.float32 -> tl.float16",
+                "it is exact in float16 and float32 from the first turn on; compiled, the changing type is refused",
+            ),
+        ),
+        "rows.load_policy:wrong-constant:1": Survivor(
+            "0.0 -> 1.0", "a key past the last weighs nothing, and its own gradients are not stored"
+        ),
+        "backward._policy_bwd_dq:wrong-constant:1": Survivor(
+            "0.0 -> 1.0", "of queries past the last, whose gradients and outputs are zeros"
+        ),
     },
     modules={"PolicyAttention": Module((2, 5, 32), dict(dim=32, num_heads=2))},
 )
