@@ -6,6 +6,8 @@ from torch import Tensor
 from vitkern.nn.heads import head_dim
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.ops.attention import attention, attention_qkvpacked
+from vitkern.ops.bypass import may_bypass
+from vitkern.ops.qk_norm_attention import qk_norm_attention
 
 
 class Attention(nn.Module):
@@ -53,7 +55,16 @@ class Attention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, N, 3, H, D)
         if isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity):
             out = attention_qkvpacked(qkv, dropout_p=dropout_p)  # (B, N, H, D)
+        elif dropout_p == 0.0 and self._norms_are_plain():
+            parameters = self.q_norm.weight, self.q_norm.bias, self.k_norm.weight, self.k_norm.bias
+            out = qk_norm_attention(qkv, *parameters, eps=self.q_norm.eps)
         else:
             q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
             out = attention(self.q_norm(q), self.k_norm(k), v, dropout_p=dropout_p).transpose(1, 2)
         return self.proj_drop(self.proj(out.flatten(2)))
+
+    def _norms_are_plain(self) -> bool:
+        """Whether both may be read instead of called."""
+        if not (may_bypass(self.q_norm, LayerNorm) and may_bypass(self.k_norm, LayerNorm)):
+            return False
+        return self.q_norm.eps == self.k_norm.eps

@@ -111,7 +111,7 @@ TRIALS = (
     *quick(HALF, _FEW, _SMOOTH, problem("130 tokens", 1, 130, 1, 16, eps=1.0)),
     *quick(BRAIN, problem("blocks of a GPU", 1, 70, 1, 80), problem("64 tokens", 1, 64, 1, 32), arch=90),
 )
-FILES = ("policy_attention", "loop/packed", *(f"policy/{name}" for name in ("rows", "forward", "backward")))
+FILES = ("policy_attention", *(f"policy/{name}" for name in ("rows", "forward", "backward")))
 
 SPECIMEN = Specimen(
     name="policy_attention",
@@ -143,6 +143,9 @@ SPECIMEN = Specimen(
     exceptions={
         ("policy-d80", KERNELS[2], 100): Excuse("spills: ", "8 bytes, of heads in two tiles", ("3.9",)),
         ("policy-even", KERNELS[0], 120): Excuse("spills: ", "8 bytes: the compiler aims at a third program", ("3.9",)),
+        ("policy-odd", KERNELS[0], 90): Excuse(
+            "widest global load is 64 bits", "rows at odd strides: an element is all that is aligned", ("3.6",)
+        ),
         **dict.fromkeys(
             (("policy-d128", kernel, 120) for kernel in KERNELS[1:]),
             Excuse("spills: ", "152 bytes at most, of heads wider than those of any model", ("3.9",)),
