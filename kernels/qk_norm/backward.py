@@ -10,7 +10,7 @@ from ..loop.heads import add_products, inner_products, load_head, products, scal
 from ..machine.architecture import arch_of
 from ..machine.launch import launch
 from ..machine.tiles import LOG2E, key_range, load_pivot, load_scalars, store_scalars, visible
-from .norm import load_channels, multiplied, norm_backward, operands, store_channel_sums, unit_rows
+from .norm import load_channels, multiplied, norm_backward, normalised, store_channel_sums, unit_rows
 
 
 @triton.jit
@@ -30,9 +30,8 @@ def _qk_norm_bwd_dq(
     store_scalars((delta, lse[1], lse[2]), (), deltas, group, head, qi, N, TOKENS, False)
     pivot = load_pivot(lse, (), group, head, qi, N, TOKENS, False)
     rows = load_head(q, (), None, 0, group, head, qi, N, TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_N, False)
-    unit, rstd = unit_rows(rows, eps, CENTRED, LOOP.QK)
     own_weight = load_channels(q_weight, 1.0, LOOP.QK)
-    queries = operands(unit, own_weight, load_channels(q_bias, 0.0, LOOP.QK), q[0].dtype.element_ty)
+    queries = normalised(rows, own_weight, load_channels(q_bias, 0.0, LOOP.QK), eps, CENTRED, LOOP.QK)
     weight = load_channels(k_weight, 1.0, LOOP.QK)
 
     acc = zeros(LOOP.BLOCK_M, LOOP.QK)
@@ -40,9 +39,8 @@ def _qk_norm_bwd_dq(
     for MASKED in tl.static_range(1 if LOOP.EVEN_M else 2):
         for start in tl.range(whole if MASKED else 0, end if MASKED else whole, LOOP.BLOCK_N):
             ki = start + tl.arange(0, LOOP.BLOCK_N)
-            k_rows = load_head(k, (), None, 0, group, head, ki, N, TOKENS, LOOP.QK, LOOP.ALIGN, MASKED, False)
-            k_unit, _ = unit_rows(k_rows, eps, CENTRED, LOOP.QK)
-            keys = operands(k_unit, weight, None, k[0].dtype.element_ty)
+            keys = load_head(k, (), None, 0, group, head, ki, N, TOKENS, LOOP.QK, LOOP.ALIGN, MASKED, False)
+            keys = normalised(keys, weight, None, eps, CENTRED, LOOP.QK)
             values = load_head(v, (), None, 0, group, head, ki, N, TOKENS, LOOP.V, LOOP.ALIGN, MASKED, False)
             s = products(queries, keys, LOOP.PRECISION) * (scale * LOG2E)  # [BLOCK_M, BLOCK_N]
             s = visible(s, qi[:, None], ki[None, :], N, N, False, MASKED)
@@ -50,7 +48,7 @@ def _qk_norm_bwd_dq(
             acc = add_products(acc, slope.to(k[0].dtype.element_ty), keys, LOOP.PRECISION)
 
     acc = scaled(acc, scale)
-    unit, rstd = unit_rows(rows, eps, CENTRED, LOOP.QK)  # again: held, they would take registers throughout the loop
+    unit, rstd = unit_rows(rows, eps, CENTRED, LOOP.QK)  # again: held, it would take registers throughout
     sums += pid.to(tl.int64) * (2 * LOOP.QK.DIM)
     store_channel_sums(sums, multiplied(acc, unit), qi < N, LOOP.QK)
     store_channel_sums(sums + LOOP.QK.DIM, acc, qi < N, LOOP.QK)
@@ -71,17 +69,15 @@ def _qk_norm_bwd_dkdv(
     ki = block * LOOP.BLOCK_N + tl.arange(0, LOOP.BLOCK_N)
     rows = load_head(k, (), None, 0, group, head, ki, N, TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_M, False)
     values = load_head(v, (), None, 0, group, head, ki, N, TOKENS, LOOP.V, LOOP.ALIGN, not LOOP.EVEN_M, False)
-    unit, rstd = unit_rows(rows, eps, CENTRED, LOOP.QK)
     own_weight = load_channels(k_weight, 1.0, LOOP.QK)
-    keys = operands(unit, own_weight, None, k[0].dtype.element_ty)
+    keys = normalised(rows, own_weight, None, eps, CENTRED, LOOP.QK)
     weight, bias = load_channels(q_weight, 1.0, LOOP.QK), load_channels(q_bias, 0.0, LOOP.QK)
 
     acc_k, acc_v = zeros(LOOP.BLOCK_N, LOOP.QK), zeros(LOOP.BLOCK_N, LOOP.V)
     for start in tl.range(0, N, LOOP.BLOCK_M):
         qi = start + tl.arange(0, LOOP.BLOCK_M)
-        q_rows = load_head(q, (), None, 0, group, head, qi, N, TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_N, False)
-        q_unit, _ = unit_rows(q_rows, eps, CENTRED, LOOP.QK)
-        queries = operands(q_unit, weight, bias, q[0].dtype.element_ty)
+        queries = load_head(q, (), None, 0, group, head, qi, N, TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_N, False)
+        queries = normalised(queries, weight, bias, eps, CENTRED, LOOP.QK)
         pivot = load_pivot(lse, (), group, head, qi, N, TOKENS, False)
         s = products(keys, queries, LOOP.PRECISION) * (scale * LOG2E)  # [BLOCK_N, BLOCK_M]
         weights = tl.math.exp2(s - pivot[None, :])

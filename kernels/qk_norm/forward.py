@@ -9,7 +9,7 @@ from ..loop.heads import add_products, load_head, products, scaled, store_softma
 from ..machine.architecture import arch_of
 from ..machine.launch import launch
 from ..machine.tiles import LOG2E, key_range, softmax_step, visible
-from .norm import load_channels, operands, unit_rows
+from .norm import load_channels, normalised
 
 
 @triton.jit
@@ -23,9 +23,8 @@ def _qk_norm_fwd(
     group, head = row // heads, row % heads
     qi = block * LOOP.BLOCK_M + tl.arange(0, LOOP.BLOCK_M)
     rows = load_head(q, (), None, 0, group, head, qi, N, TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_N, False)
-    unit, _ = unit_rows(rows, eps, CENTRED, LOOP.QK)
     weight, bias = load_channels(q_weight, 1.0, LOOP.QK), load_channels(q_bias, 0.0, LOOP.QK)
-    queries = operands(unit, weight, bias, q[0].dtype.element_ty)
+    queries = normalised(rows, weight, bias, eps, CENTRED, LOOP.QK)
     weight = load_channels(k_weight, 1.0, LOOP.QK)
     factor = scale * LOG2E
     maximum = tl.full([LOOP.BLOCK_M], float("-inf"), tl.float32)
@@ -35,9 +34,9 @@ def _qk_norm_fwd(
     for MASKED in tl.static_range(1 if LOOP.EVEN_M else 2):
         for start in tl.range(whole if MASKED else 0, end if MASKED else whole, LOOP.BLOCK_N):
             ki = start + tl.arange(0, LOOP.BLOCK_N)
-            rows = load_head(k, (), None, 0, group, head, ki, N, TOKENS, LOOP.QK, LOOP.ALIGN, MASKED, False)
-            unit, _ = unit_rows(rows, eps, CENTRED, LOOP.QK)
-            s = products(queries, operands(unit, weight, None, k[0].dtype.element_ty), LOOP.PRECISION)
+            keys = load_head(k, (), None, 0, group, head, ki, N, TOKENS, LOOP.QK, LOOP.ALIGN, MASKED, False)
+            keys = normalised(keys, weight, None, eps, CENTRED, LOOP.QK)
+            s = products(queries, keys, LOOP.PRECISION)
             s = visible(s, qi[:, None], ki[None, :], N, N, False, MASKED)  # [BLOCK_M, BLOCK_N]
             weights, maximum, shrink = softmax_step(s, factor, maximum, True)
             total = total * shrink + tl.sum(weights, 1)

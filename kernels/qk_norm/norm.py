@@ -62,14 +62,15 @@ def multiplied(a, b):
 
 
 @triton.jit
-def operands(unit, weight, bias, DTYPE: tl.constexpr):
+def normalised(rows, weight, bias, eps, CENTRED: tl.constexpr, HEAD: tl.constexpr):
     """y, as products take it; ``bias`` may be None."""
+    unit, _ = unit_rows(rows, eps, CENTRED, HEAD)
     parts = ()
-    for n in tl.static_range(len(unit)):
+    for n in tl.static_range(len(rows)):
         part = unit[n] * weight[n]
         if bias is not None:
             part += bias[n]
-        parts += (part.to(DTYPE),)
+        parts += (part.to(rows[n].dtype),)
     return parts
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
-from vitkern.interop.qk_norms import qk_norms
+from vitkern.interop.timm_qk_norm import qk_norms
 from vitkern.ops.attention import attention, attention_qkvpacked
 from vitkern.ops.bypass import plain
 from vitkern.ops.qk_norm_attention import qk_norm_attention
@@ -69,7 +69,7 @@ class Attention(Adapter, TimmAttention):
     def fit(cls, module: nn.Module) -> Fit:
         if not plain(module.attn_drop, nn.Dropout):
             return WATCHED
-        return Fit(("attention",))
+        return Fit(("attention",) if qk_norms(module.q_norm, module.k_norm) is None else ("qk_norm_attention",))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if not plain(self.attn_drop, nn.Dropout) or (is_causal and attn_mask is not None):

@@ -19,7 +19,6 @@ from vitkern.plans import plan_of
 from vitkern.register import kernel_op
 
 NORMS = ("layernorm", "rmsnorm")
-MAX_HEAD_DIM = 256
 
 
 def qk_norm_attention(
@@ -35,7 +34,8 @@ def qk_norm_attention(
 ) -> Tensor:
     """softmax(scale * norm(q) norm(k)^T) v, the norm over the D channels of a head (Henry et al., arXiv 2010.04245;
     ViT-22B, Dehghani et al., arXiv 2302.05442, section 2). Kernels normalise what they load, and q and k stay raw in
-    memory; where more than 1023 tokens would be normalised again and again, a kernel for the norm runs before.
+    memory; where more than 1023 tokens would be normalised again and again, or heads are wider than 80 channels, a
+    kernel for the norm runs before.
 
     Args:
         qkv: (B, N, 3, H, D) as a projection leaves it; float16, bfloat16 or float32 (float64 and D > 256 run in
@@ -85,7 +85,7 @@ def qk_norm_attention(
 
 def _in_tile(qkv: Tensor) -> bool:
     """Whether one kernel does both; otherwise each of the two has its own reasons to run where it does."""
-    return HAS_TRITON and qkv.shape[-1] <= MAX_HEAD_DIM and kernels.takes(qkv)
+    return HAS_TRITON and kernels.takes(qkv)
 
 
 def _in_pytorch(

@@ -166,6 +166,9 @@ SPECIMEN = Specimen(
         "rows.load_policy:wrong-constant:1": Survivor(
             "0.0 -> 1.0", "a key past the last weighs nothing, and its own gradients are not stored"
         ),
+        "rows.load_mean:wrong-constant:1": Survivor(
+            "0.0 -> 1.0", "of channels past the last, where gradients are zeros and nothing is stored"
+        ),
         "backward._policy_bwd_dq:wrong-constant:1": Survivor(
             "0.0 -> 1.0", "of queries past the last, whose gradients and outputs are zeros"
         ),

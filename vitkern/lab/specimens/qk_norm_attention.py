@@ -11,6 +11,7 @@ from vitkern.lab.addressing.offset_case import Case as OffsetCase
 from vitkern.lab.addressing.offset_case import scaled
 from vitkern.lab.breaking.checks import BRAIN, HALF, SINGLE, Checks, quick
 from vitkern.lab.compiling import layer as layers
+from vitkern.lab.compiling.exception import Excuse
 from vitkern.lab.compiling.layer import Launch, compiled
 from vitkern.lab.differentiating.gradient_case import GradientCase
 from vitkern.lab.proving.integration import Integration
@@ -80,7 +81,7 @@ LAYERS = (
     QkNorm("ViT-S qk-norm", 197, 6, 64, quick=True),
     QkNorm("ViT-B qk-norm", 197, 12, 64, compiled="qk-norm-vit-b", everywhere=True),
     QkNorm("ViT-B 384 qk-norm", 577, 12, 64, batch=16),
-    QkNorm("ViT-22B", 256, 48, 128, biased=False, batch=8, compiled="qk-norm-vit-22b", everywhere=True),
+    QkNorm("ViT-22B", 256, 48, 128, biased=False, batch=8),
 )
 
 
@@ -111,12 +112,12 @@ TRIALS = (
 FILES = ("qk_norm_attention", *(f"qk_norm/{name}" for name in ("norm", "forward", "backward")))
 
 
-def _long_rows(device: torch.device) -> list[str]:
-    """Of more tokens than are normalised in the tile."""
+def _in_tile(device: torch.device) -> list[str]:
+    """Which sizes are normalised in the tile."""
     from vitkern.kernels.qk_norm_attention import takes
 
-    short, long = (torch.empty(1, n, 3, 1, 64, device=device) for n in (1023, 1024))
-    return [] if takes(short) and not takes(long) else ["a norm before pays from 1024 tokens on"]
+    expected = {(1023, 80): True, (1024, 80): False, (1023, 81): False}
+    return [f"{size}" for size, one in expected.items() if takes(torch.empty(1, size[0], 3, 1, size[1])) != one]
 
 
 SPECIMEN = Specimen(
@@ -136,7 +137,7 @@ SPECIMEN = Specimen(
     offsets=_offsets,
     layers=LAYERS,
     launches=tuple(_launches()),
-    judges=dict.fromkeys(FILES, Checks(TRIALS, special=("long rows are normalised before",))),
+    judges=dict.fromkeys(FILES, Checks(TRIALS, special=("what is normalised in the tile",))),
     integration={
         "qk_norm_attention": Integration(
             lambda *tensors: vitkern.qk_norm_attention(*tensors),
@@ -146,9 +147,18 @@ SPECIMEN = Specimen(
     },
     faults=(problem("several blocks", 2, 35, 2, 12), problem("RMSNorm", 1, 9, 3, 16, rms=True)),
     bounded={f"_qk_norm_*.{name}": "a number for each channel" for name in ("q_weight", "q_bias", "k_weight")},
+    exceptions={
+        **dict.fromkeys(
+            ((name, KERNELS[2], 120) for name in ("qk-norm-vit-b", "qk-norm-vit-b-64", "qk-norm-rms")),
+            Excuse("spills: ", "40 bytes at most: sums of two gradients are held, and rows as they were", ("3.9",)),
+        ),
+        ("qk-norm-fp32", KERNELS[2], 942): Excuse(
+            "spills: ", "140 bytes: products of float32 take their operands from registers", ("3.9",)
+        ),
+    },
     turns={
         **dict.fromkeys(KERNELS[:2], lambda a, programs: -(-a["N"] // a["BLOCK_N"])),
         KERNELS[2]: lambda a, programs: -(-a["N"] // a["BLOCK_M"]),
     },
-    properties={"long rows are normalised before": _long_rows},
+    properties={"what is normalised in the tile": _in_tile},
 )
