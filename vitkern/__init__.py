@@ -28,7 +28,9 @@ _PUBLIC = {
     "load_weights": "vitkern.models.weights",
     "nadaraya_watson": "vitkern.ops.nadaraya_watson",
     "neighborhood_attention": "vitkern.ops.neighborhood_attention",
+    "policy_attention": "vitkern.ops.policy_attention",
     "projected_window_attention": "vitkern.ops.window_attention",
+    "qk_norm_attention": "vitkern.ops.qk_norm_attention",
     "rmsnorm": "vitkern.ops.rmsnorm",
     "separable_attention": "vitkern.ops.separable_attention",
     "talking_heads_attention": "vitkern.ops.talking_heads_attention",
@@ -61,6 +63,8 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.ops.local_attention import local_attention as local_attention
     from vitkern.ops.nadaraya_watson import nadaraya_watson as nadaraya_watson
     from vitkern.ops.neighborhood_attention import neighborhood_attention as neighborhood_attention
+    from vitkern.ops.policy_attention import policy_attention as policy_attention
+    from vitkern.ops.qk_norm_attention import qk_norm_attention as qk_norm_attention
     from vitkern.ops.rmsnorm import rmsnorm as rmsnorm
     from vitkern.ops.separable_attention import separable_attention as separable_attention
     from vitkern.ops.talking_heads_attention import talking_heads_attention as talking_heads_attention

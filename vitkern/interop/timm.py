@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.timm_qk_norm import qk_norms
 from vitkern.ops.attention import attention, attention_qkvpacked
 from vitkern.ops.bypass import plain
+from vitkern.ops.qk_norm_attention import qk_norm_attention
 
 fusion.LAYER_NORMS.append(LayerNorm)
 fusion.DROP_PATHS.append(DropPath)
@@ -67,7 +69,7 @@ class Attention(Adapter, TimmAttention):
     def fit(cls, module: nn.Module) -> Fit:
         if not plain(module.attn_drop, nn.Dropout):
             return WATCHED
-        return Fit(("attention",))
+        return Fit(("attention",) if qk_norms(module.q_norm, module.k_norm) is None else ("qk_norm_attention",))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if not plain(self.attn_drop, nn.Dropout) or (is_causal and attn_mask is not None):
@@ -84,6 +86,13 @@ class Attention(Adapter, TimmAttention):
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
         if plain(self.q_norm, nn.Identity) and plain(self.k_norm, nn.Identity):
             out = attention_qkvpacked(qkv, **arguments)
+        elif (
+            attn_mask is None
+            and not is_causal
+            and arguments["dropout_p"] == 0.0
+            and (norms := qk_norms(self.q_norm, self.k_norm))
+        ):
+            out = qk_norm_attention(qkv, *norms.parameters, **norms.options, scale=arguments["scale"])
         else:
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, D)
             out = attention(self.q_norm(q), self.k_norm(k), v, **arguments).transpose(1, 2)

@@ -20,6 +20,7 @@ from vitkern.nn.layers import DropPath, LayerScale
 from vitkern.nn.nadaraya_watson import NadarayaWatson
 from vitkern.nn.neighborhood_attention import NeighborhoodAttention
 from vitkern.nn.partition_attention import PartitionAttention
+from vitkern.nn.policy_attention import PolicyAttention
 from vitkern.nn.rmsnorm import RMSNorm
 from vitkern.nn.separable_attention import SeparableSelfAttention
 from vitkern.nn.spatial_reduction_attention import SpatialReductionAttention
@@ -52,6 +53,7 @@ __all__ = [
     "PartitionAttention",
     "PatchEmbed",
     "PatchMerging",
+    "PolicyAttention",
     "RMSNorm",
     "SeparableSelfAttention",
     "SpatialReductionAttention",
