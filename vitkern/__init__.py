@@ -22,6 +22,7 @@ _PUBLIC = {
     "explain": "vitkern.explaining.explanation",
     "gated_positional_attention": "vitkern.ops.gated_positional_attention",
     "layernorm": "vitkern.ops.layernorm",
+    "layernorm_glu": "vitkern.ops.layernorm_glu",
     "layernorm_mlp": "vitkern.ops.layernorm_mlp",
     "local_attention": "vitkern.ops.local_attention",
     "list_models": "vitkern.models.registry",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.ops.deformable_attention import deformable_attention as deformable_attention
     from vitkern.ops.gated_positional_attention import gated_positional_attention as gated_positional_attention
     from vitkern.ops.layernorm import layernorm as layernorm
+    from vitkern.ops.layernorm_glu import layernorm_glu as layernorm_glu
     from vitkern.ops.layernorm_mlp import layernorm_mlp as layernorm_mlp
     from vitkern.ops.local_attention import local_attention as local_attention
     from vitkern.ops.nadaraya_watson import nadaraya_watson as nadaraya_watson
