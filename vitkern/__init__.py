@@ -33,6 +33,7 @@ _PUBLIC = {
     "rmsnorm": "vitkern.ops.rmsnorm",
     "separable_attention": "vitkern.ops.separable_attention",
     "talking_heads_attention": "vitkern.ops.talking_heads_attention",
+    "token_mixing": "vitkern.ops.token_mixing",
     "use_backend": "vitkern.dispatch",
     "window_attention": "vitkern.ops.window_attention",
 }
@@ -66,6 +67,7 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.ops.rmsnorm import rmsnorm as rmsnorm
     from vitkern.ops.separable_attention import separable_attention as separable_attention
     from vitkern.ops.talking_heads_attention import talking_heads_attention as talking_heads_attention
+    from vitkern.ops.token_mixing import token_mixing as token_mixing
     from vitkern.ops.window_attention import projected_window_attention as projected_window_attention
     from vitkern.ops.window_attention import window_attention as window_attention
 else:

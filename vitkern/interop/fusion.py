@@ -10,6 +10,7 @@ from vitkern.dispatch import is_eager
 from vitkern.ops.bypass import all_plain, ordinary, plain
 from vitkern.ops.layernorm_glu import layernorm_glu
 from vitkern.ops.layernorm_mlp import layernorm_mlp
+from vitkern.ops.token_mixing import token_mixing
 
 # Classes an adapter may look through. Each library's module adds its own.
 LAYER_NORMS: list[type] = [nn.LayerNorm]
@@ -122,24 +123,33 @@ def activation(module: nn.Module) -> str | None:
 
 def run(x: Tensor, mlp: Mlp, post_norm: bool = False) -> Tensor:
     """``x`` (B, ..., C) with the MLP's residual branch added. Only where `obstacle` is None."""
-    drop_path = mlp.drop_path
-    row_scale = None
-    if drop_path is not None and drop_path.training and type(drop_path) is not nn.Identity:
-        # Called on ones, stochastic depth gives its factors and takes from the generator what it always takes.
-        row_scale = drop_path(x.new_ones(x.shape[0], 1, 1)).flatten()
     scale = mlp.layer_scale
     arguments = (x, mlp.norm.weight, mlp.norm.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)
     options = dict(
         eps=mlp.norm.eps,
         act=mlp.activation,
         layer_scale=scale.gamma if isinstance(scale, nn.Module) else scale,
-        row_scale=row_scale,
+        row_scale=_row_scale(x, mlp.drop_path),
     )
     if not mlp.gate:
         return layernorm_mlp(*arguments, **options, post_norm=post_norm)
     if mlp.value is not None:
         options |= dict(value_weight=mlp.value.weight, value_bias=mlp.value.bias)
     return layernorm_glu(*arguments, **options, gate_last=mlp.gate == "last")
+
+
+def run_over_tokens(x: Tensor, mlp: Mlp) -> Tensor:
+    """``x`` (B, N, C) with the residual branch of an MLP along the tokens added. Only where `obstacle` is None."""
+    linears = (mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)
+    norm, row_scale = (mlp.norm.weight, mlp.norm.bias), _row_scale(x, mlp.drop_path)
+    return token_mixing(x, *norm, *linears, eps=mlp.norm.eps, act=mlp.activation, row_scale=row_scale)
+
+
+def _row_scale(x: Tensor, drop_path: nn.Module | None) -> Tensor | None:
+    """Called on ones, stochastic depth gives its factors and takes from the generator what it always takes."""
+    if drop_path is None or not drop_path.training or type(drop_path) is nn.Identity:
+        return None
+    return drop_path(x.new_ones(x.shape[0], 1, 1)).flatten()
 
 
 def joined(x: Tensor, *linears: nn.Module) -> Callable[[Tensor], Tensor]:
