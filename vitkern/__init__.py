@@ -22,6 +22,7 @@ _PUBLIC = {
     "explain": "vitkern.explaining.explanation",
     "gated_positional_attention": "vitkern.ops.gated_positional_attention",
     "layernorm": "vitkern.ops.layernorm",
+    "layernorm_glu": "vitkern.ops.layernorm_glu",
     "layernorm_mlp": "vitkern.ops.layernorm_mlp",
     "local_attention": "vitkern.ops.local_attention",
     "list_models": "vitkern.models.registry",
@@ -34,6 +35,7 @@ _PUBLIC = {
     "rmsnorm": "vitkern.ops.rmsnorm",
     "separable_attention": "vitkern.ops.separable_attention",
     "talking_heads_attention": "vitkern.ops.talking_heads_attention",
+    "token_mixing": "vitkern.ops.token_mixing",
     "use_backend": "vitkern.dispatch",
     "window_attention": "vitkern.ops.window_attention",
 }
@@ -59,6 +61,7 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.ops.deformable_attention import deformable_attention as deformable_attention
     from vitkern.ops.gated_positional_attention import gated_positional_attention as gated_positional_attention
     from vitkern.ops.layernorm import layernorm as layernorm
+    from vitkern.ops.layernorm_glu import layernorm_glu as layernorm_glu
     from vitkern.ops.layernorm_mlp import layernorm_mlp as layernorm_mlp
     from vitkern.ops.local_attention import local_attention as local_attention
     from vitkern.ops.nadaraya_watson import nadaraya_watson as nadaraya_watson
@@ -68,6 +71,7 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.ops.rmsnorm import rmsnorm as rmsnorm
     from vitkern.ops.separable_attention import separable_attention as separable_attention
     from vitkern.ops.talking_heads_attention import talking_heads_attention as talking_heads_attention
+    from vitkern.ops.token_mixing import token_mixing as token_mixing
     from vitkern.ops.window_attention import projected_window_attention as projected_window_attention
     from vitkern.ops.window_attention import window_attention as window_attention
 else:

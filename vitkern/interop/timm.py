@@ -3,6 +3,7 @@
 import timm.layers.activations
 from timm.layers import Attention as TimmAttention
 from timm.layers import DropPath, LayerNorm, LayerScale
+from timm.layers.mlp import GluMlp, SwiGLU
 from timm.layers.mlp import Mlp as TimmMlp
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from vitkern.ops.qk_norm_attention import qk_norm_attention
 
 fusion.LAYER_NORMS.append(LayerNorm)
 fusion.DROP_PATHS.append(DropPath)
-fusion.WRAPPERS.append(TimmMlp)
+fusion.WRAPPERS += [TimmMlp, GluMlp, SwiGLU]
 fusion.LAYER_SCALES.append(LayerScale)
+fusion.GATES.update({timm.layers.activations.Sigmoid: "sigmoid", timm.layers.activations.Swish: "silu"})
 fusion.ACTIVATIONS.update(
     {
         timm.layers.activations.GELU: "gelu",
@@ -34,14 +36,19 @@ def parts_of(
     norm: nn.Module, mlp: nn.Module, drop_path: nn.Module, layer_scale: nn.Module | Tensor | None = None
 ) -> fusion.Mlp | None:
     """The second half of a timm block as parts; None where its MLP is of another kind."""
-    if type(mlp) is not TimmMlp:
+    if type(mlp) not in (TimmMlp, GluMlp, SwiGLU):
         return None
     inner = mlp._modules
     between = (inner["drop1"], inner["norm"], inner["drop2"])
     if isinstance(layer_scale, nn.Module) and type(layer_scale) is not LayerScale:
         between, layer_scale = (*between, layer_scale), None  # an Identity, or something that has to be called
-    linears = inner["fc1"], inner["act"], inner["fc2"]
-    return fusion.Mlp(norm, *linears, between, (mlp,), layer_scale, drop_path)
+    gate, value = "", None
+    if type(mlp) is SwiGLU:
+        gate, value = "pair", inner["fc1_x"]
+    elif type(mlp) is GluMlp:
+        gate = "last" if mlp.gate_last else "first"
+    linears = inner["fc1_g" if gate == "pair" else "fc1"], inner["act"], inner["fc2"]
+    return fusion.Mlp(norm, *linears, between, (mlp,), layer_scale, drop_path, gate, value)
 
 
 def mlp_of(block: nn.Module) -> fusion.Mlp | None:
