@@ -55,8 +55,9 @@ LOCAL = {
 COMPOSED = "nadaraya_watson"  # of attention
 
 MLPS = {"layernorm_glu", "layernorm_mlp", "token_mixing"}
-NORMS = {"layernorm", "rmsnorm"} | MLPS
-DENSE = {"attention", "gated_positional_attention", COMPOSED}
+NORMED = "qk_norm_attention"  # on both
+NORMS = {"layernorm", "rmsnorm", NORMED} | MLPS
+DENSE = {"attention", "gated_positional_attention", COMPOSED, NORMED}
 
 
 @pytest.mark.parametrize(
