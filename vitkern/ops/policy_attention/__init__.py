@@ -86,11 +86,18 @@ def _reasons(qkv: Tensor) -> list[str]:
     return [f"head dim {head_dim} is above {MAX_HEAD_DIM}"] * (head_dim > MAX_HEAD_DIM)
 
 
+def _launcher_in_pytorch(qkv: Tensor, policy: Tensor, scale: float, eps: float) -> tuple[Tensor | None, ...]:
+    """What the launcher returns, without what kernels alone read; but no None, a NaN, stands for integers."""
+    batch, tokens, _, heads, _ = qkv.shape
+    first = qkv.new_zeros((batch, heads, tokens), dtype=torch.int32)
+    return in_chunks(qkv, policy, scale, eps)[0], None, None, first, None
+
+
 if HAS_TRITON:
     from vitkern.kernels import policy_attention as kernels
 
     policy_attention_op = kernel_op(
-        kernels.policy_attention_outputs, differentiable=("qkv", "policy"), fallback=in_chunks
+        kernels.policy_attention_outputs, differentiable=("qkv", "policy"), fallback=_launcher_in_pytorch
     )(kernels.policy_attention_forward)
     policy_attention_op.backward(kernels.policy_attention_gradients)(kernels.policy_attention_backward)
 
