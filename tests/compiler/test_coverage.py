@@ -55,11 +55,13 @@ MODELS = (
     ("igpt_small", 1),
     ("igpt_medium", 1),
     ("igpt_large", 1),
+    ("dynamicvit_deit_s", 12),
+    ("deformable_detr", 1),
 )
 
 
 SEQUENCE = "transformer", "bert", "igpt"
-PLAIN = "vit", "deit", "cait", "convit", "cpvt", "mixer"
+PLAIN = "vit", "deit", "cait", "convit", "cpvt", "dynamicvit"
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +158,8 @@ def combinations_of_model(monkeypatch):
             depths = {"num_blocks": depth}
         if name.startswith("convit"):
             depths = {"depth": depth + 1, "local_up_to_layer": depth}
+        if name.startswith("deformable"):
+            depths = {"depths": (depth,) * 2, "backbone_depths": (1,) * 4}
         if name.startswith("dinat"):
             depths["dilations"] = ((1, 8), (1, 4), (1, 2), (1, 1))
         with torch.device("meta"):
