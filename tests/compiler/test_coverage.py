@@ -159,7 +159,7 @@ def combinations_of_model(monkeypatch):
         if name.startswith("convit"):
             depths = {"depth": depth + 1, "local_up_to_layer": depth}
         if name.startswith("deformable"):
-            depths = {"depths": (depth,) * 2, "backbone_depths": (1,) * 4}
+            depths = {"depths": (depth,) * 2, "backbone_depths": (1,) * 4, "backbone_width": 8}
         if name.startswith("dinat"):
             depths["dilations"] = ((1, 8), (1, 4), (1, 2), (1, 1))
         with torch.device("meta"):
