@@ -54,7 +54,8 @@ LOCAL = {
 }  # fmt: skip
 COMPOSED = "nadaraya_watson"  # of attention
 
-NORMS = {"layernorm", "layernorm_mlp", "rmsnorm"}
+MLPS = {"layernorm_glu", "layernorm_mlp", "token_mixing"}
+NORMS = {"layernorm", "rmsnorm"} | MLPS
 DENSE = {"attention", "gated_positional_attention", COMPOSED}
 
 
@@ -63,7 +64,7 @@ DENSE = {"attention", "gated_positional_attention", COMPOSED}
     [
         ("kernels/loop/stream.py", "tl.program_id(0)", "tl.program_id(1)", {"window_attention"} | DENSE | LOCAL),
         ("kernels/rows/layernorm.py", "tl.program_id(0)", "tl.program_id(1)", NORMS),
-        ("kernels/rows/activations.py", "0.5", "0.25", {"layernorm_mlp"}),
+        ("kernels/rows/activations.py", "0.5", "0.25", MLPS),
         ("vitkern/ops/attention/softmax.py", "import math", "import cmath", DENSE),
         ("vitkern/ops/halo_attention.py", "import torch", "import torch as t", {"halo_attention"}),
         ("vitkern/reference/sparse_attention.py", "import torch", "import torch as t", {"sparse_attention"}),
