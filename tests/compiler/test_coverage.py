@@ -31,6 +31,7 @@ MODELS = (
     ("deit_tiny_distilled_patch16_224", 1),
     ("vit_giant_patch14_map_224", 1),
     ("vit_22b_patch14_224", 1),
+    ("vit_giant_patch14_dinov2", 1),
     ("cait_s24_224", 1),
     ("convit_small", 1),
     ("cpvt_tiny_patch16_gap_224", 1),
