@@ -15,7 +15,7 @@ from model_pairs import (
 from uninitialised import uninitialised
 
 import vitkern.models as models
-from vitkern.models.plain.vit_22b import ParallelBlock, ParallelVisionTransformer
+from vitkern.models.plain.vit_22b import ParallelVisionTransformer
 
 timm = pytest.importorskip("timm", reason="timm is the reference of this file")
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer  # noqa: E402
@@ -64,15 +64,6 @@ def test_gradients_agree_with_timm(options):
     assert_gradients_agree(*built(**options), images(SMALL["img_size"], 4), silent)
 
 
-def test_one_projection_for_both_branches():
-    with uninitialised():
-        ours, theirs = same_weights(
-            ParallelBlock(48, 3, fuse_out_proj=True), ParallelScalingBlock(48, 3, qk_norm=True, fuse_out_proj=True)
-        )
-    x = torch.randn(2, 9, 48)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
-
-
 def test_as_a_backbone():
     assert_maps("vit_22b_patch14_224", SMALL["img_size"], **SMALL | dict(depth=3))
     model, x = models.create_model("vit_22b_patch14_224", **SMALL), images(SMALL["img_size"])
@@ -81,5 +72,5 @@ def test_as_a_backbone():
 
 
 def test_gated_perceptrons_are_refused():
-    with pytest.raises(ValueError, match="ParallelBlock: its MLP is the plain one: got mlp_layer='swiglu'"):
+    with pytest.raises(ValueError, match="the MLP of a parallel block is the plain one: got mlp_layer='swiglu'"):
         ParallelVisionTransformer(**SMALL, mlp_layer="swiglu")

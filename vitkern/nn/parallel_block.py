@@ -5,10 +5,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkern.nn.attention import normed_attention
 from vitkern.nn.heads import head_dim
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layers import DropPath, LayerScale
-from vitkern.ops.attention import attention, attention_qkvpacked
 from vitkern.ops.bypass import may_bypass
 from vitkern.ops.layernorm_mlp import ACTIVATIONS
 from vitkern.ops.layernorm_mlp.in_pytorch import _activate
@@ -99,7 +99,4 @@ class ParallelBlock(nn.Module):
     def _attended(self, qkv: Tensor) -> Tensor:
         """(B, N, 3, H, D) -> (B, N, C)."""
         dropout_p = self.attn_drop.p if self.training else 0.0
-        if isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity):
-            return attention_qkvpacked(qkv, dropout_p=dropout_p).flatten(2)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
-        return attention(self.q_norm(q), self.k_norm(k), v, dropout_p=dropout_p).transpose(1, 2).flatten(2)
+        return normed_attention(qkv, self.q_norm, self.k_norm, dropout_p).flatten(2)
