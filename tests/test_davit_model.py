@@ -63,6 +63,12 @@ def test_parameters_are_those_of_timm(name, count):
     )
 
 
+def test_multiply_adds_are_those_of_the_paper():
+    with torch.device("meta"):
+        costs = models.count_costs(models.create_model("davit_tiny"))
+    assert costs.macs / 1e9 == pytest.approx(4.5, rel=0.02)
+
+
 @pytest.mark.parametrize("size", [64, (59, 90)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_agree_with_timm(name, size):
