@@ -1,17 +1,19 @@
 """Every architecture of timm's against timm, with the same random weights: logits, gradients, odd image sizes."""
 
-import math
+import re
 
 import pytest
 import torch
+from model_pairs import assert_logits_agree, pair, randomise
 from uninitialised import uninitialised
 
 import vitkern.models as models
 
 timm = pytest.importorskip("timm", reason="timm is the reference of this file")
 
-# Those that timm lacks have files of their own: tests/test_vil_model.py, tests/test_nat_model.py.
-NAMES = [name for name in models.list_models() if not name.startswith(("vil_", "nat_", "dinat_"))]
+# All others have files of their own.
+HERE = re.compile(r"vit_(tiny|small|base|large|huge)_patch(8|14|16|32)_\d+|(deit|swin|swinv2)_.+")
+NAMES = [name for name in models.list_models() if HERE.fullmatch(name)]
 # One block of each kind that a stage has is enough; the full depths are compared on the meta device.
 SHALLOW = {
     "vit": dict(depth=2),
@@ -28,46 +30,6 @@ def shallow(name):
         if "large" not in name and "huge" not in name
         else {"vit": dict(depth=1)}.get(family, dict(depths=(2, 1, 1, 1)))
     )
-
-
-def randomise(model, seed=0):
-    """Zero tables, unit norms and one constant temperature would hide bugs: nothing keeps its initial value."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            if name.endswith("logit_scale"):
-                p.copy_(math.log(10.0) + 1.5 * noise)  # some above ln(100), where it is clamped
-            elif "norm" in name and name.endswith("weight"):
-                p.copy_(1.0 + 0.3 * noise)
-            elif p.dim() > 1 and not name.endswith(("table", "token", "pos_embed")):
-                p.copy_(noise / p[0].numel() ** 0.5)
-            else:
-                p.copy_(0.5 * noise)
-    return model
-
-
-def pair(name, **overrides):
-    """(ours, timm's) with the same random weights, in evaluation."""
-    with uninitialised():
-        theirs = timm.create_model(name, **overrides).eval()
-    randomise(theirs)
-    with uninitialised(), torch.device("meta"):
-        ours = models.create_model(name, **overrides).eval()
-    ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
-    for module in ours.modules():
-        if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
-    return ours, theirs
-
-
-def assert_logits_agree(ours, theirs, size, batch=2, channels=3):
-    x = torch.randn(batch, channels, *((size, size) if isinstance(size, int) else size))
-    with torch.no_grad():
-        expected, actual = theirs(x), ours(x)
-    assert actual.shape == expected.shape
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * max(1.0, expected.abs().max().item()))
-    assert expected.std() > 1e-2, "the comparison has no signal"
 
 
 def distinct():

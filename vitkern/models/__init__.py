@@ -3,7 +3,7 @@
 from vitkern.models.backbone import Backbone
 from vitkern.models.convert import convert_state_dict
 from vitkern.models.features import FeatureMaps
-from vitkern.models.hierarchical import nat, swin, swin_v2, vil
+from vitkern.models.hierarchical import halonet, nat, swin, swin_v2, vil
 from vitkern.models.plain import deit, vit
 from vitkern.models.registry import Architecture, Description, create_model, describe, list_models, register
 from vitkern.models.weights import load_weights, read_weights
@@ -17,6 +17,7 @@ __all__ = [
     "create_model",
     "deit",
     "describe",
+    "halonet",
     "list_models",
     "load_weights",
     "nat",

@@ -8,7 +8,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vitkern.models.head import init_linear
+from vitkern.models.head import ClassifierHead, check_pool, init_linear
 
 
 class Checkpointed(nn.Module):
@@ -203,3 +203,25 @@ class Backbone(Checkpointed):
         """Inputs that the model takes, where its parameters are."""
         like = next(self.parameters())
         return (torch.zeros(batch, *self.input_size, device=like.device, dtype=like.dtype),)
+
+
+class PooledBackbone(Backbone):
+    """A backbone whose head pools, and may norm, what it projects to logits."""
+
+    head: ClassifierHead
+
+    def get_classifier(self) -> nn.Module:
+        """The layer that gives the logits."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Another head, with random weights: ``num_classes`` logits (0: none); and another pooling, if one is given."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.set_pool(global_pool)
+        self.head.fc = self.linear(num_classes)
+
+    def set_pool(self, global_pool: str) -> None:
+        """Another pooling."""
+        check_pool(type(self).__name__, global_pool, ClassifierHead.POOLS)
+        self.global_pool = self.head.pool_type = global_pool

@@ -1,5 +1,7 @@
 """The end of a classifier: pooling, dropout, a linear layer; and how weights start."""
 
+import math
+
 import torch.nn as nn
 from torch import Tensor
 
@@ -44,5 +46,14 @@ def init_linear(module: nn.Module) -> None:
     """Truncated normal weights of deviation 0.02 and zero biases for every linear layer; for `nn.Module.apply`."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def init_conv(module: nn.Module) -> None:
+    """Normal weights of variance 2 / fan-out (He et al., arXiv 1502.01852) and zero biases for every convolution."""
+    if isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
