@@ -4,7 +4,7 @@ from vitkern.models.backbone import Backbone
 from vitkern.models.convert import convert_state_dict
 from vitkern.models.features import FeatureMaps
 from vitkern.models.hierarchical import halonet, nat, swin, swin_v2, vil
-from vitkern.models.mobile import mobilevit, mobilevit_v2
+from vitkern.models.mobile import mobilevit, mobilevit_v2, mobilevit_v3
 from vitkern.models.plain import deit, vit
 from vitkern.models.registry import Architecture, Description, create_model, describe, list_models, register
 from vitkern.models.weights import load_weights, read_weights
@@ -23,6 +23,7 @@ __all__ = [
     "load_weights",
     "mobilevit",
     "mobilevit_v2",
+    "mobilevit_v3",
     "nat",
     "read_weights",
     "register",

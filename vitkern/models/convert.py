@@ -87,6 +87,38 @@ _MICROSOFT_SWIN_STEM = [
     (rf"layers\.(\d+)\.downsample\.(\w+\.{_WB})", lambda m: f"layers.{int(m[1]) + 1}.downsample.{m[2]}"),
     (rf"head\.{_WB}", r"head.fc.\1"),
 ]
+# Every convolution of cvnets is a block of a convolution and a norm.
+_BN = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+_CVNETS_STEM: Rows = [
+    (r"conv_1\.block\.conv\.weight", "stem.conv.weight"),
+    (rf"conv_1\.block\.norm\.{_BN}", r"stem.bn.\1"),
+    (r"conv_1x1_exp\.block\.conv\.weight", "final_conv.conv.weight"),
+    (rf"conv_1x1_exp\.block\.norm\.{_BN}", r"final_conv.bn.\1"),
+    (rf"classifier\.(?:fc|1)\.{_WB}", r"head.fc.\1"),
+]
+_CVNETS_CONVS = {
+    "block.exp_1x1": "conv1_1x1",
+    "block.conv_3x3": "conv2_kxk",
+    "block.red_1x1": "conv3_1x1",
+    "local_rep.conv_3x3": "conv_kxk",
+    "local_rep.0": "conv_kxk",
+    "conv_proj": "conv_proj",
+    "fusion": "conv_fusion",
+}
+_CVNETS_CONV = "|".join(map(re.escape, _CVNETS_CONVS))
+_CVNETS_ROWS: Sequence[tuple[str, Target]] = [
+    (rf"({_CVNETS_CONV})\.block\.conv\.weight", lambda m: f"{_CVNETS_CONVS[m[1]]}.conv.weight"),
+    (rf"({_CVNETS_CONV})\.block\.norm\.{_BN}", lambda m: f"{_CVNETS_CONVS[m[1]]}.bn.{m[2]}"),
+    (r"local_rep\.(?:conv_1x1|1)\.block\.conv\.weight", "conv_1x1.weight"),
+    (rf"global_rep\.\d+\.{_WB}", r"norm.\1"),
+    (rf"global_rep\.(\d+)\.pre_norm_(?:mha|attn)\.0\.{_WB}", r"transformer.\1.norm1.\2"),
+    (rf"global_rep\.(\d+)\.pre_norm_mha\.1\.qkv_proj\.{_WB}", r"transformer.\1.attn.qkv.\2"),
+    (rf"global_rep\.(\d+)\.pre_norm_mha\.1\.out_proj\.{_WB}", r"transformer.\1.attn.proj.\2"),
+    (rf"global_rep\.(\d+)\.pre_norm_attn\.1\.(qkv|out)_proj\.block\.conv\.{_WB}", r"transformer.\1.attn.\2_proj.\3"),
+    (rf"global_rep\.(\d+)\.pre_norm_ffn\.0\.{_WB}", r"transformer.\1.norm2.\2"),
+    (rf"global_rep\.(\d+)\.pre_norm_ffn\.1\.(?:block\.conv\.)?{_WB}", r"transformer.\1.mlp.fc1.\2"),
+    (rf"global_rep\.(\d+)\.pre_norm_ffn\.(?:4|3\.block\.conv)\.{_WB}", r"transformer.\1.mlp.fc2.\2"),
+]
 
 
 class _Table(NamedTuple):
@@ -125,6 +157,9 @@ FAMILIES: dict[str, _Table] = {
         (r"layers\.(\d+)\.blocks\.(\d+)\.", r"\g<0>"),
         [(r"(?:norm[12]|attn|mlp)\..+", r"\g<0>")],
     ),
+    "cvnets_mobilevit": _Table(
+        "", _CVNETS_STEM, (r"layer_(\d+)\.(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}.{m[2]}."), _CVNETS_ROWS
+    ),
 }
 
 
@@ -141,6 +176,8 @@ def detect_family(state_dict: Mapping[str, Tensor]) -> str | None:
         return "torchvision_vit"
     if "features.0.0.weight" in state_dict:
         return "torchvision_swinv2" if any(key.endswith("logit_scale") for key in keys) else "torchvision_swin"
+    if "conv_1.block.conv.weight" in state_dict:
+        return "cvnets_mobilevit"
     # The authors' checkpoints merge patches at the end of a stage, timm's at its start.
     return "microsoft_swin" if "layers.0.downsample.reduction.weight" in state_dict else None
 
