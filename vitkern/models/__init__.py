@@ -3,7 +3,7 @@
 from vitkern.models.backbone import Backbone
 from vitkern.models.convert import convert_state_dict
 from vitkern.models.features import FeatureMaps
-from vitkern.models.hierarchical import halonet, nat, swin, swin_v2, vil
+from vitkern.models.hierarchical import halonet, nat, sasa, swin, swin_v2, vil
 from vitkern.models.mobile import mobilevit, mobilevit_v2, mobilevit_v3
 from vitkern.models.plain import deit, vit
 from vitkern.models.registry import Architecture, Description, create_model, describe, list_models, register
@@ -27,6 +27,7 @@ __all__ = [
     "nat",
     "read_weights",
     "register",
+    "sasa",
     "swin",
     "swin_v2",
     "vil",
