@@ -7,6 +7,7 @@ from vitkern.models.hierarchical import halonet, nat, sasa, swin, swin_v2, vil
 from vitkern.models.mobile import mobilevit, mobilevit_v2, mobilevit_v3
 from vitkern.models.plain import deit, vit
 from vitkern.models.registry import Architecture, Description, create_model, describe, list_models, register
+from vitkern.models.tokens import vt
 from vitkern.models.weights import load_weights, read_weights
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "swin_v2",
     "vil",
     "vit",
+    "vt",
 ]
