@@ -3,6 +3,7 @@
 import model_pairs
 import pytest
 import torch
+from checkpoints import assert_blocks_run_again
 from uninitialised import uninitialised
 
 import vitkern.models as models
@@ -50,6 +51,7 @@ def test_as_a_backbone(name):
     x = model_pairs.images(64, 2)
     model = models.create_model(name, num_classes=5)
     model_pairs.assert_checkpointing_changes_nothing(model, x)
+    assert_blocks_run_again(model, [model.stages[1][0], model.stages[3][1]], x)
     model_pairs.assert_another_head(model, x)
     model_pairs.assert_maps(name, 64)
 

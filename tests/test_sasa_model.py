@@ -35,7 +35,7 @@ class Unfolded(nn.Module):
         logits = torch.einsum("bhdn,bhdyxn->bhyxn", q.reshape(*shape[:3], -1), k)
         weights = logits.flatten(2, 3).softmax(2).view_as(logits)
         out = torch.einsum("bhyxn,bhdyxn->bhdn", weights, v).reshape(x.shape)
-        return out if self.stride == 1 else F.avg_pool2d(out, 2, ceil_mode=True, count_include_pad=False)
+        return out if self.stride == 1 else F.avg_pool2d(out, 2, ceil_mode=True)
 
 
 def small():

@@ -3,6 +3,7 @@
 import model_pairs
 import pytest
 import torch
+from checkpoints import assert_blocks_run_again
 from uninitialised import uninitialised
 
 import vitkern.models as models
@@ -97,10 +98,13 @@ def test_as_a_backbone():
     x = model_pairs.images((64, 48), 2)
     model = models.create_model("vt_resnet18", **SMALL)
     model_pairs.assert_checkpointing_changes_nothing(model, x)
+    assert_blocks_run_again(model, [model.stages[1][0], model.vt[0]], x)
     model_pairs.assert_another_head(model, x)
     model_pairs.assert_maps("vt_resnet18", 64, **SMALL)
     assert model.no_weight_decay() == {"vt.0.tokenizer.filters"}
     backbone = models.create_model("vt_resnet18", features_only=True, **SMALL)
+    lower = models.create_model("vt_resnet18", features_only=True, out_indices=[1], **SMALL)
+    assert not any(name.startswith(("model.vt", "model.stages.1")) for name, _ in lower.named_parameters())
     assert [one.shape[1:] for one in backbone(x)] == [
         (16, 32, 24), (16, 16, 12), (32, 8, 6), (64, 4, 3), (64, 4, 3),
     ]  # fmt: skip

@@ -38,6 +38,15 @@ MODELS = (
     ("vil_medium_wide_window7_224", 1),
     ("nat_base", 1),
     ("dinat_mini", 2),
+    ("halonet_h0", 1),
+    ("halonet26t", None),
+    ("halonet50ts", None),
+    ("mobilevit_s", None),
+    ("mobilevitv2_100", None),
+    ("mobilevitv3_100", None),
+    ("sasa_resnet26", 1),
+    ("vt_resnet18", None),
+    ("vt_resnet50", None),
 )
 
 
@@ -128,6 +137,7 @@ def combinations_of_model(monkeypatch):
     def call(name, depth, arch):
         size = vitkern.describe(name).input_size[1]
         depths = {"depth": depth} if name.startswith(("vit", "deit")) else {"depths": (depth,) * 4}
+        depths = depths if depth else {}
         if name.startswith("dinat"):
             depths["dilations"] = ((1, 8), (1, 4), (1, 2), (1, 1))
         with torch.device("meta"):

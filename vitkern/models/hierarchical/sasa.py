@@ -24,7 +24,7 @@ class SpatialAttention(StandaloneAttention):
 
     def __init__(self, dim: int, stride: int, num_heads: int, kernel_size: int) -> None:
         super().__init__(dim, num_heads=num_heads, kernel_size=kernel_size)
-        self.pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
+        self.pool = nn.AvgPool2d(2, 2, ceil_mode=True) if stride == 2 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))

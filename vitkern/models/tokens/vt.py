@@ -35,7 +35,7 @@ def attended(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tenso
 
 
 class Tokenizer(nn.Module):
-    """Each token is a mean of all pixels: softmax_pixels(X W)^T X V.
+    """Each token is a mean of all pixels: softmax_pixels(X W)^T X V. So few tokens need no kernel of their own.
 
     W is learnt ("filter-based", arXiv 2006.03677, equation 1), or comes from the tokens before (``recurrent``,
     equation 2), W = (T W_TR)^T.
@@ -55,8 +55,9 @@ class Tokenizer(nn.Module):
 
     def forward(self, pixels: Tensor, tokens: Tensor | None) -> Tensor:
         """(B, N, C), (B, L, token_dim) -> (B, L, token_dim)."""
-        queries = self.from_tokens(tokens) if self.recurrent else self.filters.expand(pixels.shape[0], -1, -1)
-        return attended(queries, pixels, self.value(pixels), 1)
+        asked = self.from_tokens(tokens) if self.recurrent else self.filters  # (B, L, C) or (L, C)
+        weights = (pixels @ asked.transpose(-1, -2)).softmax(1)  # (B, N, L)
+        return self.value(weights.transpose(1, 2) @ pixels)
 
 
 class TokenTransformer(nn.Module):
