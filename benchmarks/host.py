@@ -105,13 +105,14 @@ def _row(case: Layer, device: torch.device, calls: int, unit: float) -> tuple[st
     problem = case.problem(1)
     tensors = tensors_of(problem, torch.bfloat16, device)
     leaves = [value for value in tensors.values() if value is not None and value.requires_grad]
+    run, arguments = problem.run, tensors | problem.options  # `run` looks the function up
 
     def forward() -> object:
         with torch.no_grad():
-            return problem.run(**tensors, **problem.options)
+            return run(**arguments)
 
     def training() -> object:
-        found = problem.run(**tensors, **problem.options)
+        found = run(**arguments)
         outputs = [out for out in (found if isinstance(found, tuple) else (found,)) if out.requires_grad]
         return engine(outputs, leaves)
 

@@ -91,15 +91,22 @@ def test_tags_of_timm_give_the_head_of_that_checkpoint():
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["google/vit-hybrid-base-bit-384", "timm/vit_giant_patch14_dinov2.lvd142m", "vit_giant_patch14_dinov2.lvd142m"],
+    "name, architecture, classes, eps",
+    [
+        ("google/vit-hybrid-base-bit-384", "vit_base_r50_s16_384", 1000, 1e-12),
+        ("timm/vit_giant_patch14_dinov2.lvd142m", "vit_giant_patch14_dinov2", 0, 1e-6),
+        ("vit_giant_patch14_dinov2.lvd142m", "vit_giant_patch14_dinov2", 0, 1e-6),
+    ],
 )
-def test_ids_of_other_families_say_so(name):
-    for call in (models.create_model, models.describe, hub.config):
-        with pytest.raises(
-            NotImplementedError, match=f"not built here yet: got '{re.escape(name)}'.*vitkern.accelerate"
-        ):
-            call(name)
+def test_ids_without_a_configuration_resolve(name, architecture, classes, eps):
+    found = models.registry.resolve(name)
+    assert found.build is models.registry.resolve(architecture).build
+    assert models.describe(name).num_classes == classes
+    with torch.device("meta"):
+        model = models.create_model(name, depth=1)
+    assert model.norm.eps == eps
+    with pytest.raises(ValueError, match=f"no published configuration is known: got '{re.escape(name)}'"):
+        hub.config(name)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +131,6 @@ def test_other_wrong_calls():
         models.create_model("zzz")
     with pytest.raises(TypeError, match="the name is no string: got int"):
         models.create_model(3)
-    with pytest.raises(ValueError, match="nothing is downloaded here"):
-        models.create_model("vit_tiny_patch16_224", pretrained=True)
     with pytest.raises(TypeError, match="takes no such argument: got img_sise=; expected one of img_size, patch_size"):
         models.create_model("vit_tiny_patch16_224", img_sise=32)
     with pytest.raises(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vitkern.models as models
-from vitkern.models.convert import FAMILIES, detect_family
+from vitkern.models.tables import FAMILIES, detect_family
 
 VIT = dict(
     hidden_size=48,

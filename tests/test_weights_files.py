@@ -144,3 +144,11 @@ def test_the_image_size_of_a_checkpoint_matters(model, tmp_path):
         match=r"1 mis-shaped \(pos_embed \(1, 10, 48\) for \(1, 17, 48\)\).*Check the name, num_classes and img_size",
     ):
         models.create_model("vit_tiny_patch16_224", **{**OWN_VIT, "img_size": 64}, weights=tmp_path / "w.pth")
+
+
+def test_a_checkpoint_of_another_variant_names_it(tmp_path):
+    with torch.device("meta"):
+        shapes = models.create_model("vit_small_patch16_224").state_dict()
+    save("plain", {key: torch.zeros(value.shape) for key, value in shapes.items()}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"mis-shaped \(cls_token .*They are those of vit_small_patch16_224, "):
+        models.create_model("vit_tiny_patch16_224", weights=tmp_path / "w.pth")

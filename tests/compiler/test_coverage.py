@@ -29,6 +29,13 @@ MODELS = (
     ("vit_small_patch32_224", 1),
     ("vit_huge_patch14_224", 1),
     ("deit_tiny_distilled_patch16_224", 1),
+    ("vit_giant_patch14_map_224", 1),
+    ("vit_22b_patch14_224", 1),
+    ("cait_s24_224", 1),
+    ("convit_small", 1),
+    ("cpvt_tiny_patch16_gap_224", 1),
+    ("mixer_s16_224", 1),
+    ("vitdet_base", 4),
     ("swin_tiny_patch4_window7_224", 2),
     ("swin_base_patch4_window12_384", 2),
     ("swinv2_tiny_window8_256", 2),
@@ -38,6 +45,11 @@ MODELS = (
     ("vil_medium_wide_window7_224", 1),
     ("nat_base", 1),
     ("dinat_mini", 2),
+    ("pvt_tiny", 1),
+    ("pvt_v2_b2_li", 1),
+    ("twins_svt_small", 2),
+    ("cvt_13", 1),
+    ("davit_tiny", 1),
     ("halonet_h0", 1),
     ("halonet26t", None),
     ("halonet50ts", None),
@@ -47,7 +59,16 @@ MODELS = (
     ("sasa_resnet26", 1),
     ("vt_resnet18", None),
     ("vt_resnet50", None),
+    ("transformer_base", 1),
+    ("bert_base", 1),
+    ("igpt_small", 1),
+    ("igpt_medium", 1),
+    ("igpt_large", 1),
 )
+
+
+SEQUENCE = "transformer", "bert", "igpt"
+PLAIN = "vit", "deit", "cait", "convit", "cpvt", "mixer"
 
 
 @pytest.fixture(scope="module")
@@ -135,16 +156,24 @@ def combinations_of_model(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "conv2d", _empty_convolution)
 
     def call(name, depth, arch):
-        size = vitkern.describe(name).input_size[1]
-        depths = {"depth": depth} if name.startswith(("vit", "deit")) else {"depths": (depth,) * 4}
-        depths = depths if depth else {}
+        depths = {"depth": depth} if name.startswith(PLAIN) else {"depths": (depth,) * 4}
+        if name.startswith(SEQUENCE):
+            depths = {"depth": depth}
+        if name.startswith("cvt"):
+            depths = {"depths": (depth,) * 3}
+        if name.startswith("mixer"):
+            depths = {"num_blocks": depth}
+        if name.startswith("convit"):
+            depths = {"depth": depth + 1, "local_up_to_layer": depth}
         if name.startswith("dinat"):
             depths["dilations"] = ((1, 8), (1, 4), (1, 2), (1, 1))
+        depths = depths if depth else {}
         with torch.device("meta"):
             model = vitkern.create_model(name, **depths).to(torch.bfloat16).eval()
-        model, images = model.to_empty(device="cpu"), torch.empty(2, 3, size, size, dtype=torch.bfloat16)
+        model = model.to_empty(device="cpu")
+        inputs = model.example_inputs(2)
         with torch.no_grad():
-            return coverage.asked(lambda: model(images), arch)[1]
+            return coverage.asked(lambda: model(*inputs), arch)[1]
 
     return call
 

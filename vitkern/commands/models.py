@@ -1,4 +1,4 @@
-"""models: the models that vitkern builds itself, with their parameters and input size."""
+"""models: the models that vitkern builds itself: a list of them, or all that is known of one."""
 
 import fnmatch
 
@@ -7,11 +7,14 @@ from vitkern.report import BadInput, near_matches, table
 
 def add_arguments(parser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", help="a glob such as 'swin*' or 'google/*'")
+    parser.add_argument("--describe", metavar="NAME", help="one model: its costs, kernels, arguments, paper")
 
 
 def run(arguments) -> int:
     from vitkern.models import describe, hub, list_models
 
+    if arguments.describe is not None:
+        return _describe(arguments.describe)
     pattern = arguments.pattern
     names = list_models(pattern)
     if pattern != "*":
@@ -25,4 +28,24 @@ def run(arguments) -> int:
         found = describe(name)
         rows.append((name, f"{found.parameters:,}", found.input_rule, found.num_classes, found.family))
     print(table(("model", "parameters", "input", "classes", "family"), rows))
+    return 0
+
+
+def _describe(name: str) -> int:
+    import torch
+
+    from vitkern.models import count_costs, create_model, describe
+
+    try:
+        found = describe(name)
+    except (ValueError, NotImplementedError) as error:
+        raise BadInput(str(error).removeprefix("create_model: ")) from None
+    with torch.device("meta"):
+        model = create_model(name)
+    costs = count_costs(model)
+    kernels = ", ".join(f"{op} x {count}" for op, count in sorted(costs.kernels.items())) or "none"
+    print(found)
+    print(f"  GMACs       {costs.macs / 1e9:.2f}")
+    print(f"  activations {costs.activations / 1e6:.2f} M")
+    print(f"  operators   {kernels}")
     return 0

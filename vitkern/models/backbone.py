@@ -22,6 +22,12 @@ class Checkpointed(nn.Module):
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only each block's input for the backward pass, and compute the rest again."""
+        for module in self.modules():
+            if isinstance(module, Checkpointed):
+                module.grad_checkpointing = enable
+
 
 class Backbone(Checkpointed):
     """An image model. A family gives `encode` and `forward_head`, and says in ``feature_info`` what it yields.
@@ -96,7 +102,7 @@ class Backbone(Checkpointed):
             x: (B, in_chans, height, width).
             indices: of `feature_info`; negative ones count from the end; an int: so many of the last; None: all.
             return_prefix_tokens: pairs (map, tokens beside it) for families that have such tokens.
-            norm: the last norm follows each of them too.
+            norm: the last norm follows them too: all that have one resolution, of a pyramid the last stage.
             stop_early: nothing after the last of them runs; for ``intermediates_only``.
             output_fmt: "NCHW", or "NLC" for tokens (B, N, C) without those beside the map.
             intermediates_only: return the list alone.
@@ -115,8 +121,10 @@ class Backbone(Checkpointed):
         size = x.shape[-2], x.shape[-1]
         x, found = self.encode(x, taken, stop_early and intermediates_only)
         maps: list[Any] = []
+        last = self.feature_info[-1]["reduction"]
         for index, value in zip(taken, found, strict=True):
-            image, prefix = self.as_map(self.norm(value) if norm else value, size, index)
+            normed = norm and self.feature_info[index]["reduction"] == last
+            image, prefix = self.as_map(self.norm(value) if normed else value, size, index)
             if output_fmt == "NLC":
                 image = image.flatten(2).transpose(1, 2)
             maps.append((image, prefix) if return_prefix_tokens and prefix is not None else image)
@@ -177,12 +185,6 @@ class Backbone(Checkpointed):
         layer = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
         init_linear(layer)
         return layer
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only each block's input for the backward pass, and compute the rest again."""
-        for module in self.modules():
-            if isinstance(module, Checkpointed):
-                module.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training."""

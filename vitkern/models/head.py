@@ -23,14 +23,23 @@ def check_pool(model: str, kind: str, allowed: tuple[str, ...]) -> None:
 
 
 class ClassifierHead(nn.Module):
-    """Pools an image of tokens and projects it to logits; ``num_classes`` 0 gives the pooled features."""
+    """Pools an image of tokens and projects it to logits; ``num_classes`` 0 gives the pooled features. ``norm`` follows
+    the pooling."""
 
     POOLS = ("avg", "max", "avgmax", "")
 
-    def __init__(self, in_features: int, num_classes: int, pool_type: str = "avg", drop_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        pool_type: str = "avg",
+        drop_rate: float = 0.0,
+        norm: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         check_pool("ClassifierHead", pool_type, self.POOLS)
         self.pool_type = pool_type
+        self.norm = nn.Identity() if norm is None else norm
         self.drop = nn.Dropout(drop_rate)
         self.fc: nn.Module = nn.Linear(in_features, num_classes) if num_classes > 0 else nn.Identity()
 
@@ -38,7 +47,7 @@ class ClassifierHead(nn.Module):
         """(B, img_h, img_w, C) -> (B, num_classes), or without pooling (B, img_h, img_w, num_classes)."""
         if self.pool_type:
             x = pool(x.flatten(1, 2), self.pool_type)
-        x = self.drop(x)
+        x = self.drop(self.norm(x))
         return x if pre_logits else self.fc(x)
 
 

@@ -5,7 +5,7 @@ import fnmatch
 import functools
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch.nn as nn
 from vitkern.models import hub
 from vitkern.models.backbone import Backbone
 from vitkern.models.features import FeatureMaps
+from vitkern.models.pretrained import load_pretrained
 from vitkern.models.weights import load_weights
 
 
@@ -76,7 +77,6 @@ def resolve(name: str) -> Architecture:
     Raises:
         TypeError: ``name`` is no string.
         ValueError: no such name; the message lists near matches.
-        NotImplementedError: a hub id of another family.
     """
     if not isinstance(name, str):
         raise TypeError(
@@ -99,7 +99,7 @@ def resolve(name: str) -> Architecture:
 
 def _near(name: str) -> list[str]:
     """Up to five names that contain ``name``, then such as are spelled alike."""
-    known = [*list_models(), *hub.CONFIGS]
+    known = [*list_models(), *hub.CONFIGS, *hub.FORMER]
     within = [candidate for candidate in known if name.lower() in candidate.lower()]
     return list(dict.fromkeys([*within, *difflib.get_close_matches(name, known, n=5, cutoff=0.5)]))[:5]
 
@@ -120,7 +120,7 @@ def create_model(
         name: one of `list_models`, or a hub id such as "google/vit-base-patch16-224" or
             "timm/swin_tiny_patch4_window7_224.ms_in1k".
         weights: path of a .safetensors, .pth, .pt or .bin file; see `load_weights`.
-        pretrained: refused: nothing is downloaded here.
+        pretrained: the weights that timm or transformers publish under this name, from their cache or the network.
         features_only: the model as a backbone, `vitkern.models.FeatureMaps`: images in, maps of its stages out.
         out_indices: which of them; for ``features_only``.
         **overrides: arguments of the model's class, for example num_classes, img_size, in_chans, drop_path_rate.
@@ -128,15 +128,12 @@ def create_model(
     Raises:
         TypeError: an override that the class does not take.
         ValueError: an unknown name (near matches are listed), or a checkpoint that does not fit.
-        FileNotFoundError: no such weights file.
-        NotImplementedError: the architecture of the hub id is not built here.
+        FileNotFoundError: no such weights file. OSError: published weights that cannot be fetched.
     """
     architecture = resolve(name)
-    if pretrained:
+    if pretrained and weights is not None:
         raise ValueError(
-            "create_model: nothing is downloaded here: got pretrained=True; expected weights=<path>. "
-            "Download the checkpoint, or let timm, transformers or torchvision load it and pass that model "
-            "to vitkern.accelerate."
+            f"create_model: two sources of weights: got pretrained=True and weights={str(weights)!r}; expected one."
         )
     try:
         model = architecture.build(**{**architecture.arguments, **overrides})
@@ -150,6 +147,8 @@ def create_model(
         ) from None
     if weights is not None:
         load_weights(model, weights)
+    if pretrained:
+        load_pretrained(model, name, overrides)
     if not features_only:
         return model
     if not isinstance(model, Backbone):
@@ -158,6 +157,21 @@ def create_model(
             "expected an image model."
         )
     return FeatureMaps(model, out_indices)
+
+
+def variants_of(build: Callable, shapes: Mapping[str, torch.Size]) -> list[str]:
+    """Names that ``build`` makes with parameters of these shapes; the classifier's may be others."""
+    found = []
+    for name, architecture in _architectures.items():
+        if architecture.build is build:
+            with torch.device("meta"):
+                own = build(**architecture.arguments).state_dict()
+            other = [
+                key for key in {**own, **shapes} if key not in own or key not in shapes or own[key].shape != shapes[key]
+            ]
+            if all("head" in key.split(".") or "fc" in key.split(".") for key in other):
+                found.append(name)
+    return found
 
 
 def _parameters(build: Callable) -> list[str]:

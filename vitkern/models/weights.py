@@ -7,9 +7,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from vitkern.models.convert import convert_state_dict, detect_family
+from vitkern.models.convert import convert_state_dict
 from vitkern.models.files import read_for, read_weights
 from vitkern.models.names import few, without_wrappers
+from vitkern.models.tables import detect_family
 
 __all__ = ["load_weights", "read_weights"]
 
@@ -21,8 +22,8 @@ def load_weights(model: nn.Module, path: str | Path, *, use_ema: bool = True) ->
     """Loads every parameter of ``model`` from a file, strictly; the model changes as a whole or not at all.
 
     Names are timm's. Checkpoints of transformers, torchvision and Swin's authors are recognised by their names and
-    converted (`vitkern.models.convert_state_dict`). Values are cast to the dtype of the model's parameters: floats to
-    floats, integers to integers, and none that the narrower one cannot hold.
+    converted (`vitkern.models.convert_state_dict`, or the model's own method of that name). Values are cast to the
+    dtype of the model's parameters: floats to floats, integers to integers, and none that the narrower one cannot hold.
 
     Args:
         path: see `read_weights`. use_ema: take averaged weights where a checkpoint holds them too, as timm does; a
@@ -49,14 +50,32 @@ def load_weights(model: nn.Module, path: str | Path, *, use_ema: bool = True) ->
     family = detect_family(state)
     if family is not None:
         state = convert_state_dict(state, family)
+    elif (convert := getattr(model, "convert_state_dict", None)) is not None:
+        state = convert(state)
+    state = {**_shared(model, state), **state}
     problems = _differences(own, state)
     if problems:
         raise ValueError(
             f"load_weights: the checkpoint does not fit {type(model).__name__}: "
-            f"got {'; '.join(problems)} in {file!r}; "
-            "expected the parameters of this architecture. Check the name, num_classes and img_size."
+            f"got {'; '.join(problems)} in {file!r}; expected the parameters of this architecture. "
+            + _remedy(model, state)
         )
     _copy(model, {name: state[short] for name, short in without_wrappers(whole).items()})
+
+
+def _shared(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values by all names that one tensor of the model has, of which a file may hold one."""
+    whole = model.state_dict(keep_vars=True)
+    tensors = {short: id(whole[name]) for name, short in without_wrappers(whole).items()}
+    values = {tensors[name]: value for name, value in state.items() if name in tensors}
+    return {name: values[tensor] for name, tensor in tensors.items() if tensor in values}
+
+
+def _remedy(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    from vitkern.models.registry import variants_of
+
+    near = variants_of(type(model), {name: value.shape for name, value in state.items()})
+    return f"They are those of {few(near, 3)}." if near else "Check the name, num_classes and img_size."
 
 
 def _not_plain(value: Tensor) -> str | None:

@@ -14,6 +14,7 @@ from vitkern.nn.embed import PatchEmbed, PatchMerging
 from vitkern.nn.gated_positional_attention import GatedPositionalAttention
 from vitkern.nn.halo_attention import HaloAttention
 from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layernorm_glu import GluMlp
 from vitkern.nn.layernorm_mlp import Mlp
 from vitkern.nn.layers import DropPath, LayerScale
 from vitkern.nn.nadaraya_watson import NadarayaWatson
@@ -41,6 +42,7 @@ __all__ = [
     "DifferentialAttention",
     "DropPath",
     "GatedPositionalAttention",
+    "GluMlp",
     "HaloAttention",
     "LayerNorm",
     "LayerScale",

@@ -51,9 +51,13 @@ class Attention(nn.Module):
         """(B, N, C) -> (B, N, C)."""
         dropout_p = self.attn_drop.p if self.training else 0.0
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, N, 3, H, D)
-        if isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity):
-            out = attention_qkvpacked(qkv, dropout_p=dropout_p)  # (B, N, H, D)
-        else:
-            q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
-            out = attention(self.q_norm(q), self.k_norm(k), v, dropout_p=dropout_p).transpose(1, 2)
+        out = normed_attention(qkv, self.q_norm, self.k_norm, dropout_p)
         return self.proj_drop(self.proj(out.flatten(2)))
+
+
+def normed_attention(qkv: Tensor, q_norm: nn.Module, k_norm: nn.Module, dropout_p: float = 0.0) -> Tensor:
+    """Attention of qkv (B, N, 3, H, D) whose queries and keys have norms over D -> (B, N, H, D)."""
+    if isinstance(q_norm, nn.Identity) and isinstance(k_norm, nn.Identity):
+        return attention_qkvpacked(qkv, dropout_p=dropout_p)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
+    return attention(q_norm(q), k_norm(k), v, dropout_p=dropout_p).transpose(1, 2)

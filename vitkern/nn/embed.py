@@ -22,7 +22,62 @@ def pair(value: int | tuple[int, int]) -> tuple[int, int]:
         raise TypeError(f"pair: no size: got {value!r}; expected an int, or (height, width).") from None
 
 
-class PatchEmbed(nn.Module):
+class Stem(nn.Module):
+    """What makes tokens of an image: its sizes, and the images that it takes. `PatchEmbed` is the plain one.
+
+    Args:
+        img_size: pixels, one number or (height, width).
+        patch_size: pixels for a token, one number or (height, width).
+        strict_img_size: refuse images of another size than ``img_size``; otherwise any whole number of patches will do.
+        reduction: pixels for one of the map that patches are cut from; sizes that it does not divide are rounded up.
+
+    Attributes:
+        grid_size: tokens (img_h, img_w) of an image of ``img_size``. num_patches: their number.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int],
+        patch_size: int | tuple[int, int],
+        strict_img_size: bool = True,
+        reduction: int = 1,
+    ) -> None:
+        super().__init__()
+        self.img_size, self.patch_size, self.reduction = pair(img_size), pair(patch_size), reduction
+        self.grid_size = self.grid_of(self.img_size)
+        if min(self.grid_size) < 1:
+            raise ValueError(
+                f"{type(self).__name__}: the image holds no patch: got img_size={self.img_size}, "
+                f"patch_size={self.patch_size}; expected at least one patch in each direction."
+            )
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.strict_img_size = strict_img_size
+
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Tokens of an image of ``size`` (height, width) pixels; a remainder that fills no patch is dropped."""
+        height, width = (-(-pixels // self.reduction) for pixels in size)
+        return height // (self.patch_size[0] // self.reduction), width // (self.patch_size[1] // self.reduction)
+
+    def check(self, x: Tensor, in_chans: int) -> None:
+        """Refuses what is no image of ``in_chans`` channels, or of a size that is not taken."""
+        name = type(self).__name__
+        if x.dim() != 4 or x.shape[1] != in_chans:
+            raise ValueError(
+                f"{name}: not a batch of images: got shape {tuple(x.shape)}; expected (B, {in_chans}, height, width)."
+            )
+        if self.strict_img_size and tuple(x.shape[2:]) != self.img_size:
+            raise ValueError(
+                f"{name}: the image size differs from the model's: got {tuple(x.shape[2:])}; "
+                f"expected {self.img_size}. Resize the image, or build the model with img_size=."
+            )
+        if not self.strict_img_size and (x.shape[2] % self.patch_size[0] or x.shape[3] % self.patch_size[1]):
+            raise ValueError(
+                f"{name}: patches do not divide the image: got {tuple(x.shape[2:])}; "
+                f"expected multiples of {self.patch_size}."
+            )
+
+
+class PatchEmbed(Stem):
     """Cuts an image into patches and projects each (arXiv 2010.11929, equation 1); named as in timm.
 
     Args:
@@ -46,16 +101,7 @@ class PatchEmbed(nn.Module):
         bias: bool = True,
         strict_img_size: bool = True,
     ) -> None:
-        super().__init__()
-        self.img_size, self.patch_size = pair(img_size), pair(patch_size)
-        self.grid_size = (self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1])
-        if min(self.grid_size) < 1:
-            raise ValueError(
-                f"PatchEmbed: the image holds no patch: got img_size={self.img_size}, patch_size={self.patch_size}; "
-                "expected at least one patch in each direction."
-            )
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
-        self.strict_img_size = strict_img_size
+        super().__init__(img_size, patch_size, strict_img_size)
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=self.patch_size, stride=self.patch_size, bias=bias)
         self.norm = LayerNorm(embed_dim, eps=norm_eps) if norm_eps is not None else nn.Identity()
 
@@ -65,21 +111,35 @@ class PatchEmbed(nn.Module):
         Raises:
             ValueError: no batch of images, other channels, or another size than the model was built for.
         """
-        if x.dim() != 4 or x.shape[1] != self.proj.in_channels:
-            raise ValueError(
-                f"PatchEmbed: not a batch of images: got shape {tuple(x.shape)}; "
-                f"expected (B, {self.proj.in_channels}, height, width)."
-            )
-        if self.strict_img_size and tuple(x.shape[2:]) != self.img_size:
-            raise ValueError(
-                f"PatchEmbed: the image size differs from the model's: got {tuple(x.shape[2:])}; "
-                f"expected {self.img_size}. Resize the image, or build the model with img_size=."
-            )
-        if not self.strict_img_size and (x.shape[2] % self.patch_size[0] or x.shape[3] % self.patch_size[1]):
-            raise ValueError(
-                f"PatchEmbed: patches do not divide the image: got {tuple(x.shape[2:])}; "
-                f"expected multiples of {self.patch_size}."
-            )
+        self.check(x, self.proj.in_channels)
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class ConvEmbed(nn.Module):
+    """A convolution from an image to tokens, and LayerNorm: patches that overlap where the kernel is larger than its
+    stride (PVTv2, arXiv 2106.13797, section 3.2; CvT, arXiv 2103.15808, section 3.1). Named as in timm's PVTv2.
+
+    Args:
+        in_chans, dim: channels before and after.
+        kernel_size, stride, padding: pixels. A remainder that fills no kernel is dropped.
+        eps: of the LayerNorm.
+    """
+
+    def __init__(
+        self, in_chans: int, dim: int, kernel_size: int, stride: int, padding: int = 0, *, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.window = kernel_size, stride, padding
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size, stride=stride, padding=padding)
+        self.norm = LayerNorm(dim, eps=eps)
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Tokens of an image of ``size`` = (height, width), each way; none or fewer where it is too small."""
+        kernel, stride, padding = self.window
+        return (size[0] + 2 * padding - kernel) // stride + 1, (size[1] + 2 * padding - kernel) // stride + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, height, width) -> (B, img_h, img_w, C)."""
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 

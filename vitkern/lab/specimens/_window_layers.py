@@ -94,7 +94,7 @@ LAYERS = (
     Window("SwinV2-B w24 stage 3", 24, 512, 16, 24, cosine=True, batch=32),
     Window("SAM-B local, with Swin's table", 64, 768, 12, 14, batch=8),
     Window("MaxViT-T stage 1", 56, 64, 2, 7),
-    Window("Twins-SVT-S stage 1", 56, 64, 2, 7, table=False),
+    Window("Twins-SVT-S stage 1", 56, 64, 2, 7, table=False, compiled="window-twins", everywhere=True),
     Window("Twins-SVT-S stage 3", 14, 256, 8, 7, table=False),
     Window("DaViT-T stage 1", 56, 96, 3, 7, table=False),
     Window("DaViT-T stage 3", 14, 384, 12, 7, table=False),

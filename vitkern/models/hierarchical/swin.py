@@ -6,8 +6,8 @@ from typing import Any
 import torch.nn as nn
 from torch import Tensor
 
-from vitkern.models.backbone import Backbone, Checkpointed
-from vitkern.models.head import ClassifierHead, check_pool, init_linear
+from vitkern.models.backbone import Checkpointed, PooledBackbone
+from vitkern.models.head import ClassifierHead, init_linear
 from vitkern.models.registry import register
 from vitkern.nn.embed import PatchEmbed, PatchMerging, pair
 from vitkern.nn.layernorm import LayerNorm
@@ -80,7 +80,7 @@ class SwinTransformerStage(Checkpointed):
         return x
 
 
-class SwinTransformer(Backbone):
+class SwinTransformer(PooledBackbone):
     """Four stages of windowed blocks on grids of 1/4, 1/8, 1/16, 1/32 of the image, then mean pooling and a head.
 
     Args:
@@ -179,7 +179,7 @@ class SwinTransformer(Backbone):
             for index in range(stages)
         ]
         self.norm = LayerNorm(self.num_features, eps=eps)
-        self.head: ClassifierHead = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
+        self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
         self.apply(init_linear)
 
     def _stage_windows(
@@ -216,18 +216,6 @@ class SwinTransformer(Backbone):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens -> logits (B, num_classes); ``pre_logits``: pooled features (B, C)."""
         return self.head(x, pre_logits=pre_logits)
-
-    def get_classifier(self) -> nn.Module:
-        """The layer that gives the logits."""
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Another head, with random weights: ``num_classes`` logits (0: none); and another pooling, if one is given."""
-        self.num_classes = num_classes
-        if global_pool is not None:
-            check_pool(type(self).__name__, global_pool, ClassifierHead.POOLS)
-            self.global_pool = self.head.pool_type = global_pool
-        self.head.fc = self.linear(num_classes)
 
 
 SIZES = {

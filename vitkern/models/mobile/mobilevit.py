@@ -10,10 +10,12 @@ from torch import Tensor
 
 from vitkern.models.conv_norm import ConvNormAct
 from vitkern.models.head import init_conv, init_linear
+from vitkern.models.mobile import keys
 from vitkern.models.plain.vit import Block
 from vitkern.models.registry import register
 from vitkern.models.residual import inverted_residual
 from vitkern.models.staged import Stage, StagedNet
+from vitkern.models.tables import add_family
 from vitkern.nn.embed import pair
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layers import drop_path_rates
@@ -179,3 +181,4 @@ SIZES = {
 for _size, (_channels, _dims, _final, _expand) in SIZES.items():
     _arguments = dict(channels=_channels, transformer_dims=_dims, final_chs=_final, expand=_expand)
     register(f"mobilevit_{_size}", MobileViT, PAPER, **_arguments)
+add_family("cvnets_mobilevit", "conv_1.block.conv.weight", "", keys.STEM, keys.BLOCK, keys.ROWS)

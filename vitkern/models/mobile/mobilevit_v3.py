@@ -1,5 +1,5 @@
 """MobileViT v3 (Wadekar and Chaurasia 2022, arXiv 2209.15159): the blocks of v1 and of v2 with another fusion. Named as
-`timm.models.mobilevit` names theirs; `vitkern.models.convert` has the authors' names."""
+`timm.models.mobilevit` names theirs; `keys` has the authors' names."""
 
 import torch
 import torch.nn as nn

@@ -1,6 +1,7 @@
 """Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929). Named as in `timm.models.vision_transformer`."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -9,17 +10,19 @@ from torch import Tensor
 
 from vitkern.models.backbone import Backbone
 from vitkern.models.head import check_pool, init_linear, pool
+from vitkern.models.mlp import build_mlp
 from vitkern.models.registry import register
 from vitkern.nn.attention import Attention
+from vitkern.nn.attention_pool import AttentionPool
 from vitkern.nn.embed import PatchEmbed
 from vitkern.nn.layernorm import LayerNorm
-from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
+from vitkern.nn.layernorm_mlp import mlp_residual
 from vitkern.nn.layers import DropPath, LayerScale, drop_path_rates
 
 PAPER = "An Image is Worth 16x16 Words, Dosovitskiy et al. 2020, arXiv 2010.11929"
 
 
-POOLS = ("token", "avg", "max", "avgmax", "")
+POOLS = ("token", "avg", "max", "avgmax", "map", "")
 
 
 class Block(nn.Module):
@@ -37,6 +40,7 @@ class Block(nn.Module):
         proj_drop: float = 0.0,
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
+        mlp_layer: str = "mlp",
         act: str = "gelu",
         eps: float = 1e-6,
     ) -> None:
@@ -48,7 +52,7 @@ class Block(nn.Module):
         self.ls1 = LayerScale(dim, init_values) if init_values else nn.Identity()
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act=act, drop=proj_drop)
+        self.mlp = build_mlp(mlp_layer, dim, int(dim * mlp_ratio), act, proj_drop)
         self.ls2 = LayerScale(dim, init_values) if init_values else nn.Identity()
         self.drop_path2 = DropPath(drop_path)
 
@@ -66,20 +70,25 @@ class VisionTransformer(Backbone):
         patch_size: pixels.
         in_chans: channels of the image.
         num_classes: logits; 0 gives the pooled features.
-        global_pool: "token" (class token), "avg", "max", "avgmax" over the patches, or "" for all tokens.
+        global_pool: "token" (class token), "avg", "max", "avgmax" over the patches, "map" (`vitkern.nn.AttentionPool`
+            over them, arXiv 2106.04560, section 3.4), or "" for all tokens.
         embed_dim: channels C. depth: blocks. num_heads: H. mlp_ratio: hidden channels of an MLP over C.
         qkv_bias, qk_norm: as in `vitkern.nn.Attention`.
         init_values: start of LayerScale; None: there is none.
         class_token: a class token precedes the patches. reg_tokens: so many register tokens follow it.
+        pos_embed: "learn", or "none": there are no position embeddings.
         no_embed_class: class and register tokens have no position embedding.
+        pre_norm: a norm precedes the blocks, and the projection of patches has no bias, as in CLIP.
         fc_norm: the last norm follows the pooling; by default it does for "avg", "max", "avgmax".
         dynamic_img_size: take images of any whole number of patches; position embeddings are resampled (bicubic,
             antialiased).
         drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate: dropout before the head, of the embedded tokens, of
             projections and MLPs, of attention weights. drop_path_rate: DropPath of the last block; it grows linearly
             from 0.
+        mlp_layer: "mlp", or a gated one, see `vitkern.models.mlp.build_mlp`.
         act: "gelu", "gelu_tanh" or "quick_gelu".
         eps: of every LayerNorm; 1e-6 in timm and torchvision, 1e-12 in transformers' ViT and DeiT.
+        embed_layer: what makes tokens of an image, called as `vitkern.nn.PatchEmbed`. block_fn: called as `Block`.
 
     Raises:
         ValueError: arguments that do not fit each other.
@@ -100,8 +109,10 @@ class VisionTransformer(Backbone):
         qk_norm: bool = False,
         init_values: float | None = None,
         class_token: bool = True,
+        pos_embed: str = "learn",
         no_embed_class: bool = False,
         reg_tokens: int = 0,
+        pre_norm: bool = False,
         fc_norm: bool | None = None,
         dynamic_img_size: bool = False,
         drop_rate: float = 0.0,
@@ -109,8 +120,11 @@ class VisionTransformer(Backbone):
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        mlp_layer: str = "mlp",
         act: str = "gelu",
         eps: float = 1e-6,
+        embed_layer: Callable[..., Any] = PatchEmbed,
+        block_fn: Callable[..., nn.Module] = Block,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -119,34 +133,26 @@ class VisionTransformer(Backbone):
             raise ValueError(
                 f"{name}: no token to pool: got global_pool='token', class_token=False; expected global_pool='avg'."
             )
+        if pos_embed not in ("learn", "none"):
+            raise ValueError(f"{name}: unknown positions: got pos_embed={pos_embed!r}; expected 'learn' or 'none'.")
         self.num_classes, self.global_pool, self.embed_dim = num_classes, global_pool, embed_dim
         self.num_features = embed_dim
         self.num_prefix_tokens = int(class_token) + reg_tokens
         self.no_embed_class, self.dynamic_img_size = no_embed_class, dynamic_img_size
 
-        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, strict_img_size=not dynamic_img_size)
+        sizes = dict(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
+        self.patch_embed = embed_layer(**sizes, bias=not pre_norm, strict_img_size=not dynamic_img_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim)) if reg_tokens else None
         embedded = self.patch_embed.num_patches + (0 if no_embed_class else self.num_prefix_tokens)
-        self.pos_embed = nn.Parameter(torch.zeros(1, embedded, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, embedded, embed_dim)) if pos_embed == "learn" else None
         self.pos_drop = nn.Dropout(pos_drop_rate)
+        self.norm_pre = LayerNorm(embed_dim, eps=eps) if pre_norm else nn.Identity()
+        block: dict[str, Any] = dict(qkv_bias=qkv_bias, qk_norm=qk_norm, init_values=init_values)
+        block |= dict(proj_drop=proj_drop_rate, attn_drop=attn_drop_rate, mlp_layer=mlp_layer, act=act, eps=eps)
+        rates = drop_path_rates(drop_path_rate, depth)
         self.blocks = nn.Sequential(
-            *[
-                Block(
-                    embed_dim,
-                    num_heads,
-                    mlp_ratio,
-                    qkv_bias=qkv_bias,
-                    qk_norm=qk_norm,
-                    init_values=init_values,
-                    proj_drop=proj_drop_rate,
-                    attn_drop=attn_drop_rate,
-                    drop_path=rate,
-                    act=act,
-                    eps=eps,
-                )
-                for rate in drop_path_rates(drop_path_rate, depth)
-            ]
+            *(block_fn(embed_dim, num_heads, mlp_ratio, drop_path=rate, **block) for rate in rates)
         )
         self.feature_info = [
             dict(num_chs=embed_dim, reduction=max(self.patch_embed.patch_size), module=f"blocks.{index}")
@@ -154,6 +160,9 @@ class VisionTransformer(Backbone):
         ]
         norm_after_pool = global_pool in ("avg", "max", "avgmax") if fc_norm is None else fc_norm
         self.norm = nn.Identity() if norm_after_pool else LayerNorm(embed_dim, eps=eps)
+        self.attn_pool = None
+        if global_pool == "map":
+            self.attn_pool = AttentionPool(embed_dim, num_heads, mlp_ratio=mlp_ratio, act=act, eps=eps)
         self.fc_norm = LayerNorm(embed_dim, eps=eps) if norm_after_pool else nn.Identity()
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
@@ -162,7 +171,8 @@ class VisionTransformer(Backbone):
     def init_weights(self) -> None:
         """Random weights: truncated normal of deviation 0.02 for linear layers and position embeddings."""
         self.apply(init_linear)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for token in (self.cls_token, self.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
@@ -174,26 +184,26 @@ class VisionTransformer(Backbone):
     def _prefix_tokens(self) -> list[Tensor]:
         return [token for token in (self.cls_token, self.reg_token) if token is not None]
 
-    def _position(self, grid: tuple[int, int]) -> Tensor:
+    def _position(self, position: Tensor, grid: tuple[int, int]) -> Tensor:
         """Position embeddings for a grid of patches: (1, prefix + patches, C)."""
         if grid == self.patch_embed.grid_size:
-            return self.pos_embed
+            return position
         prefix = 0 if self.no_embed_class else self.num_prefix_tokens
-        patches = self.pos_embed[:, prefix:].unflatten(1, self.patch_embed.grid_size).permute(0, 3, 1, 2)
-        patches = F.interpolate(patches.float(), size=grid, mode="bicubic", antialias=True).to(self.pos_embed.dtype)
-        return torch.cat([self.pos_embed[:, :prefix], patches.flatten(2).transpose(1, 2)], 1)
+        patches = position[:, prefix:].unflatten(1, self.patch_embed.grid_size).permute(0, 3, 1, 2)
+        patches = F.interpolate(patches.float(), size=grid, mode="bicubic", antialias=True).to(position.dtype)
+        return torch.cat([position[:, :prefix], patches.flatten(2).transpose(1, 2)], 1)
 
     def embed(self, x: Tensor) -> Tensor:
         """Image (B, in_chans, height, width) -> tokens with positions (B, N, C), prefix tokens first."""
         x = self.patch_embed(x)
-        position = self._position((x.shape[1], x.shape[2]))
+        position = 0 if self.pos_embed is None else self._position(self.pos_embed, (x.shape[1], x.shape[2]))
         x = x.flatten(1, 2)
         prefix = [token.expand(x.shape[0], -1, -1) for token in self._prefix_tokens()]
         if self.no_embed_class:
             x = torch.cat([*prefix, x + position], 1)
         else:
             x = torch.cat([*prefix, x], 1) + position
-        return self.pos_drop(x)
+        return self.norm_pre(self.pos_drop(x))
 
     def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Image -> (all tokens before the last norm (B, N, C), those after the blocks numbered in ``taken``)."""
@@ -201,13 +211,21 @@ class VisionTransformer(Backbone):
 
     def as_map(self, x: Tensor, size: tuple[int, int], index: int) -> tuple[Tensor, Tensor | None]:
         """(B, N, C) -> ((B, C, img_h, img_w), prefix tokens)."""
-        patch, prefix = self.patch_embed.patch_size, self.num_prefix_tokens
-        grid = size[0] // patch[0], size[1] // patch[1]
-        return x[:, prefix:].transpose(1, 2).unflatten(2, grid), x[:, :prefix] if prefix else None
+        prefix = self.num_prefix_tokens
+        image = x[:, prefix:].transpose(1, 2).unflatten(2, self.patch_embed.grid_of(size))
+        return image, x[:, :prefix] if prefix else None
 
     def set_pool(self, global_pool: str) -> None:
         """Another pooling; where the last norm stands stays as it was built."""
-        check_pool(type(self).__name__, global_pool, POOLS)
+        name = type(self).__name__
+        check_pool(name, global_pool, POOLS)
+        if global_pool == "map" and self.attn_pool is None:
+            raise ValueError(
+                f"{name}: there are no latents to pool with: got global_pool='map' for a model of "
+                f"global_pool={self.global_pool!r}; expected a model that is built with 'map'."
+            )
+        if global_pool != "map":
+            self.attn_pool = None
         self.global_pool = global_pool
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -215,7 +233,8 @@ class VisionTransformer(Backbone):
         if self.global_pool == "token":
             x = x[:, 0]
         elif self.global_pool:
-            x = pool(x[:, self.num_prefix_tokens :], self.global_pool)
+            patches = x[:, self.num_prefix_tokens :]
+            x = pool(patches, self.global_pool) if self.attn_pool is None else self.attn_pool(patches)
         x = self.head_drop(self.fc_norm(x))
         return x if pre_logits else self.head(x)
 

@@ -1,1 +1,1 @@
-"""Transformers on tokens that are not patches of one size: gathered from an image, or dropped on the way."""
+"""Transformers that choose tokens: which of an image stay, and which of its pixels a query looks at."""

@@ -1,0 +1,142 @@
+"""Writes docs/models.md: every system, its variants, what it agrees with, and by how much.
+
+    python tests/models_page.py [--measure]
+
+``--measure`` runs the parity tests of each family and keeps the largest difference that they saw, relative to the
+largest value, in tests/agreement.json; without it the page is made anew of what was measured. tests/test_models_page.py
+holds the page to this.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "models.md"
+RECORD = HERE / "agreement.json"
+KINDS = ("logits", "gradients")
+
+
+class System(NamedTuple):
+    """A row. ``names``: globs of `vitkern.list_models`. ``published``: what its authors or its peer say of parameters.
+    ``tests``: the file of its parity tests, and a pytest expression that chooses those of this system."""
+
+    title: str
+    names: str
+    published: str
+    peer: str
+    weights: str
+    tests: str
+    chosen: str = ""
+
+
+from systems import SYSTEMS  # noqa: E402
+
+
+class Differences:
+    """A pytest plugin: of each test, by the kind in its name, the largest relative difference that it compared."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, float] = {}
+        self.kind: str | None = None
+
+    def pytest_runtest_setup(self, item: Any) -> None:
+        self.kind = next((kind for kind in KINDS if kind in item.name), None)
+
+    def see(self, actual: Any, expected: Any) -> None:
+        if isinstance(actual, (list, tuple)):
+            for one, other in zip(actual, expected, strict=True):
+                self.see(one, other)
+        elif self.kind and isinstance(actual, torch.Tensor) and actual.is_floating_point() and actual.numel():
+            far = (actual.detach().double() - expected.detach().double()).abs().max()
+            size = expected.detach().double().abs().max().clamp_min(1e-30)
+            self.found[self.kind] = max(self.found.get(self.kind, 0.0), float(far / size))
+
+
+@contextlib.contextmanager
+def watching(differences: Differences) -> Iterator[None]:
+    plain = torch.testing.assert_close
+
+    def assert_close(actual: Any, expected: Any, *args: Any, **kwargs: Any) -> None:
+        plain(actual, expected, *args, **kwargs)
+        differences.see(actual, expected)
+
+    torch.testing.assert_close = assert_close
+    try:
+        yield
+    finally:
+        torch.testing.assert_close = plain
+
+
+def measure() -> None:
+    import pytest
+
+    found: dict[str, dict[str, float]] = {}
+    for system in SYSTEMS:
+        differences = Differences()
+        command = ["-q", "-p", "no:cacheprovider", "-x", str(HERE / system.tests)]
+        with watching(differences):
+            code = pytest.main([*command, *(["-k", system.chosen] if system.chosen else [])], plugins=[differences])
+        if code:
+            sys.exit(f"models_page: the tests of {system.title} do not pass; nothing is written.")
+        found[system.title] = {kind: float(f"{value:.1e}") for kind, value in sorted(differences.found.items())}
+    RECORD.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _parameters(names: list[str]) -> str:
+    import vitkern
+
+    counts = sorted({vitkern.describe(name).parameters for name in names})
+    shown = [f"{count / 1e6:.1f}" if count < 1e9 else f"{count / 1e6:,.0f}" for count in counts]
+    return ", ".join(dict.fromkeys(shown))
+
+
+def _operators(name: str) -> str:
+    import vitkern.models as models
+
+    with torch.device("meta"):
+        found = models.count_costs(models.create_model(name)).kernels
+    return ", ".join(sorted(found))
+
+
+def _row(system: System, agreement: dict[str, float]) -> str:
+    import vitkern
+
+    names = [name for glob in system.names.split() for name in vitkern.list_models(glob)]
+    if not names:
+        raise SystemExit(f"models_page: no model is called {system.names!r}.")
+    agrees = [f"{agreement[kind]:.0e}" if kind in agreement else "-" for kind in KINDS]
+    cells = [system.title, f"`{system.names}` ({len(names)})", _parameters(names), system.published, system.peer]
+    return "| " + " | ".join([*cells, *agrees, _operators(min(names, key=len)), system.weights]) + " |"
+
+
+def page() -> str:
+    agreement = json.loads(RECORD.read_text())
+    head = ["system", "names", "parameters here, M", "published, M", "peer", *KINDS, "operators", "weights"]
+    lines = [
+        "# Models",
+        "",
+        "`vitkern.create_model(name)` builds them; `python -m vitkern models --describe NAME` says what one costs.",
+        "Made by `python tests/models_page.py`. Logits, gradients: the largest difference from the peer, relative to",
+        "the largest value, with random weights in float32 on the CPU, at small sizes; -: none was compared, and the",
+        "column of the peer says what was. Operators: those of vitkern that the forward pass calls.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + " --- |" * len(head),
+        *(_row(system, agreement.get(system.title, {})) for system in SYSTEMS),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(HERE.parent))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if "--measure" in sys.argv[1:]:
+        measure()
+    PAGE.write_text(page())
