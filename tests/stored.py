@@ -20,10 +20,10 @@ def each(pattern: str):
     return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
 
 
-def read(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    """(configuration, tensors by name), without the blocks that cvnets wraps convolutions in."""
+def read(path: Path, blocks: str = "") -> tuple[dict, dict[str, Tensor]]:
+    """(configuration, tensors by name), with ``blocks`` for the ".block.conv" that cvnets wraps convolutions in."""
     with safe_open(path, "pt") as file:
-        tensors = {name.replace(".block.conv", ""): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name.replace(".block.conv", blocks): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return json.loads(file.metadata()["config"]), tensors
 
 

@@ -51,6 +51,15 @@ MODELS = (
     ("twins_svt_small", 2),
     ("cvt_13", 1),
     ("davit_tiny", 1),
+    ("halonet_h0", 1),
+    ("halonet26t", None),
+    ("halonet50ts", None),
+    ("mobilevit_s", None),
+    ("mobilevitv2_100", None),
+    ("mobilevitv3_100", None),
+    ("sasa_resnet26", 1),
+    ("vt_resnet18", None),
+    ("vt_resnet50", None),
     ("transformer_base", 1),
     ("bert_base", 1),
     ("igpt_small", 1),
@@ -163,6 +172,7 @@ def combinations_of_model(monkeypatch):
             depths = {"depths": (depth,) * 2, "backbone_depths": (1,) * 4, "backbone_width": 8}
         if name.startswith("dinat"):
             depths["dilations"] = ((1, 8), (1, 4), (1, 2), (1, 1))
+        depths = depths if depth else {}
         with torch.device("meta"):
             model = vitkern.create_model(name, **depths).to(torch.bfloat16).eval()
         model = model.to_empty(device="cpu")

@@ -11,6 +11,8 @@ from vitkern.nn.layers import DropPath, LayerScale
 from vitkern.ops.bypass import may_bypass
 from vitkern.ops.layernorm_mlp import ACTIVATIONS, layernorm_mlp
 
+UNFUSED = {"silu": F.silu}  # activations that the operator does not have
+
 
 class Mlp(nn.Module):
     """``fc2(act(fc1(x)))``; parameters named as in `timm.layers.Mlp`.
@@ -21,15 +23,15 @@ class Mlp(nn.Module):
     Args:
         dim: C of x (..., C).
         hidden_dim: width between the layers.
-        act: "gelu", "gelu_tanh" or "quick_gelu".
+        act: "gelu", "gelu_tanh", "quick_gelu" or "silu".
         drop: dropout after each layer, in training.
         bias: both layers have one.
     """
 
     def __init__(self, dim: int, hidden_dim: int, act: str = "gelu", drop: float = 0.0, bias: bool = True) -> None:
         super().__init__()
-        if act not in ACTIVATIONS:
-            raise ValueError(f"Mlp: unknown act: got {act!r}; expected one of {', '.join(ACTIVATIONS)}.")
+        if act not in (*ACTIVATIONS, *UNFUSED):
+            raise ValueError(f"Mlp: unknown act: got {act!r}; expected one of {', '.join((*ACTIVATIONS, *UNFUSED))}.")
         if not 0.0 <= drop < 1.0:
             raise ValueError(f"Mlp: drop is no probability: got {drop}; expected 0 <= drop < 1.")
         self.fc1 = nn.Linear(dim, hidden_dim, bias=bias)
@@ -41,6 +43,8 @@ class Mlp(nn.Module):
         x = self.fc1(x)
         if self.act == "quick_gelu":
             x = x * torch.sigmoid(1.702 * x)
+        elif self.act in UNFUSED:
+            x = UNFUSED[self.act](x)
         else:
             x = F.gelu(x, approximate="tanh" if self.act == "gelu_tanh" else "none")
         x = self.fc2(F.dropout(x, self.drop, self.training))
@@ -88,6 +92,7 @@ def mlp_residual(
         and may_bypass(drop_path, DropPath)
         and not isinstance(layer_scale, nn.Module)
         and not (mlp.training and mlp.drop > 0.0)
+        and mlp.act in ACTIVATIONS
     ):
         branch = norm(mlp(x)) if post_norm else mlp(norm(x))
         if layer_scale is not None:
