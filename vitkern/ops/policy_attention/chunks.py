@@ -74,7 +74,7 @@ class _Chunks(torch.autograd.Function):
         with no_autocast(grad):
             if torch.is_grad_enabled() or is_batched(grad):
                 return *_differentiated(*ctx.numbers, grad, ctx.needs_input_grad, *ctx.saved_tensors[:2]), None, None
-            return *_gradients(*ctx.numbers, grad, *ctx.saved_tensors), None, None
+            return *_gradients(*ctx.numbers, grad, *ctx.saved_tensors), None, None  # type: ignore[call-arg]
 
 
 def _chunks(qkv: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -130,7 +130,7 @@ def _differentiated(
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         tensors = [x.view_as(x) for x in saved]
-        out = formula(*tensors, scale, eps)[0]
+        out = formula(*tensors, scale, eps)[0]  # type: ignore[call-arg, arg-type]
         leaves = [x for x, needed in zip(tensors, needs, strict=False) if needed]
         found = iter(torch.autograd.grad(out, leaves, grad, create_graph=again))
     return [next(found) if needed else None for needed in needs[: len(tensors)]]
