@@ -25,7 +25,7 @@ RECORD = HERE / "agreement.json"
 KINDS = ("results", "gradients")
 
 
-PARITY = re.compile("agree|against_the_authors_code|those_of")
+PARITY = re.compile("agree|against_the_authors_code|those_of|^test_logits")
 
 
 class Differences:
@@ -33,17 +33,20 @@ class Differences:
 
     def __init__(self) -> None:
         self.found: dict[str, float] = {}
-        self.kind: str | None = None
+        self.kinds: list[str] = []
         self.far = self.size = 0.0
 
     def pytest_runtest_setup(self, item: Any) -> None:
         graded = "gradients" in item.name or "training_step" in item.name
-        self.kind = KINDS[graded] if PARITY.search(item.name) else None
+        asked = [not graded or "logits" in item.name, graded]
+        self.kinds = [
+            kind for kind, is_asked in zip(KINDS, asked, strict=True) if is_asked and PARITY.search(item.name)
+        ]
         self.far = self.size = 0.0
 
     def pytest_runtest_teardown(self) -> None:
-        if self.kind and self.size:
-            self.found[self.kind] = max(self.found.get(self.kind, 0.0), self.far / self.size)
+        for kind in self.kinds if self.size else ():
+            self.found[kind] = max(self.found.get(kind, 0.0), self.far / self.size)
 
     def see(self, actual: Any, expected: Any) -> None:
         if isinstance(actual, (list, tuple)):

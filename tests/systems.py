@@ -40,7 +40,7 @@ SYSTEMS = (
         TIMM,
         TIMM,
         "vit_variants_model",
-        "not dinov2",
+        "not dinov2 and not pixels",
     ),
     System("ViT-22B", "vit_22b_*", "21,743", f"{TIMM}'s block", "-", "vit_22b_model"),
     System(
@@ -52,7 +52,7 @@ SYSTEMS = (
         "vit_hybrid_model",
     ),
     System("ViT, early convolutions", "vit_c_* vit_p_*", "18, 37, 82", "torchvision", "-", "vit_c_model"),
-    System("ViT of pixels", "vit_*_patch1_224", "-", f"{TIMM}", "-", "vit_variants_model", "pixel"),
+    System("ViT of pixels", "vit_*_patch1_224", "-", f"{TIMM}", "-", "vit_variants_model", "of_pixels"),
     System("DINOv2", "vit_*dinov2", "22, 87, 304, 1,136", TIMM, TIMM, "vit_variants_model", "dinov2"),
     System("DeiT", "deit_*", "5, 22, 86", TIMM, "timm, facebook/deit-*", "models", "deit"),
     System("CaiT", "cait_*", "12, 17, 27, 47, 68, 271, 356", f"{TIMM}, {AUTHORS}", TIMM, "cait_model"),
@@ -73,7 +73,7 @@ SYSTEMS = (
     System("DaViT", "davit_*", "28, 50, 88", TIMM, TIMM, "davit_model"),
     System("HaloNet", "halonet*", "5.5, 8.1, 67.4 (H0, H1, H7)", f"{TIMM} (H1, 26t, 50ts)", TIMM, "halonet_model"),
     System("SASA-ResNet", "sasa_*", "10.3, 14.1, 18.0", "the formula in float64", "-", "sasa_model"),
-    System("MobileViT", "mobilevit_*", "1.3, 2.3, 5.6", TIMM, TIMM, "mobilevit_model", "mobilevit_ or v1"),
+    System("MobileViT", "mobilevit_*", "1.3, 2.3, 5.6", TIMM, TIMM, "mobilevit_model", "not mobilevitv2"),
     System(
         "MobileViT v2",
         "mobilevitv2_*",
@@ -84,7 +84,7 @@ SYSTEMS = (
         "mobilevitv2",
     ),
     System("MobileViT v3", "mobilevitv3_*", "1.2, 2.5, 5.8; 1.4, 3.0, 5.1", AUTHORS, "-", "mobilevit_v3_model"),
-    System("VT (token-based)", "vt_*", "11.7, 19.2, 21.4, 43.2", "the formula in float64", "-", "vt_model"),
+    System("VT (token-based)", "vt_*", "-", "the formula in float64", "-", "vt_model"),
     System("DynamicViT", "dynamicvit_*", "22.8, 89.5, 10.3", AUTHORS, "-", "dynamicvit_model"),
     System("Deformable DETR", "deformable_detr*", "40, 34, 41, 41", HF, "-", "deformable_detr_model"),
 )
