@@ -101,17 +101,6 @@ def test_logits_of_heads_that_are_no_power_of_two_wide(name):
     assert_logits_agree(*pair(name, embed_dim=2 * width, num_heads=2, depth=1, img_size=42, num_classes=5), 42)
 
 
-PIXELS = dict(patch_size=1, img_size=12, embed_dim=48, num_heads=3, depth=2, num_classes=5)
-
-
-def test_logits_of_pixels_agree_with_timm():
-    assert_logits_agree(*pair("vit_tiny_patch16_224", **PIXELS), 12)
-
-
-def test_gradients_of_pixels_agree_with_timm():
-    assert_gradients_agree(*pair("vit_tiny_patch16_224", **PIXELS), images(12))
-
-
 @pytest.mark.parametrize("kind", GATED)
 def test_logits_of_gated_perceptrons_agree_with_timm(kind):
     assert_logits_agree(*built(GATED[kind], mlp_layer=kind, mlp_ratio=3.0), SMALL["img_size"])
