@@ -77,7 +77,7 @@ class ParallelBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        h, qkv = self._projected(self.in_norm(x)).tensor_split((self.hidden_dim,), -1)
+        h, qkv = self._projected(self.in_norm(x)).split((self.hidden_dim, 3 * x.shape[-1]), -1)
         h = self.mlp_drop(_activate(h, self.act))
         out = self._attended(qkv.unflatten(-1, (3, self.num_heads, self.head_dim)))
         if self.out_proj is not None:

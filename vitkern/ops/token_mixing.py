@@ -47,7 +47,8 @@ def _in_pytorch(
             hidden = _activate(_mixed(fc1_weight, target, fc1_bias), act)
             torch.add(_mixed(fc2_weight, hidden, fc2_bias), source, out=target)
         return y
-    y = F.linear(_activate(F.linear(y.mT, fc1_weight, fc1_bias), act), fc2_weight, fc2_bias).mT
+    y = F.linear(_activate(F.linear(y.transpose(1, 2), fc1_weight, fc1_bias), act), fc2_weight, fc2_bias)
+    y = y.transpose(1, 2)
     return (x + (y if row_scale is None else y * row_scale.view(-1, 1, 1))).to(x.dtype)
 
 

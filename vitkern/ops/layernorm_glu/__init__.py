@@ -183,7 +183,8 @@ def _check_linears(
         raise ValueError(
             f"{op}: there are no hidden channels: got fc2_weight {tuple(fc2_weight.shape)}; expected at least 1."
         )
-    after = f" with fc2_weight {tuple(fc2_weight.shape)}" + ("" if packed else " and a value_weight")
+    pair = "" if packed else " and a value_weight"
+    after = f" with fc2_weight {tuple(fc2_weight.shape)}{pair}"
     width = 2 * hidden if packed else hidden
     present = {"fc1_weight": fc1_weight, "fc2_weight": fc2_weight}
     checks.check_tensor(op, "fc1_weight", fc1_weight, ndim=2)
