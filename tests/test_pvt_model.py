@@ -67,6 +67,12 @@ def test_parameters_are_as_many_as_those_of_transformers(name, count):
     assert {key for key in ours.state_dict() if "." not in key} == {"cls_token", *(f"pos_embed{k}" for k in "1234")}
 
 
+def test_multiply_adds_are_those_of_the_paper():
+    with torch.device("meta"):
+        costs = models.count_costs(models.create_model("pvt_small"))
+    assert costs.macs / 1e9 == pytest.approx(3.8, rel=0.02)
+
+
 def test_logits_agree_with_transformers(pair):
     ours, theirs, size = pair
     x = images(size)

@@ -31,6 +31,7 @@ MODELS = (
     ("deit_tiny_distilled_patch16_224", 1),
     ("vit_giant_patch14_map_224", 1),
     ("vit_22b_patch14_224", 1),
+    ("vit_giant_patch14_dinov2", 1),
     ("cait_s24_224", 1),
     ("convit_small", 1),
     ("cpvt_tiny_patch16_gap_224", 1),
@@ -64,11 +65,13 @@ MODELS = (
     ("igpt_small", 1),
     ("igpt_medium", 1),
     ("igpt_large", 1),
+    ("dynamicvit_deit_s", 12),
+    ("deformable_detr", 1),
 )
 
 
 SEQUENCE = "transformer", "bert", "igpt"
-PLAIN = "vit", "deit", "cait", "convit", "cpvt", "mixer"
+PLAIN = "vit", "deit", "cait", "convit", "cpvt", "dynamicvit"
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +168,8 @@ def combinations_of_model(monkeypatch):
             depths = {"num_blocks": depth}
         if name.startswith("convit"):
             depths = {"depth": depth + 1, "local_up_to_layer": depth}
+        if name.startswith("deformable"):
+            depths = {"depths": (depth,) * 2, "backbone_depths": (1,) * 4, "backbone_width": 8}
         if name.startswith("dinat"):
             depths["dilations"] = ((1, 8), (1, 4), (1, 2), (1, 1))
         depths = depths if depth else {}

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layernorm_glu import glu_residual
 from vitkern.nn.layers import DropPath, LayerScale
 from vitkern.ops.bypass import may_bypass
 from vitkern.ops.layernorm_mlp import ACTIVATIONS, layernorm_mlp
@@ -64,13 +65,13 @@ def mlp_residual(
 ) -> Tensor:
     """``x + drop_path(layer_scale(mlp(norm(x))))``, or with ``post_norm`` (SwinV2) ``x + drop_path(norm(mlp(x)))``.
 
-    One call of `vitkern.ops.layernorm_mlp` where that computes the same; modules that are adapted, hooked or drop
-    activations are called.
+    One call of `vitkern.ops.layernorm_mlp`, or of `vitkern.ops.layernorm_glu`, where that computes the same; modules
+    that are adapted, hooked or drop activations are called.
 
     Args:
         x: (B, ..., C).
-        norm: LayerNorm over C.
-        mlp: `Mlp` C -> hidden -> C.
+        norm: LayerNorm over C, or before a `GluMlp` RMSNorm.
+        mlp: `Mlp` C -> hidden -> C, or `GluMlp`.
         drop_path: `DropPath`, or any module in its place.
         layer_scale: `LayerScale`, or any module in its place, or the (C,) factors themselves, or None.
     """
@@ -79,6 +80,10 @@ def mlp_residual(
             layer_scale = None
         elif may_bypass(layer_scale, LayerScale):
             layer_scale = layer_scale.gamma
+    if may_bypass(drop_path, DropPath) and not isinstance(layer_scale, nn.Module) and not post_norm:
+        fused = glu_residual(x, norm, mlp, drop_path, layer_scale)
+        if fused is not None:
+            return fused
     if not (
         may_bypass(norm, LayerNorm)
         and may_bypass(mlp, Mlp)

@@ -11,12 +11,13 @@ from torch import Tensor
 from vitkern.models.backbone import Checkpointed, PooledBackbone
 from vitkern.models.head import ClassifierHead, init_linear
 from vitkern.models.hierarchical.pyramid import Pyramid
+from vitkern.models.mlp import build_mlp
 from vitkern.models.positional_conv import PositionalConv
 from vitkern.models.registry import register
 from vitkern.nn.channel_attention import ChannelAttention
 from vitkern.nn.embed import ConvEmbed
 from vitkern.nn.layernorm import LayerNorm
-from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
+from vitkern.nn.layernorm_mlp import mlp_residual
 from vitkern.nn.layers import DropPath, drop_path_rates
 from vitkern.nn.window_attention import WindowAttention
 
@@ -63,7 +64,7 @@ class Downsample(nn.Module):
 class SpatialBlock(nn.Module):
     """x + attn(norm1(x)), then x + mlp(norm2(x)), a positional convolution before each (section 3)."""
 
-    def __init__(self, dim: int, attn: nn.Module, mlp_ratio: float, drop_path: float, eps: float) -> None:
+    def __init__(self, dim: int, attn: nn.Module, mlp: nn.Module, drop_path: float, eps: float) -> None:
         super().__init__()
         self.cpe1 = PositionalConv(dim)
         self.norm1 = LayerNorm(dim, eps=eps)
@@ -71,7 +72,7 @@ class SpatialBlock(nn.Module):
         self.drop_path1 = DropPath(drop_path)
         self.cpe2 = PositionalConv(dim)
         self.norm2 = LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = mlp
         self.drop_path2 = DropPath(drop_path)
 
     def attend(self, x: Tensor) -> Tensor:
@@ -115,6 +116,7 @@ class DaViT(PooledBackbone, Pyramid):
         img_size: pixels, one number or (height, width), which `describe` names. in_chans: channels of the image.
         depths, embed_dims, num_heads: pairs of blocks, channels, heads of both attentions.
         window_size: tokens. mlp_ratio: hidden channels of an MLP over C. qkv_bias: biases of the q, k, v projections.
+        mlp_layer: "mlp", or a gated one, see `vitkern.models.mlp.build_mlp`.
         norm_eps: of every LayerNorm.
         down_kernel_size: of the convolutions between stages: 2, or 3 that overlap.
         channel_attn_v2: channels are attended to as in the later variants (see `vitkern.nn.ChannelAttention`).
@@ -139,6 +141,7 @@ class DaViT(PooledBackbone, Pyramid):
         window_size: int | tuple[int, int] = 7,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
+        mlp_layer: str = "mlp",
         norm_eps: float = 1e-5,
         down_kernel_size: int = 2,
         channel_attn_v2: bool = False,
@@ -159,8 +162,9 @@ class DaViT(PooledBackbone, Pyramid):
             for rate in [next(rates) for _ in range(depths[index])]:
                 windowed = WindowAttention(dim, heads, window_size, rel_pos=False, qkv_bias=qkv_bias)
                 between = ChannelAttention(dim, heads, qkv_bias=qkv_bias, **channels)
-                shape = mlp_ratio, rate, norm_eps
-                blocks = SpatialBlock(dim, windowed, *shape), ChannelBlock(dim, between, *shape)
+                mlps = [build_mlp(mlp_layer, dim, int(dim * mlp_ratio)) for _ in range(2)]
+                spatial = SpatialBlock(dim, windowed, mlps[0], rate, norm_eps)
+                blocks = spatial, ChannelBlock(dim, between, mlps[1], rate, norm_eps)
                 names = ("spatial_block", "channel_block") if named_blocks else ("0", "1")
                 pairs.append(nn.Sequential(OrderedDict(zip(names, blocks, strict=True))))
             before = Downsample(embed_dims[index - 1], dim, down_kernel_size, norm_eps) if index else nn.Identity()
