@@ -60,29 +60,40 @@ def test_parameters_are_as_many_as_the_authors(name, count):
     assert (description.parameters, description.input_size, description.num_classes) == (count, (3, 256, 256), 1000)
 
 
-@pytest.mark.parametrize("name, base", [("mobilevitv3_xxs", "mobilevit_xxs"), ("mobilevitv3_050", "mobilevitv2_050")])
-def test_all_but_the_blocks_is_as_in_timm(name, base):
-    """timm's network of v1 or v2 with the channels of v3 and these blocks in it."""
+BASES = {"mobilevitv3_xxs": "mobilevit_xxs", "mobilevitv3_050": "mobilevitv2_050"}
+
+
+def pair(name):
+    """(ours, timm's network of v1 or v2 with the channels of v3 and our blocks in it), with the same random weights."""
     timm = pytest.importorskip("timm", reason="timm is the reference of this test")
     from timm.models.mobilevit import _inverted_residual_block, _mobilevit_block
 
-    ours = model_pairs.randomise(models.create_model(name, num_classes=5).eval())
+    ours, wider = model_pairs.randomise(models.create_model(name, num_classes=5).eval()), {}
+    if name == "mobilevitv3_xxs":
+        plain = (_inverted_residual_block(d=d, c=c, s=s, br=2.0) for d, c, s in ((1, 16, 1), (3, 24, 2)))
+        mixed = (
+            _mobilevit_block(d=1, c=c, s=2, transformer_dim=64, transformer_depth=1, br=2.0) for c in (64, 80, 128)
+        )
+        wider = dict(blocks=(*plain, *mixed), num_features=512)
     with uninitialised():
-        wider = dict()
-        if name == "mobilevitv3_xxs":
-            plain = (_inverted_residual_block(d=d, c=c, s=s, br=2.0) for d, c, s in ((1, 16, 1), (3, 24, 2)))
-            mixed = (
-                _mobilevit_block(d=1, c=c, s=2, transformer_dim=64, transformer_depth=1, br=2.0) for c in (64, 80, 128)
-            )
-            wider = dict(blocks=(*plain, *mixed), num_features=512)
-        theirs = timm.create_model(base, num_classes=5, **wider)
+        theirs = timm.create_model(BASES[name], num_classes=5, **wider)
     for stage, peer in zip(ours.stages[2:], theirs.stages[2:], strict=True):
         peer[1] = copy.deepcopy(stage[1])
     theirs.eval().load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_logits_and_maps_agree_with_timm_around_the_blocks(name):
+    ours, theirs = pair(name)
     for size in (64, (70, 90)):
         model_pairs.assert_logits_agree(ours, theirs, size)
     model_pairs.assert_intermediates_agree(ours, theirs, model_pairs.images(64, 1))
-    model_pairs.assert_gradients_agree(ours, theirs, model_pairs.images((48, 80), 3), BEFORE_BATCH_NORM)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_gradients_agree_with_timm_around_the_blocks(name):
+    model_pairs.assert_gradients_agree(*pair(name), model_pairs.images((48, 80), 3), BEFORE_BATCH_NORM)
 
 
 def authors_name(name):

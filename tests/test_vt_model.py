@@ -59,20 +59,37 @@ def small(bottleneck, **changes):
     return ours, theirs
 
 
-@pytest.mark.parametrize(
-    "bottleneck, changes", [(False, {}), (True, dict(num_heads=1, token_dim=256)), (True, dict(vt_depth=1))]
-)
-def test_logits_gradients_and_maps_agree_with_the_equations(bottleneck, changes):
+CASES = [(False, {}), (True, dict(num_heads=1, token_dim=256)), (True, dict(vt_depth=1))]
+
+
+def both(bottleneck, changes):
+    """(ours, its peer below the tokens, images, the map that this gives; by the equations tokens, pixels, logits)."""
     ours, theirs = small(bottleneck, **changes)
     x = torch.randn(2, 3, 70, 96, dtype=torch.float64)
     below = theirs.forward_features(x)
     tokens, pixels = by_equations(ours, below.flatten(2).transpose(1, 2))
-    expected = tokens.mean(1) @ ours.head.fc.weight.T + ours.head.fc.bias
-    actual = ours(x)
+    return ours, theirs, x, below, tokens, pixels, tokens.mean(1) @ ours.head.fc.weight.T + ours.head.fc.bias
+
+
+@pytest.mark.parametrize("bottleneck, changes", CASES)
+def test_logits_and_maps_agree_with_the_equations(bottleneck, changes):
+    ours, _, x, below, tokens, pixels, expected = both(bottleneck, changes)
     assert expected.std() > 1e-2
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours(x), expected, rtol=1e-9, atol=1e-9)
+    features, maps = ours.forward_intermediates(x)
+    torch.testing.assert_close(features, tokens, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(maps[-2], below, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(maps[-1].flatten(2).transpose(1, 2), pixels, rtol=1e-9, atol=1e-9)
+    single = ours.float()(x.float())
+    torch.testing.assert_close(single, expected.float(), rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    assert [one.shape[1] for one in maps] == [row["num_chs"] for row in ours.feature_info]
+
+
+@pytest.mark.parametrize("bottleneck, changes", CASES)
+def test_gradients_agree_with_the_equations(bottleneck, changes):
+    ours, theirs, x, *_, expected = both(bottleneck, changes)
     parameters = dict(ours.named_parameters())
-    found = torch.autograd.grad(actual.square().sum(), list(parameters.values()))
+    found = torch.autograd.grad(ours(x).square().sum(), list(parameters.values()))
     above = [key for key in parameters if key.startswith(("vt.", "head."))]
     peers = dict(theirs.named_parameters()) | {key: parameters[key] for key in above}
     wanted = torch.autograd.grad(expected.square().sum(), [peers[key] for key in parameters])
@@ -80,11 +97,6 @@ def test_logits_gradients_and_maps_agree_with_the_equations(bottleneck, changes)
     for key, one, other in zip(parameters, found, wanted, strict=True):
         assert other.abs().max() > 1e-9 * largest, f"no signal in {key}"
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-13 * largest, msg=lambda m, key=key: f"{key}: {m}")
-    features, maps = ours.forward_intermediates(x)
-    torch.testing.assert_close(features, tokens, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(maps[-2], below, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(maps[-1].flatten(2).transpose(1, 2), pixels, rtol=1e-9, atol=1e-9)
-    assert [one.shape[1] for one in maps] == [row["num_chs"] for row in ours.feature_info]
 
 
 @pytest.mark.parametrize("layers, count", [(18, 11_807_272), (34, 21_782_312), (50, 23_216_168), (101, 42_208_296)])
