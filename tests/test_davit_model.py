@@ -72,7 +72,7 @@ def test_multiply_adds_are_those_of_the_paper():
 @pytest.mark.parametrize("size", [64, (59, 90)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_agree_with_timm(name, size):
-    """The odd size is padded in the stem, between stages and in the windows."""
+    """The odd size is padded between stages and in the windows."""
     assert_logits_agree(*pair(name, **NAMES[name]), size)
 
 

@@ -24,12 +24,6 @@ from vitkern.nn.window_attention import WindowAttention
 PAPER = "DaViT: Dual Attention Vision Transformers, Ding et al. 2022, arXiv 2204.03645"
 
 
-def pad(x: Tensor, multiple: int) -> Tensor:
-    """(B, img_h, img_w, C) with zeros below and on the right, to multiples."""
-    rows, columns = -x.shape[1] % multiple, -x.shape[2] % multiple
-    return F.pad(x, (0, 0, 0, columns, 0, rows)) if rows or columns else x
-
-
 class Stem(nn.Module):
     """A convolution of 7 x 7 pixels that makes a token of 4 x 4, and a norm."""
 
@@ -40,8 +34,6 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, height, width) -> (B, ceil(height / 4), ceil(width / 4), C)."""
-        rows, columns = -x.shape[2] % 4, -x.shape[3] % 4
-        x = F.pad(x, (0, columns, 0, rows)) if rows or columns else x
         return self.norm(self.conv(x).permute(0, 2, 3, 1))
 
 
@@ -57,7 +49,10 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, img_h, img_w, C) -> (B, ceil(img_h / 2), ceil(img_w / 2), out_dim)."""
         x = self.norm(x)
-        x = pad(x, self.conv.kernel_size[0]) if self.padded else x
+        side = self.conv.kernel_size[0]
+        rows, columns = -x.shape[1] % side, -x.shape[2] % side
+        if self.padded and (rows or columns):
+            x = F.pad(x, (0, 0, 0, columns, 0, rows))
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
