@@ -52,19 +52,19 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         dropout_p = self.attn_drop.p if self.training else 0.0
+        q_norm, k_norm = self.q_norm, self.k_norm
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, N, 3, H, D)
-        if isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity):
+        if isinstance(q_norm, nn.Identity) and isinstance(k_norm, nn.Identity):
             out = attention_qkvpacked(qkv, dropout_p=dropout_p)  # (B, N, H, D)
-        elif dropout_p == 0.0 and self._norms_are_plain():
-            parameters = self.q_norm.weight, self.q_norm.bias, self.k_norm.weight, self.k_norm.bias
-            out = qk_norm_attention(qkv, *parameters, eps=self.q_norm.eps)
+        elif (
+            dropout_p == 0.0
+            and may_bypass(q_norm, LayerNorm)
+            and may_bypass(k_norm, LayerNorm)
+            and q_norm.eps == k_norm.eps
+        ):
+            parameters = q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias
+            out = qk_norm_attention(qkv, *parameters, eps=q_norm.eps)
         else:
             q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
-            out = attention(self.q_norm(q), self.k_norm(k), v, dropout_p=dropout_p).transpose(1, 2)
+            out = attention(q_norm(q), k_norm(k), v, dropout_p=dropout_p).transpose(1, 2)
         return self.proj_drop(self.proj(out.flatten(2)))
-
-    def _norms_are_plain(self) -> bool:
-        """Whether both may be read instead of called."""
-        if not (may_bypass(self.q_norm, LayerNorm) and may_bypass(self.k_norm, LayerNorm)):
-            return False
-        return self.q_norm.eps == self.k_norm.eps
