@@ -71,10 +71,11 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (scale, eps), (qkv, policy, out) = ctx.numbers, ctx.saved_tensors
         with no_autocast(grad):
             if torch.is_grad_enabled() or is_batched(grad):
-                return *_differentiated(*ctx.numbers, grad, ctx.needs_input_grad, *ctx.saved_tensors[:2]), None, None
-            return *_gradients(*ctx.numbers, grad, *ctx.saved_tensors), None, None  # type: ignore[call-arg]
+                return *_differentiated(scale, eps, grad, ctx.needs_input_grad, qkv, policy), None, None
+            return *_gradients(scale, eps, grad, qkv, policy, out), None, None
 
 
 def _chunks(qkv: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -124,13 +125,13 @@ def _gradients(
 
 
 def _differentiated(
-    scale: float, eps: float, grad: Tensor, needs: Sequence[bool], *saved: Tensor
+    scale: float, eps: float, grad: Tensor, needs: Sequence[bool], qkv: Tensor, policy: Tensor
 ) -> list[Tensor | None]:
     """As `_gradients`, by autograd on the formula, so that they have a graph where one is wanted."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        tensors = [x.view_as(x) for x in saved]
-        out = formula(*tensors, scale, eps)[0]  # type: ignore[call-arg, arg-type]
-        leaves = [x for x, needed in zip(tensors, needs, strict=False) if needed]
+        qkv, policy = qkv.view_as(qkv), policy.view_as(policy)
+        out = formula(qkv, policy, scale, eps)[0]
+        leaves = [x for x, needed in zip((qkv, policy), needs, strict=False) if needed]
         found = iter(torch.autograd.grad(out, leaves, grad, create_graph=again))
-    return [next(found) if needed else None for needed in needs[: len(tensors)]]
+    return [next(found) if needed else None for needed in needs[:2]]
