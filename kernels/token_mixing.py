@@ -3,6 +3,13 @@ arXiv 2105.01601, equation 1), without a transpose.
 
 B images, N tokens, C channels, S hidden tokens.
 pre = fc1 norm(x) + b1 per image, (S, N) (N, C); out = x + row_scale * (fc2 act(pre) + b2).
+
+Launches: forward 3, the norm and two products; backward 5, two of products, two of gradients of weights and the norm's,
+beside sums and copies by PyTorch; one more each way for each weight whose rows are not whole lines of 16 elements.
+Bytes, in units of a tensor (B, N, C): forward 5 + 2 S / N (norm 2, product 1 + S / N, product S / N + 2), where the
+floor is 2 and pre, kept for a backward, is S / N more. Both weights stay in L2.
+Compiled for sm_90 in bfloat16 (Triton 3.9) nothing spills: products 80 and 77 registers forward, 150 and 70 backward,
+gradients of weights 71 and 94.
 """
 
 from typing import NamedTuple
