@@ -165,7 +165,7 @@ def forward_on_device(model, *inputs):
     return watch.calls
 
 
-SMALLEST = "xxs", "mini", "tiny", "small"
+SMALLEST = "xxs", "mini", "tiny", "small", "_h0"
 
 
 def families():

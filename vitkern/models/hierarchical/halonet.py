@@ -89,7 +89,8 @@ class HaloNet(StagedNet):
         return {name for name, _ in self.named_parameters() if "pos_embed" in name}
 
 
-# Table 1: block, halo, r_v, r_b, blocks of the third stage, d_f, pixels of the image.
+# Table 1: block, halo, r_v, r_b, blocks of the third stage, d_f, pixels of the image. Eight heads, as timm's H1 has:
+# the values of the last stage of H5, H6 and H7 have more than the kernel's 128 channels a head, and run in PyTorch.
 FAMILY = {
     "h0": (8, 3, 1.0, 0.5, 7, None, 256),
     "h1": (8, 3, 1.0, 1.0, 10, None, 256),
