@@ -41,6 +41,7 @@ FREE = {
     "ragged_config": ALL,
     "norm_linear_config": ALL,
     "mlp_config": ALL,
+    "mixing_config": ALL,
     "matmul_config": ("block_n", "num_warps", "num_stages"),
 }
 TILE = "local_tile"  # the one function that gives a number

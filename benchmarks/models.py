@@ -128,7 +128,7 @@ def _built(name: str, images: int, device: torch.device, dtype: torch.dtype) -> 
     """The base and the fast model or block by contender, and an input of ``images`` images.
 
     Raises:
-        BadInput: neither timm nor vitkern has the model, or the model lacks the block.
+        BadInput: neither timm nor vitkern has the model, it takes no image, or it lacks the block.
     """
     model_name, _, path = name.partition(":")
 
@@ -136,8 +136,11 @@ def _built(name: str, images: int, device: torch.device, dtype: torch.dtype) -> 
         return torch.randn(images, *shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
     if model_name in vitkern.list_models() and not is_timms(model_name):
+        found = vitkern.describe(model_name)
+        if found.input_size is None:
+            raise BadInput(f"images are timed: {model_name} takes {found.input_rule}.")
         model = vitkern.create_model(model_name).eval().to(device, dtype)
-        x = drawn(*vitkern.describe(model_name).input_size)
+        x = drawn(*found.input_size)
         return {IN_PYTORCH: OnBackend(model, "torch"), OURS: OnBackend(copy.deepcopy(model), "auto")}, x
     peer = peers.build(model_name, "timm")
     x, model = drawn(3, *peer.input_size), peer.model.to(device, dtype)

@@ -38,6 +38,8 @@ SAMPLE = (  # of all launches: between them every kernel, and strides of 1
     "separable-cross",
     "additive-197",
     "talking-cait-s24",
+    "policy-fp16",
+    "qk-norm-rms",
     "deformable-encoder",
     "mlp-192-scaled",
     "mlp-192-inference",

@@ -60,7 +60,9 @@ MODELS = {
         {"GPSA": ("gated_positional_attention",), "MHSA": ("attention",), "Block": FUSED},
     ),
     "mixer": Small(
-        MlpMixer, dict(img_size=32, patch_size=8, embed_dim=32, num_blocks=2, drop_path_rate=0.3), {"MixerBlock": FUSED}
+        MlpMixer,
+        dict(img_size=32, patch_size=8, embed_dim=32, num_blocks=2, drop_path_rate=0.3),
+        {"MixerBlock": ("token_mixing", *FUSED)},
     ),
     "mobilevit": Small("mobilevitv2_050", {}, {"LinearSelfAttention": ("separable_attention",)}),
 }

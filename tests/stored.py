@@ -8,6 +8,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+import vitkern
+
 FOLDER = Path(__file__).parent / "golden"
 
 
@@ -18,16 +20,23 @@ def each(pattern: str):
     return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
 
 
-def read(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    """(configuration, tensors by name), without the blocks that cvnets wraps convolutions in."""
+def read(path: Path, blocks: str = "") -> tuple[dict, dict[str, Tensor]]:
+    """(configuration, tensors by name), with ``blocks`` for the ".block.conv" that cvnets wraps convolutions in."""
     with safe_open(path, "pt") as file:
-        tensors = {name.replace(".block.conv", ""): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name.replace(".block.conv", blocks): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return json.loads(file.metadata()["config"]), tensors
 
 
 def load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
     module.load_state_dict(weights, strict=True)
+
+
+def policy_softmax(attn: Tensor, policy: Tensor, eps: float) -> Tensor:
+    """The weights of policy attention from its scores (B, H, N, N): products with unit keys, sums of unit values."""
+    unit = torch.eye(attn.shape[-1])[None, :, None].expand(attn.shape[0], -1, attn.shape[1], -1)
+    qkv = torch.stack([attn.transpose(1, 2), unit, unit], 2)
+    return vitkern.policy_attention(qkv, policy, scale=1.0, eps=eps).transpose(1, 2)
 
 
 def with_features(model: nn.Module):

@@ -40,6 +40,11 @@ def test_patterns_choose_among_all_models():
         models.chosen(["vit_tiny_patch16_225"])
 
 
+def test_a_model_of_tokens_is_not_timed():
+    with pytest.raises(BadInput, match=r"images are timed: bert_base takes tokens \(B, N\)"):
+        measured("bert_base")
+
+
 def test_every_default_is_there():
     defaults = {*models.GPU_MODELS, *models.CPU_MODELS, *models.BLOCKS, *models.QUICK_MODELS, *models.QUICK_BLOCKS}
     assert set(models.chosen(sorted(defaults))) == defaults

@@ -163,6 +163,11 @@ BAD = {
     "dtype": (lambda m: m(torch.zeros(1, 4)), TypeError, r"tokens are no ids: got torch\.float32; expected an int64"),
     "shape": (lambda m: m(torch.zeros(4).long()), ValueError, r"no batch of sequences: got \(4,\); expected \(B, N\)"),
     "long": (lambda m: m(torch.zeros(1, 41).long()), ValueError, r"more than there are positions: got 41; .* most 40"),
+    "none": (
+        lambda m: m(torch.zeros(2, 0).long()),
+        ValueError,
+        r"no token to pool: got \(2, 0, 32\); expected \[CLS\]",
+    ),
     "heads": (lambda m: Bert(dim=30, num_heads=4), ValueError, "do not split into heads: got dim=30, num_heads=4"),
     "act": (lambda m: Bert(act="swish"), ValueError, "unknown act: got 'swish'"),
 }

@@ -165,7 +165,7 @@ def forward_on_device(model, *inputs):
     return watch.calls
 
 
-SMALLEST = "xxs", "mini", "tiny", "small"
+SMALLEST = "xxs", "mini", "tiny", "small", "_h0"
 
 
 def families():
@@ -176,8 +176,9 @@ def families():
 
 @pytest.mark.parametrize("name", families())
 def test_a_model_stays_on_the_device(name):
+    dtype = torch.bfloat16 if name.startswith("cait") else torch.float32  # the tile that mixes heads holds no more
     with torch.device("meta"):
-        model = vitkern.create_model(name).to(torch.bfloat16).eval()
+        model = vitkern.create_model(name).to(dtype).eval()
         inputs = model.example_inputs(2)
     assert forward_on_device(model, *inputs)
 

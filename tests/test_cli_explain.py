@@ -71,6 +71,12 @@ def test_models_without_attention(run, tmp_path, photograph):
     assert code == 2 and "attention cannot be read: got a model that calls none" in err
 
 
+def test_models_of_tokens(run, tmp_path, photograph):
+    given = ("--library", "vitkern", "--image", str(photograph), "--out", str(tmp_path / "heat.png"))
+    code, _, err = run("explain", "bert_base", *given)
+    assert code == 2 and "bert_base takes no image, but tokens (B, N), ids below 30522" in err
+
+
 @pytest.mark.parametrize("size", [(120, 90), (90, 120), (64, 64)])
 def test_the_part_that_a_model_sees(size):
     transforms = pytest.importorskip("torchvision.transforms")

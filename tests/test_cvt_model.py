@@ -69,6 +69,12 @@ def test_parameters_are_as_many_as_those_of_transformers(name, count, size):
     assert description.input_size == (3, size, size)
 
 
+def test_multiply_adds_are_those_of_the_paper():
+    with torch.device("meta"):
+        costs = models.count_costs(models.create_model("cvt_13_384"))
+    assert costs.macs / 1e9 == pytest.approx(16.3, rel=0.02)
+
+
 @pytest.mark.parametrize("size", [64, (61, 90)], ids=str)
 def test_logits_agree_with_transformers(pair, size):
     ours, theirs = pair

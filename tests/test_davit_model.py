@@ -17,7 +17,7 @@ from uninitialised import uninitialised
 
 import vitkern.models as models
 from vitkern.models.hierarchical.davit import ChannelBlock, DaViT, SpatialBlock
-from vitkern.nn import ChannelAttention, WindowAttention
+from vitkern.nn import ChannelAttention, Mlp, WindowAttention
 
 timm = pytest.importorskip("timm", reason="timm is the reference of this file")
 
@@ -33,7 +33,7 @@ def test_block_against_stored_results(path):
         build, attn = SpatialBlock, WindowAttention(dim, heads, config["window_size"], rel_pos=False)
     else:
         build, attn = ChannelBlock, ChannelAttention(dim, heads, qkv_bias=True)
-    block = build(dim, attn, config["mlp_ratio"], 0.0, 1e-5)
+    block = build(dim, attn, Mlp(dim, int(dim * config["mlp_ratio"])), 0.0, 1e-5)
     stored.assert_stored(block, tensors, lambda x: block(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
@@ -63,10 +63,16 @@ def test_parameters_are_those_of_timm(name, count):
     )
 
 
+def test_multiply_adds_are_those_of_the_paper():
+    with torch.device("meta"):
+        costs = models.count_costs(models.create_model("davit_tiny"))
+    assert costs.macs / 1e9 == pytest.approx(4.5, rel=0.02)
+
+
 @pytest.mark.parametrize("size", [64, (59, 90)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_agree_with_timm(name, size):
-    """The odd size is padded in the stem, between stages and in the windows."""
+    """The odd size is padded between stages and in the windows."""
     assert_logits_agree(*pair(name, **NAMES[name]), size)
 
 

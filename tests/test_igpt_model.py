@@ -127,6 +127,16 @@ def test_top_k_draws_among_the_likeliest_alone():
             model.generate(nothing, **options)
 
 
+def test_more_than_an_image_is_refused():
+    with torch.device("meta"):
+        model = ImageGPT(**SMALL)
+        for call in (model.generate, model):
+            with pytest.raises(ValueError, match="are more than there are positions: got 43; expected at most 42"):
+                call(torch.zeros(1, 43).long())
+            with pytest.raises(TypeError, match=r"are no ids: got torch\.float32"):
+                call(torch.zeros(1, 4))
+
+
 def test_features_for_a_linear_probe():
     ours, theirs = pair()
     pixels = torch.randint(0, 20, (3, 42))

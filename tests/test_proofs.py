@@ -54,8 +54,10 @@ LOCAL = {
 }  # fmt: skip
 COMPOSED = "nadaraya_watson"  # of attention
 
-NORMS = {"layernorm", "layernorm_mlp", "rmsnorm"}
-DENSE = {"attention", "gated_positional_attention", COMPOSED}
+MLPS = {"layernorm_glu", "layernorm_mlp", "token_mixing"}
+NORMED = "qk_norm_attention"  # on both
+NORMS = {"layernorm", "rmsnorm", NORMED} | MLPS
+DENSE = {"attention", "gated_positional_attention", COMPOSED, NORMED}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ DENSE = {"attention", "gated_positional_attention", COMPOSED}
     [
         ("kernels/loop/stream.py", "tl.program_id(0)", "tl.program_id(1)", {"window_attention"} | DENSE | LOCAL),
         ("kernels/rows/layernorm.py", "tl.program_id(0)", "tl.program_id(1)", NORMS),
-        ("kernels/rows/activations.py", "0.5", "0.25", {"layernorm_mlp"}),
+        ("kernels/rows/activations.py", "0.5", "0.25", MLPS),
         ("vitkern/ops/attention/softmax.py", "import math", "import cmath", DENSE),
         ("vitkern/ops/halo_attention.py", "import torch", "import torch as t", {"halo_attention"}),
         ("vitkern/reference/sparse_attention.py", "import torch", "import torch as t", {"sparse_attention"}),

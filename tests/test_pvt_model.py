@@ -67,6 +67,22 @@ def test_parameters_are_as_many_as_those_of_transformers(name, count):
     assert {key for key in ours.state_dict() if "." not in key} == {"cls_token", *(f"pos_embed{k}" for k in "1234")}
 
 
+def test_norms_have_the_eps_of_the_authors():
+    """1e-5 after embeddings and reductions, 1e-6 elsewhere; transformers has one for all."""
+    for options, embed in (({}, 1e-5), (dict(embed_eps=1e-6), 1e-6)):
+        model = models.create_model("pvt_tiny", img_size=64, **SMALL, **options)
+        found = {name: module.eps for name, module in model.named_modules() if hasattr(module, "eps")}
+        assert found == {
+            name: embed if name.endswith(("attn.norm", *(f"embed{k}.norm" for k in "1234"))) else 1e-6 for name in found
+        }
+
+
+def test_multiply_adds_are_those_of_the_paper():
+    with torch.device("meta"):
+        costs = models.count_costs(models.create_model("pvt_small"))
+    assert costs.macs / 1e9 == pytest.approx(3.8, rel=0.02)
+
+
 def test_logits_agree_with_transformers(pair):
     ours, theirs, size = pair
     x = images(size)

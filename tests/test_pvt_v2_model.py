@@ -44,6 +44,12 @@ def test_parameters_are_those_of_timm(name, count):
     assert models.describe(name).parameters == sum(p.numel() for p in theirs.parameters()) == count
 
 
+def test_multiply_adds_are_those_of_the_paper():
+    with torch.device("meta"):
+        costs = models.count_costs(models.create_model("pvt_v2_b2"))
+    assert costs.macs / 1e9 == pytest.approx(4.0, rel=0.02)
+
+
 @pytest.mark.parametrize("size", [64, (61, 90)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_agree_with_timm(name, size):

@@ -54,6 +54,12 @@ def test_parameters_are_those_of_timm(name, count):
     assert ours.no_weight_decay() == theirs.no_weight_decay()
 
 
+def test_multiply_adds_are_those_of_the_paper():
+    with torch.device("meta"):
+        costs = models.count_costs(models.create_model("twins_svt_base"))
+    assert costs.macs / 1e9 == pytest.approx(8.6, rel=0.02)
+
+
 @pytest.mark.parametrize("size", [64, (101, 70)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_agree_with_timm(name, size):

@@ -67,15 +67,27 @@ def test_parameters_are_those_of_torchvision(name):
     assert shapes == {key: value.shape for key, value in ours.state_dict().items()}
 
 
-@pytest.mark.parametrize("stem", [dict(channels=(8, 8, 12, 12), strides=(2, 2, 2, 2)), dict(), None], ids=str)
-def test_logits_and_gradients_agree_with_torchvision(stem):
+STEMS = pytest.mark.parametrize("stem", [dict(channels=(8, 8, 12, 12), strides=(2, 2, 2, 2)), dict(), None], ids=str)
+
+
+def built(stem):
+    """(ours, torchvision's) with the same random weights; no stem: patches."""
     name = "vit_p_1gf_224" if stem is None else "vit_c_18gf_224"
     wide = dict(channels=(64, 128, 128, 256, 256, 512), strides=(2, 2, 1, 2, 1, 2)) if stem == {} else stem or {}
     ours = models.create_model(name, **SMALL, **(stem or {}), img_size=48)
     theirs = randomise(peer_of({**SMALL, **wide, "img_size": 48})).eval()
     ours.load_state_dict(converted(theirs), strict=True)
-    assert_logits_agree(ours.eval(), theirs, 48)
-    x = images(48)
+    return ours.eval(), theirs
+
+
+@STEMS
+def test_logits_agree_with_torchvision(stem):
+    assert_logits_agree(*built(stem), 48)
+
+
+@STEMS
+def test_gradients_agree_with_torchvision(stem):
+    (ours, theirs), x = built(stem), images(48)
     (logits, d_image, gradients), (expected, d_expected, peers) = step(ours, x), step(theirs, x)
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(d_image, d_expected, rtol=1e-7, atol=1e-9 * d_expected.abs().max().item())

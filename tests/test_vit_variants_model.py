@@ -20,6 +20,7 @@ from uninitialised import uninitialised
 
 import vitkern.models as models
 from vitkern.models.plain.vit import VisionTransformer
+from vitkern.nn import GluMlp as GatedMlp
 
 timm = pytest.importorskip("timm", reason="timm is the reference of this file")
 from timm.layers import GluMlp, SwiGLUPacked  # noqa: E402
@@ -72,17 +73,28 @@ def test_published_parameter_counts(name, classes, count):
     assert sum(p.numel() for p in model.parameters()) == count
 
 
-@pytest.mark.parametrize("name", ["vit_giant_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
-def test_dinov2_agrees_with_timm(name):
-    ours, theirs = pair(name, embed_dim=48, num_heads=3, depth=2, img_size=56, dynamic_img_size=True)
+DINOV2 = pytest.mark.parametrize("name", ["vit_giant_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
+
+
+def pair_of_dinov2(name):
+    return pair(name, embed_dim=48, num_heads=3, depth=2, img_size=56, dynamic_img_size=True)
+
+
+@DINOV2
+def test_logits_of_dinov2_agree_with_timm(name):
+    ours, theirs = pair_of_dinov2(name)
     for size in (56, (42, 84)):
         assert_logits_agree(ours, theirs, size)
     assert_intermediates_agree(ours, theirs, images((28, 70)))
-    assert_gradients_agree(ours, theirs, images(56))
+
+
+@DINOV2
+def test_gradients_of_dinov2_agree_with_timm(name):
+    assert_gradients_agree(*pair_of_dinov2(name), images(56))
 
 
 @pytest.mark.parametrize("name", ["vit_giant_patch14_224", "vit_gigantic_patch14_224"])
-def test_sizes_of_heads_that_are_no_power_of_two(name):
+def test_logits_of_heads_that_are_no_power_of_two_wide(name):
     heads = models.describe(name).arguments
     width = heads["embed_dim"] // heads["num_heads"]
     assert width in (88, 104)
@@ -90,11 +102,11 @@ def test_sizes_of_heads_that_are_no_power_of_two(name):
 
 
 @pytest.mark.parametrize("kind", GATED)
-def test_gated_perceptrons_are_those_of_timm(kind):
+def test_logits_of_gated_perceptrons_agree_with_timm(kind):
     assert_logits_agree(*built(GATED[kind], mlp_layer=kind, mlp_ratio=3.0), SMALL["img_size"])
 
 
-@pytest.mark.parametrize(
+OPTIONS = pytest.mark.parametrize(
     "options",
     [
         dict(global_pool="map", reg_tokens=2),
@@ -104,13 +116,19 @@ def test_gated_perceptrons_are_those_of_timm(kind):
     ],
     ids=str,
 )
-def test_options_agree_with_timm(options):
-    ours, theirs = built(**options)
-    assert_logits_agree(ours, theirs, SMALL["img_size"])
-    assert_gradients_agree(ours, theirs, images(SMALL["img_size"]))
 
 
-def test_gated_perceptrons_are_trained_as_those_of_timm():
+@OPTIONS
+def test_logits_agree_with_timm(options):
+    assert_logits_agree(*built(**options), SMALL["img_size"])
+
+
+@OPTIONS
+def test_gradients_agree_with_timm(options):
+    assert_gradients_agree(*built(**options), images(SMALL["img_size"], 4))
+
+
+def test_gradients_of_gated_perceptrons_agree_with_timm():
     ours, theirs = built(GATED["swiglu"], mlp_layer="swiglu", init_values=0.3, drop_path_rate=0.2)
     assert_gradients_agree(ours, theirs, images(SMALL["img_size"]))
     assert_checkpointing_changes_nothing(ours.float(), images(SMALL["img_size"]))
@@ -127,19 +145,56 @@ def test_another_pooling():
         model.reset_classifier(3, "map")
 
 
-def test_an_image_of_pixels_as_tokens():
-    """4096 pixels, forwards and backwards, against timm's; without the weights of all pairs, which would be 64 MB."""
-    options = dict(embed_dim=16, num_heads=1, depth=1, img_size=64, num_classes=5)
-    ours, theirs = pair_of_pixels(**options)
-    assert_logits_agree(ours, theirs, 64, batch=1)
-    assert_gradients_agree(ours, theirs, images(64, 1))
-    assert_maps("vit_tiny_patch1_224", 4, **options | dict(img_size=4, depth=3))
+@pytest.mark.parametrize("pooled", ["map", "avg"])
+def test_a_backbone_does_not_pool(pooled):
+    maps = models.create_model("vit_tiny_patch16_224", features_only=True, **SMALL, global_pool=pooled)
+    assert {name.split(".")[1] for name, _ in maps.named_parameters()} == {
+        "cls_token", "pos_embed", "patch_embed", "blocks"
+    }  # fmt: skip
 
 
-def pair_of_pixels(**options):
+PYRAMID = dict(depths=(1, 1, 1, 1), embed_dims=(16, 16, 16, 16), num_heads=(1, 1, 1, 1))
+# A small one of each family beside the plain ones.
+OTHERS = {
+    "swin_tiny_patch4_window7_224": dict(embed_dim=16, depths=(1, 1), num_heads=(1, 2)),
+    "swinv2_tiny_window8_256": dict(embed_dim=16, depths=(1, 1), num_heads=(1, 2)),
+    "nat_mini": dict(embed_dim=16, depths=(1, 1), num_heads=(1, 2), kernel_size=3),
+    "vil_tiny_window7_224": dict(embed_dims=(16, 16, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)),
+    "vitdet_base": dict(embed_dim=16, depth=1, num_heads=1),
+    "pvt_tiny": PYRAMID,
+    "cvt_13": PYRAMID | dict(depths=(1, 1, 1), embed_dims=(16, 16, 16), num_heads=(1, 1, 1)),
+    "twins_pcpvt_small": PYRAMID,
+    "davit_tiny": PYRAMID | dict(window_size=4),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_model_has_gated_perceptrons(name):
+    model = randomise(models.create_model(name, **OTHERS[name], img_size=32, mlp_layer="swiglu"))
+    gated = [module for module in model.modules() if isinstance(module, GatedMlp)]
+    assert len(gated) == sum(OTHERS[name].get("depths", (1,))) * (2 if name.startswith("davit") else 1)
+    assert all(module.act == "silu" and not module.gate_last for module in gated)
+    model(images(32)).square().sum().backward()
+    assert all(module.fc1.weight.grad.abs().max() > 0 for module in gated)
+
+
+PIXELS = dict(embed_dim=16, num_heads=1, depth=1, img_size=64, num_classes=5)
+
+
+def pair_of_pixels():
+    """4096 tokens."""
     with uninitialised():
-        theirs = Peer(patch_size=1, **options)
-    return same_weights(models.create_model("vit_tiny_patch1_224", **options), theirs)
+        theirs = Peer(patch_size=1, **PIXELS)
+    return same_weights(models.create_model("vit_tiny_patch1_224", **PIXELS), theirs)
+
+
+def test_logits_of_pixels_agree_with_timm():
+    assert_logits_agree(*pair_of_pixels(), 64, batch=1)
+    assert_maps("vit_tiny_patch1_224", 4, **PIXELS | dict(img_size=4, depth=3))
+
+
+def test_gradients_of_pixels_agree_with_timm():
+    assert_gradients_agree(*pair_of_pixels(), images(64, 1))
 
 
 @pytest.mark.parametrize(

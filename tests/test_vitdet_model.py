@@ -70,7 +70,7 @@ def built():
 
 
 @pytest.mark.parametrize("size", [(128, 128), (80, 176), (16, 48)], ids=str)
-def test_maps_agree_with_transformers(size):
+def test_maps_in_place_of_logits_agree_with_transformers(size):
     ours, theirs = built()
     x = images(size)
     with torch.no_grad():
@@ -150,7 +150,7 @@ def channel_norm(x, norm):
     return x * norm.weight[:, None, None] + norm.bias[:, None, None]
 
 
-def test_the_simple_pyramid_is_the_papers():
+def test_maps_in_place_of_logits_of_the_simple_pyramid_are_the_papers():
     """Names and steps of detectron2's `SimpleFeaturePyramid` of scales 4, 2, 1 and 1/2."""
     model = randomise(SimpleFeaturePyramid(**SMALL, out_channels=8)).eval()
     parts, x = dict(model.named_modules()), images(64, 1)
@@ -176,7 +176,7 @@ def test_the_simple_pyramid_is_the_papers():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
 
 
-def test_the_other_pyramid_ends_as_torchvisions():
+def test_maps_in_place_of_logits_of_the_other_pyramid_are_torchvisions():
     """Four blocks, brought to four scales, through torchvision's FPN with the same weights."""
     torchvision = pytest.importorskip("torchvision", reason="torchvision is the reference of this test")
     model = randomise(FeaturePyramid(**SMALL, out_channels=8)).eval()

@@ -22,16 +22,20 @@ _PUBLIC = {
     "explain": "vitkern.explaining.explanation",
     "gated_positional_attention": "vitkern.ops.gated_positional_attention",
     "layernorm": "vitkern.ops.layernorm",
+    "layernorm_glu": "vitkern.ops.layernorm_glu",
     "layernorm_mlp": "vitkern.ops.layernorm_mlp",
     "local_attention": "vitkern.ops.local_attention",
     "list_models": "vitkern.models.registry",
     "load_weights": "vitkern.models.weights",
     "nadaraya_watson": "vitkern.ops.nadaraya_watson",
     "neighborhood_attention": "vitkern.ops.neighborhood_attention",
+    "policy_attention": "vitkern.ops.policy_attention",
     "projected_window_attention": "vitkern.ops.window_attention",
+    "qk_norm_attention": "vitkern.ops.qk_norm_attention",
     "rmsnorm": "vitkern.ops.rmsnorm",
     "separable_attention": "vitkern.ops.separable_attention",
     "talking_heads_attention": "vitkern.ops.talking_heads_attention",
+    "token_mixing": "vitkern.ops.token_mixing",
     "use_backend": "vitkern.dispatch",
     "window_attention": "vitkern.ops.window_attention",
 }
@@ -57,13 +61,17 @@ if TYPE_CHECKING:  # the same, for type checkers and editors
     from vitkern.ops.deformable_attention import deformable_attention as deformable_attention
     from vitkern.ops.gated_positional_attention import gated_positional_attention as gated_positional_attention
     from vitkern.ops.layernorm import layernorm as layernorm
+    from vitkern.ops.layernorm_glu import layernorm_glu as layernorm_glu
     from vitkern.ops.layernorm_mlp import layernorm_mlp as layernorm_mlp
     from vitkern.ops.local_attention import local_attention as local_attention
     from vitkern.ops.nadaraya_watson import nadaraya_watson as nadaraya_watson
     from vitkern.ops.neighborhood_attention import neighborhood_attention as neighborhood_attention
+    from vitkern.ops.policy_attention import policy_attention as policy_attention
+    from vitkern.ops.qk_norm_attention import qk_norm_attention as qk_norm_attention
     from vitkern.ops.rmsnorm import rmsnorm as rmsnorm
     from vitkern.ops.separable_attention import separable_attention as separable_attention
     from vitkern.ops.talking_heads_attention import talking_heads_attention as talking_heads_attention
+    from vitkern.ops.token_mixing import token_mixing as token_mixing
     from vitkern.ops.window_attention import projected_window_attention as projected_window_attention
     from vitkern.ops.window_attention import window_attention as window_attention
 else:

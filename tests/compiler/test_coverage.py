@@ -31,6 +31,7 @@ MODELS = (
     ("deit_tiny_distilled_patch16_224", 1),
     ("vit_giant_patch14_map_224", 1),
     ("vit_22b_patch14_224", 1),
+    ("vit_giant_patch14_dinov2", 1),
     ("cait_s24_224", 1),
     ("convit_small", 1),
     ("cpvt_tiny_patch16_gap_224", 1),
@@ -50,16 +51,27 @@ MODELS = (
     ("twins_svt_small", 2),
     ("cvt_13", 1),
     ("davit_tiny", 1),
+    ("halonet_h0", 1),
+    ("halonet26t", None),
+    ("halonet50ts", None),
+    ("mobilevit_s", None),
+    ("mobilevitv2_100", None),
+    ("mobilevitv3_100", None),
+    ("sasa_resnet26", 1),
+    ("vt_resnet18", None),
+    ("vt_resnet50", None),
     ("transformer_base", 1),
     ("bert_base", 1),
     ("igpt_small", 1),
     ("igpt_medium", 1),
     ("igpt_large", 1),
+    ("dynamicvit_deit_s", 12),
+    ("deformable_detr", 1),
 )
 
 
 SEQUENCE = "transformer", "bert", "igpt"
-PLAIN = "vit", "deit", "cait", "convit", "cpvt", "mixer"
+PLAIN = "vit", "deit", "cait", "convit", "cpvt", "dynamicvit"
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +168,11 @@ def combinations_of_model(monkeypatch):
             depths = {"num_blocks": depth}
         if name.startswith("convit"):
             depths = {"depth": depth + 1, "local_up_to_layer": depth}
+        if name.startswith("deformable"):
+            depths = {"depths": (depth,) * 2, "backbone_depths": (1,) * 4, "backbone_width": 8}
         if name.startswith("dinat"):
             depths["dilations"] = ((1, 8), (1, 4), (1, 2), (1, 1))
+        depths = depths if depth else {}
         with torch.device("meta"):
             model = vitkern.create_model(name, **depths).to(torch.bfloat16).eval()
         model = model.to_empty(device="cpu")

@@ -62,7 +62,10 @@ def test_the_sample_covers_operators_dtypes_layouts_and_hooks():
 # What can be left out has a field of its own there; and a NaN reaches every query of a tile, by a weight of 0 too.
 WITHOUT = {
     (f"{name}attention", "without")
-    for name in ("", "additive_", "channel_", "deformable_", "gated_positional_", "local_", "separable_", "sparse_")
+    for name in (
+        *("", "additive_", "channel_", "deformable_", "gated_positional_"),
+        *("local_", "policy_", "separable_", "sparse_"),
+    )
 } | {
     ("local_attention", "values"),
     ("separable_attention", "wide"),

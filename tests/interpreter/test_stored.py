@@ -4,6 +4,7 @@ PyTorch in `test_local_attention`.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,11 @@ def test_stored_samples():
     with vitkern.use_backend("interpreter"):
         names = "value", "sampling_locations", "attention_weights"
         stored.assert_stored(nn.Module(), tensors, call, inputs=names)
+
+
+@pytest.mark.parametrize("name", ["allpruned", "normal", "ones"])
+def test_stored_policies(name):
+    config, tensors = stored.read(stored.FOLDER / f"dynamicvit_policy_softmax_{name}.safetensors")
+    with vitkern.use_backend("interpreter"):
+        call = partial(stored.policy_softmax, eps=config["eps"])
+        stored.assert_stored(nn.Module(), tensors, call, inputs=("attn", "policy"))

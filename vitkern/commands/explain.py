@@ -95,12 +95,15 @@ def _own(name: str, weights: Path | None, pretrained: bool) -> Peer:
         raise BadInput("vitkern downloads nothing; give --weights FILE, or --library timm")
     if name not in list_models():
         raise BadInput(f"no model is called {name!r} in vitkern.{near_matches(name, list_models())}")
+    found = describe(name)
+    if found.input_size is None:
+        raise BadInput(f"{name} takes no image, but {found.input_rule}")
     torch.manual_seed(0)
     if weights is None:
         model = create_model(name)
     else:
         model = refused("the weights", lambda: create_model(name, weights=weights), f"do not fit {name}")
-    size = describe(name).input_size[1:]
+    size = found.input_size[1:]
     halves = name.startswith("vit_")  # as ViT's own weights were trained; the others take ImageNet's mean and deviation
     mean, std = ((0.5,) * 3,) * 2 if halves else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     preprocess = _Preprocess(size, mean, std)

@@ -45,6 +45,7 @@ ADAPTERS = {
     "torchvision.models.swin_transformer.SwinTransformerBlockV2": "torchvision_swin.SwinTransformerBlockV2",
     "transformers.models.vit.modeling_vit.ViTLayer": "transformers_vit.ViTLayer",
     "transformers.models.deit.modeling_deit.DeiTLayer": "transformers_vit.DeiTLayer",
+    "transformers.models.dinov2.modeling_dinov2.Dinov2Layer": "transformers_dinov2.Dinov2Layer",
     "transformers.models.vitdet.modeling_vitdet.VitDetLayer": "transformers_vitdet.VitDetLayer",
     "transformers.models.sam.modeling_sam.SamVisionLayer": "transformers_sam.SamVisionLayer",
     "transformers.models.swin.modeling_swin.SwinLayer": "transformers_swin.SwinLayer",

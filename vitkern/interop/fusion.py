@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from vitkern.dispatch import is_eager
 from vitkern.ops.bypass import all_plain, ordinary, plain
+from vitkern.ops.layernorm_glu import layernorm_glu
 from vitkern.ops.layernorm_mlp import layernorm_mlp
+from vitkern.ops.token_mixing import token_mixing
 
 # Classes an adapter may look through. Each library's module adds its own.
 LAYER_NORMS: list[type] = [nn.LayerNorm]
 ACTIVATIONS: dict[type, str] = {nn.GELU: "gelu"}
+GATES: dict[type, str] = {nn.Identity: "identity", nn.ReLU: "relu", nn.Sigmoid: "sigmoid", nn.SiLU: "silu"}
 DROP_PATHS: list[type] = [nn.Identity]
 WRAPPERS: list[type] = []  # what holds the linears of an MLP
 LAYER_SCALES: list[type] = []  # with their factors as ``gamma``
@@ -28,7 +31,10 @@ def silent(module: nn.Module, training: bool | None = None) -> bool:
 
 
 class Mlp(NamedTuple):
-    """The parts of ``x + drop_path(layer_scale(fc2(act(fc1(norm(x))))))``; post-norm has ``norm`` after ``fc2``."""
+    """The parts of ``x + drop_path(layer_scale(fc2(act(fc1(norm(x))))))``; post-norm has ``norm`` after ``fc2``.
+
+    With a ``gate``, ``act(gate) * value`` stands for act: "first" or "last" of the halves of fc1, or "pair": fc1 gives
+    it, and ``value`` is the linear of the values."""
 
     norm: nn.Module
     fc1: nn.Module
@@ -38,6 +44,24 @@ class Mlp(NamedTuple):
     wrappers: tuple[nn.Module, ...] = ()  # containers that are not called any more
     layer_scale: nn.Module | Tensor | None = None  # or the factors themselves
     drop_path: nn.Module | None = None
+    gate: str = ""
+    value: nn.Module | None = None
+
+    @property
+    def linears(self) -> tuple[nn.Module, ...]:
+        return (self.fc1, self.fc2) if self.value is None else (self.fc1, self.value, self.fc2)
+
+    @property
+    def activation(self) -> str | None:
+        """The op's name for ``act``, None where it has none."""
+        if self.gate and type(self.act) in GATES:
+            return GATES[type(self.act)]
+        name = activation(self.act)
+        return None if self.gate and name == "quick_gelu" else name
+
+    @property
+    def op(self) -> str:
+        return "layernorm_glu" if self.gate else "layernorm_mlp"
 
 
 def obstacle(mlp: Mlp, training: bool | None = None) -> str | None:
@@ -47,9 +71,9 @@ def obstacle(mlp: Mlp, training: bool | None = None) -> str | None:
         return f"its norm is a {type(norm).__name__}"
     if len(norm.normalized_shape) != 1 or getattr(norm, "_fast_norm", False):
         return "its LayerNorm is over several dimensions, or timm's fast one"
-    if activation(mlp.act) is None:
+    if mlp.activation is None:
         return f"its activation is a {type(mlp.act).__name__}"
-    for linear in (mlp.fc1, mlp.fc2):
+    for linear in mlp.linears:
         if type(linear) is not nn.Linear:
             return f"its linear is a {type(linear).__name__}"
         if not ordinary(linear.weight):
@@ -70,7 +94,9 @@ def obstacle(mlp: Mlp, training: bool | None = None) -> str | None:
         layer_scale = None
     elif layer_scale is not None and type(layer_scale) not in LAYER_SCALES:
         return f"its layer scale is a {type(layer_scale).__name__}"
-    parts = (norm, mlp.act, mlp.fc1, mlp.fc2, layer_scale, drop_path, *mlp.wrappers)
+    if mlp.value is not None and (mlp.value.bias is None) != (mlp.fc1.bias is None):
+        return "of gate and value one has a bias"
+    parts = (norm, mlp.act, *mlp.linears, layer_scale, drop_path, *mlp.wrappers)
     if not all_plain(part for part in parts if part is not None):
         return "hooks, a forward or weights of its own are attached to one of its parts"
     return None
@@ -97,26 +123,33 @@ def activation(module: nn.Module) -> str | None:
 
 def run(x: Tensor, mlp: Mlp, post_norm: bool = False) -> Tensor:
     """``x`` (B, ..., C) with the MLP's residual branch added. Only where `obstacle` is None."""
-    drop_path = mlp.drop_path
-    row_scale = None
-    if drop_path is not None and drop_path.training and type(drop_path) is not nn.Identity:
-        # Called on ones, stochastic depth gives its factors and takes from the generator what it always takes.
-        row_scale = drop_path(x.new_ones(x.shape[0], 1, 1)).flatten()
     scale = mlp.layer_scale
-    return layernorm_mlp(
-        x,
-        mlp.norm.weight,
-        mlp.norm.bias,
-        mlp.fc1.weight,
-        mlp.fc1.bias,
-        mlp.fc2.weight,
-        mlp.fc2.bias,
+    arguments = (x, mlp.norm.weight, mlp.norm.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)
+    options = dict(
         eps=mlp.norm.eps,
-        act=activation(mlp.act),
+        act=mlp.activation,
         layer_scale=scale.gamma if isinstance(scale, nn.Module) else scale,
-        row_scale=row_scale,
-        post_norm=post_norm,
+        row_scale=_row_scale(x, mlp.drop_path),
     )
+    if not mlp.gate:
+        return layernorm_mlp(*arguments, **options, post_norm=post_norm)
+    if mlp.value is not None:
+        options |= dict(value_weight=mlp.value.weight, value_bias=mlp.value.bias)
+    return layernorm_glu(*arguments, **options, gate_last=mlp.gate == "last")
+
+
+def run_over_tokens(x: Tensor, mlp: Mlp) -> Tensor:
+    """``x`` (B, N, C) with the residual branch of an MLP along the tokens added. Only where `obstacle` is None."""
+    linears = (mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)
+    norm, row_scale = (mlp.norm.weight, mlp.norm.bias), _row_scale(x, mlp.drop_path)
+    return token_mixing(x, *norm, *linears, eps=mlp.norm.eps, act=mlp.activation, row_scale=row_scale)
+
+
+def _row_scale(x: Tensor, drop_path: nn.Module | None) -> Tensor | None:
+    """Called on ones, stochastic depth gives its factors and takes from the generator what it always takes."""
+    if drop_path is None or not drop_path.training or type(drop_path) is nn.Identity:
+        return None
+    return drop_path(x.new_ones(x.shape[0], 1, 1)).flatten()
 
 
 def joined(x: Tensor, *linears: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -157,5 +190,5 @@ def mlp_fit(mlp: Mlp) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if reason is not None:
         return (), (f"MLP not fused: {reason}",)
     if obstacle(mlp, training=True) is not None:
-        return ("layernorm_mlp",), ("MLP not fused in training: its dropout is active then",)
-    return ("layernorm_mlp",), ()
+        return (mlp.op,), ("MLP not fused in training: its dropout is active then",)
+    return (mlp.op,), ()

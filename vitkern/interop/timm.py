@@ -3,19 +3,23 @@
 import timm.layers.activations
 from timm.layers import Attention as TimmAttention
 from timm.layers import DropPath, LayerNorm, LayerScale
+from timm.layers.mlp import GluMlp, SwiGLU
 from timm.layers.mlp import Mlp as TimmMlp
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.timm_qk_norm import qk_norms
 from vitkern.ops.attention import attention, attention_qkvpacked
 from vitkern.ops.bypass import plain
+from vitkern.ops.qk_norm_attention import qk_norm_attention
 
 fusion.LAYER_NORMS.append(LayerNorm)
 fusion.DROP_PATHS.append(DropPath)
-fusion.WRAPPERS.append(TimmMlp)
+fusion.WRAPPERS += [TimmMlp, GluMlp, SwiGLU]
 fusion.LAYER_SCALES.append(LayerScale)
+fusion.GATES.update({timm.layers.activations.Sigmoid: "sigmoid", timm.layers.activations.Swish: "silu"})
 fusion.ACTIVATIONS.update(
     {
         timm.layers.activations.GELU: "gelu",
@@ -32,14 +36,19 @@ def parts_of(
     norm: nn.Module, mlp: nn.Module, drop_path: nn.Module, layer_scale: nn.Module | Tensor | None = None
 ) -> fusion.Mlp | None:
     """The second half of a timm block as parts; None where its MLP is of another kind."""
-    if type(mlp) is not TimmMlp:
+    if type(mlp) not in (TimmMlp, GluMlp, SwiGLU):
         return None
     inner = mlp._modules
     between = (inner["drop1"], inner["norm"], inner["drop2"])
     if isinstance(layer_scale, nn.Module) and type(layer_scale) is not LayerScale:
         between, layer_scale = (*between, layer_scale), None  # an Identity, or something that has to be called
-    linears = inner["fc1"], inner["act"], inner["fc2"]
-    return fusion.Mlp(norm, *linears, between, (mlp,), layer_scale, drop_path)
+    gate, value = "", None
+    if type(mlp) is SwiGLU:
+        gate, value = "pair", inner["fc1_x"]
+    elif type(mlp) is GluMlp:
+        gate = "last" if mlp.gate_last else "first"
+    linears = inner["fc1_g" if gate == "pair" else "fc1"], inner["act"], inner["fc2"]
+    return fusion.Mlp(norm, *linears, between, (mlp,), layer_scale, drop_path, gate, value)
 
 
 def mlp_of(block: nn.Module) -> fusion.Mlp | None:
@@ -67,7 +76,7 @@ class Attention(Adapter, TimmAttention):
     def fit(cls, module: nn.Module) -> Fit:
         if not plain(module.attn_drop, nn.Dropout):
             return WATCHED
-        return Fit(("attention",))
+        return Fit(("attention",) if qk_norms(module.q_norm, module.k_norm) is None else ("qk_norm_attention",))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if not plain(self.attn_drop, nn.Dropout) or (is_causal and attn_mask is not None):
@@ -84,6 +93,13 @@ class Attention(Adapter, TimmAttention):
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
         if plain(self.q_norm, nn.Identity) and plain(self.k_norm, nn.Identity):
             out = attention_qkvpacked(qkv, **arguments)
+        elif (
+            attn_mask is None
+            and not is_causal
+            and arguments["dropout_p"] == 0.0
+            and (norms := qk_norms(self.q_norm, self.k_norm))
+        ):
+            out = qk_norm_attention(qkv, *norms.parameters, **norms.options, scale=arguments["scale"])
         else:
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, D)
             out = attention(self.q_norm(q), self.k_norm(k), v, **arguments).transpose(1, 2)

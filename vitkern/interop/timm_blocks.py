@@ -32,22 +32,35 @@ class LayerScaleBlock(Adapter, TimmLayerScaleBlock):
 
 
 class MixerBlock(Adapter, TimmMixerBlock):
-    """`timm.models.mlp_mixer.MixerBlock`: its MLP between channels."""
+    """`timm.models.mlp_mixer.MixerBlock`: its MLP between tokens, and that between channels."""
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        return Fit(*fit_of(cls._parts(module), module.mlp_channels))
+        tokens = fit_of(cls._tokens(module), module.mlp_tokens)
+        channels = fit_of(cls._channels(module), module.mlp_channels)
+        mixes = ("token_mixing",) if tokens[0] else ()
+        return Fit((*mixes, *channels[0]), tuple(dict.fromkeys(tokens[1] + channels[1])))
 
     @staticmethod
-    def _parts(block: nn.Module) -> fusion.Mlp | None:
+    def _tokens(block: nn.Module) -> fusion.Mlp | None:
+        parts = parts_of(block.norm1, block.mlp_tokens, block.drop_path)
+        return None if parts is None or parts.gate else parts
+
+    @staticmethod
+    def _channels(block: nn.Module) -> fusion.Mlp | None:
         return parts_of(block.norm2, block.mlp_channels, block.drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        mlp = self._parts(self)
-        if not fusion.fits(mlp):
+        tokens, channels = self._tokens(self), self._channels(self)
+        if not fusion.fits(tokens) and not fusion.fits(channels):
             return super().forward(x)
-        x = x + self.drop_path(self.mlp_tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2))
-        return fusion.run(x, mlp)
+        if fusion.fits(tokens):
+            x = fusion.run_over_tokens(x, tokens)
+        else:
+            x = x + self.drop_path(self.mlp_tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2))
+        if fusion.fits(channels):
+            return fusion.run(x, channels)
+        return x + self.drop_path(self.mlp_channels(self.norm2(x)))
 
 
 class XCABlock(Adapter, TimmXCABlock):

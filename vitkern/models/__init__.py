@@ -4,7 +4,8 @@ from vitkern.models.backbone import Backbone
 from vitkern.models.convert import convert_state_dict
 from vitkern.models.costs import Costs, count_costs
 from vitkern.models.features import FeatureMaps
-from vitkern.models.hierarchical import cvt, davit, nat, pvt, pvt_v2, swin, swin_v2, twins, vil
+from vitkern.models.hierarchical import cvt, davit, halonet, nat, pvt, pvt_v2, sasa, swin, swin_v2, twins, vil
+from vitkern.models.mobile import mobilevit, mobilevit_v2, mobilevit_v3
 from vitkern.models.plain import (
     cait,
     convit,
@@ -23,7 +24,7 @@ from vitkern.models.plain import (
 )
 from vitkern.models.registry import Architecture, Description, create_model, describe, list_models, register
 from vitkern.models.sequence import bert, igpt, transformer
-from vitkern.models.tokens import deformable_detr, dynamic_vit
+from vitkern.models.tokens import deformable_detr, dynamic_vit, vt
 from vitkern.models.weights import load_weights, read_weights
 
 __all__ = [
@@ -46,15 +47,20 @@ __all__ = [
     "describe",
     "dinov2",
     "dynamic_vit",
+    "halonet",
     "igpt",
     "list_models",
     "load_weights",
     "mixer",
+    "mobilevit",
+    "mobilevit_v2",
+    "mobilevit_v3",
     "nat",
     "pvt",
     "pvt_v2",
     "read_weights",
     "register",
+    "sasa",
     "swin",
     "swin_v2",
     "transformer",
@@ -68,4 +74,5 @@ __all__ = [
     "vit_scaled",
     "vitdet",
     "vitdet_pyramid",
+    "vt",
 ]

@@ -23,7 +23,13 @@ _SWIN_SIZES = {
 }
 # timm's checkpoints of these trainings have another head than the 1000 classes of ImageNet-1k.
 _TAG_CLASSES = {"augreg_in21k": 21843, "ms_in22k": 21841, "orig_in21k": 0, "dino": 0, "mae": 0, "bamboo": 115217}
-_TAG_CLASSES |= {"lvd142m": 0, "goog_in21k": 21843, "miil_in21k": 11221, "msft_florence2": 0}
+_TAG_CLASSES |= {
+    "lvd142m": 0,
+    "goog_in21k": 21843,
+    "miil_in21k": 11221,
+    "msft_florence2": 0,
+    "cvnets_in22k_ft_in1k_384": 1000,
+}
 # Published for classes that transformers 5 has no more, so that they have no configuration here.
 FORMER: dict[str, tuple[str, dict[str, Any]]] = {
     "google/vit-hybrid-base-bit-384": ("vit_base_r50_s16_384", {"num_classes": 1000, "eps": 1e-12})

@@ -19,12 +19,15 @@ from vitkern.nn.layernorm_mlp import Mlp
 from vitkern.nn.layers import DropPath, LayerScale
 from vitkern.nn.nadaraya_watson import NadarayaWatson
 from vitkern.nn.neighborhood_attention import NeighborhoodAttention
+from vitkern.nn.parallel_block import ParallelBlock
 from vitkern.nn.partition_attention import PartitionAttention
+from vitkern.nn.policy_attention import PolicyAttention
 from vitkern.nn.rmsnorm import RMSNorm
 from vitkern.nn.separable_attention import SeparableSelfAttention
 from vitkern.nn.spatial_reduction_attention import SpatialReductionAttention
 from vitkern.nn.standalone_attention import StandaloneAttention
 from vitkern.nn.talking_heads_attention import TalkingHeadsAttention
+from vitkern.nn.token_mixing import TokenMixing
 from vitkern.nn.vil_attention import ViLAttention
 from vitkern.nn.vil_dense_attention import ViLDenseAttention
 from vitkern.nn.window_attention import WindowAttention, WindowAttentionV2
@@ -49,14 +52,17 @@ __all__ = [
     "Mlp",
     "NadarayaWatson",
     "NeighborhoodAttention",
+    "ParallelBlock",
     "PartitionAttention",
     "PatchEmbed",
     "PatchMerging",
+    "PolicyAttention",
     "RMSNorm",
     "SeparableSelfAttention",
     "SpatialReductionAttention",
     "StandaloneAttention",
     "TalkingHeadsAttention",
+    "TokenMixing",
     "ViLAttention",
     "ViLDenseAttention",
     "WindowAttention",

@@ -6,6 +6,8 @@ from torch import Tensor
 from vitkern.nn.heads import head_dim
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.ops.attention import attention, attention_qkvpacked
+from vitkern.ops.bypass import may_bypass
+from vitkern.ops.qk_norm_attention import qk_norm_attention
 
 
 class Attention(nn.Module):
@@ -59,5 +61,9 @@ def normed_attention(qkv: Tensor, q_norm: nn.Module, k_norm: nn.Module, dropout_
     """Attention of qkv (B, N, 3, H, D) whose queries and keys have norms over D -> (B, N, H, D)."""
     if isinstance(q_norm, nn.Identity) and isinstance(k_norm, nn.Identity):
         return attention_qkvpacked(qkv, dropout_p=dropout_p)
+    if dropout_p == 0.0 and may_bypass(q_norm, LayerNorm) and may_bypass(k_norm, LayerNorm):
+        parameters = q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias
+        if q_norm.eps == k_norm.eps:
+            return qk_norm_attention(qkv, *parameters, eps=q_norm.eps)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
     return attention(q_norm(q), k_norm(k), v, dropout_p=dropout_p).transpose(1, 2)

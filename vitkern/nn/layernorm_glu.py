@@ -1,17 +1,16 @@
-"""The gated perceptron as a module."""
+"""The gated perceptron as a module, and a block's branch of it, norm and residual included, in one call."""
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS = {
-    "sigmoid": F.sigmoid,
-    "identity": lambda x: x,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-}
+from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layers import DropPath
+from vitkern.nn.rmsnorm import RMSNorm
+from vitkern.ops.bypass import may_bypass
+from vitkern.ops.layernorm_glu import ACTIVATIONS, layernorm_glu
+from vitkern.ops.layernorm_glu.in_pytorch import activate
 
 
 class GluMlp(nn.Module):
@@ -53,12 +52,48 @@ class GluMlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim, bias=bias)
         self.act, self.gate_last, self.packed, self.drop = act, gate_last and packed, packed, drop
 
+    def linears(self) -> list[nn.Linear]:
+        return [*((self.fc1,) if self.packed else (self.fc1_g, self.fc1_x)), self.fc2]
+
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.fc1(x).chunk(2, -1) if self.packed else (self.fc1_g(x), self.fc1_x(x))
         if self.gate_last:
             gate, value = value, gate
-        x = self.fc2(F.dropout(ACTIVATIONS[self.act](gate) * value, self.drop, self.training))
+        x = self.fc2(F.dropout(activate(gate, self.act) * value, self.drop, self.training))
         return F.dropout(x, self.drop, self.training)
 
     def extra_repr(self) -> str:
         return f"act={self.act}, gate_last={self.gate_last}, drop={self.drop:g}"
+
+
+def glu_residual(
+    x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: DropPath, layer_scale: Tensor | None
+) -> Tensor | None:
+    """``x + drop_path(layer_scale * mlp(norm(x)))`` of x (B, ..., C), in one call; None where a module is another, or
+    may not be read instead of called."""
+    if (
+        not (may_bypass(norm, LayerNorm) or may_bypass(norm, RMSNorm))
+        or not may_bypass(mlp, GluMlp)
+        or not all(may_bypass(linear, nn.Linear) for linear in mlp.linears())
+        or (mlp.training and mlp.drop > 0.0)
+    ):
+        return None
+    first, value = (mlp.fc1, None) if mlp.packed else (mlp.fc1_g, mlp.fc1_x)
+    eps = torch.finfo(torch.float32).eps if norm.eps is None else norm.eps  # RMSNorm's own
+    return layernorm_glu(
+        x,
+        norm.weight,
+        getattr(norm, "bias", None),
+        first.weight,
+        first.bias,
+        mlp.fc2.weight,
+        mlp.fc2.bias,
+        eps=eps,
+        act=mlp.act,
+        norm="layer" if isinstance(norm, LayerNorm) else "rms",
+        gate_last=mlp.gate_last,
+        value_weight=None if value is None else value.weight,
+        value_bias=None if value is None else value.bias,
+        layer_scale=layer_scale,
+        row_scale=drop_path.row_scale(x),
+    )

@@ -6,9 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layernorm_glu import glu_residual
 from vitkern.nn.layers import DropPath, LayerScale
 from vitkern.ops.bypass import may_bypass
 from vitkern.ops.layernorm_mlp import ACTIVATIONS, layernorm_mlp
+
+UNFUSED = {"silu": F.silu}  # activations that the operator does not have
 
 
 class Mlp(nn.Module):
@@ -20,15 +23,15 @@ class Mlp(nn.Module):
     Args:
         dim: C of x (..., C).
         hidden_dim: width between the layers.
-        act: "gelu", "gelu_tanh" or "quick_gelu".
+        act: "gelu", "gelu_tanh", "quick_gelu" or "silu".
         drop: dropout after each layer, in training.
         bias: both layers have one.
     """
 
     def __init__(self, dim: int, hidden_dim: int, act: str = "gelu", drop: float = 0.0, bias: bool = True) -> None:
         super().__init__()
-        if act not in ACTIVATIONS:
-            raise ValueError(f"Mlp: unknown act: got {act!r}; expected one of {', '.join(ACTIVATIONS)}.")
+        if act not in (*ACTIVATIONS, *UNFUSED):
+            raise ValueError(f"Mlp: unknown act: got {act!r}; expected one of {', '.join((*ACTIVATIONS, *UNFUSED))}.")
         if not 0.0 <= drop < 1.0:
             raise ValueError(f"Mlp: drop is no probability: got {drop}; expected 0 <= drop < 1.")
         self.fc1 = nn.Linear(dim, hidden_dim, bias=bias)
@@ -40,6 +43,8 @@ class Mlp(nn.Module):
         x = self.fc1(x)
         if self.act == "quick_gelu":
             x = x * torch.sigmoid(1.702 * x)
+        elif self.act in UNFUSED:
+            x = UNFUSED[self.act](x)
         else:
             x = F.gelu(x, approximate="tanh" if self.act == "gelu_tanh" else "none")
         x = self.fc2(F.dropout(x, self.drop, self.training))
@@ -60,13 +65,13 @@ def mlp_residual(
 ) -> Tensor:
     """``x + drop_path(layer_scale(mlp(norm(x))))``, or with ``post_norm`` (SwinV2) ``x + drop_path(norm(mlp(x)))``.
 
-    One call of `vitkern.ops.layernorm_mlp` where that computes the same; modules that are adapted, hooked or drop
-    activations are called.
+    One call of `vitkern.ops.layernorm_mlp`, or of `vitkern.ops.layernorm_glu`, where that computes the same; modules
+    that are adapted, hooked or drop activations are called.
 
     Args:
         x: (B, ..., C).
-        norm: LayerNorm over C.
-        mlp: `Mlp` C -> hidden -> C.
+        norm: LayerNorm over C, or before a `GluMlp` RMSNorm.
+        mlp: `Mlp` C -> hidden -> C, or `GluMlp`.
         drop_path: `DropPath`, or any module in its place.
         layer_scale: `LayerScale`, or any module in its place, or the (C,) factors themselves, or None.
     """
@@ -75,6 +80,10 @@ def mlp_residual(
             layer_scale = None
         elif may_bypass(layer_scale, LayerScale):
             layer_scale = layer_scale.gamma
+    if may_bypass(drop_path, DropPath) and not isinstance(layer_scale, nn.Module) and not post_norm:
+        fused = glu_residual(x, norm, mlp, drop_path, layer_scale)
+        if fused is not None:
+            return fused
     if not (
         may_bypass(norm, LayerNorm)
         and may_bypass(mlp, Mlp)
@@ -83,6 +92,7 @@ def mlp_residual(
         and may_bypass(drop_path, DropPath)
         and not isinstance(layer_scale, nn.Module)
         and not (mlp.training and mlp.drop > 0.0)
+        and mlp.act in ACTIVATIONS
     ):
         branch = norm(mlp(x)) if post_norm else mlp(norm(x))
         if layer_scale is not None:

@@ -71,7 +71,7 @@ LAUNCHES = with_many(_ONCE, "attention-pvt-1", "attention-d256", "attention-grou
 
 _STREAM, _TILE = ("_stream_fwd", "_stream_bwd_dq", "_stream_bwd_dkdv"), ("_short_fwd", "_short_bwd")
 _NARROW = Excuse(
-    "widest global load is 64 bits", "rows of 20 and 36 half-precision elements start at multiples of 8 bytes only"
+    "widest global load is 64 bits", "rows of 20, 36 and 60 half-precision elements start at multiples of 8 bytes only"
 )
 _UNROLLED = Excuse(
     "spills: ", "full float32 has no tensor cores: products over 256 dimensions are unrolled, at the smallest tile"
@@ -86,6 +86,10 @@ _BY_ELEMENT = Excuse("spills: ", "rows at odd strides are loaded by the element,
 EXCEPTIONS = {
     **{(f"attention-d{d}-odd", one, arch): _NARROW for d in (20, 36) for one in _STREAM for arch in ARCHITECTURES},
     **{(f"short-d{d}-odd", one, 80): _NARROW for d in (20, 36) for one in _TILE},
+    **{("short-d60-mobilevit", one, arch): _NARROW for one in _TILE for arch in ARCHITECTURES},
+    ("short-d48-mobilevit", "_short_fwd", 100): Excuse(
+        "spills: ", "24 bytes beside the 128 registers that let four programs share a multiprocessor"
+    ),
     **{(f"short-d{d}-odd", one, 90): _NARROW._replace(tritons=("3.6",)) for d in (20, 36) for one in _TILE},
     **{("attention-fp32-d256-bias", one, arch): _UNROLLED for one in _STREAM[1:] for arch in ARCHITECTURES},
     ("attention-fp32-d256-bias", "_stream_bwd_bias", 90): _UNROLLED._replace(tritons=("3.6",)),

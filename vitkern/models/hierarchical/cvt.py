@@ -10,12 +10,12 @@ from torch import Tensor
 from vitkern.models.backbone import Checkpointed
 from vitkern.models.head import init_linear
 from vitkern.models.hierarchical.pyramid import Block, Pyramid
+from vitkern.models.mlp import build_mlp
 from vitkern.models.registry import register
 from vitkern.models.tables import add_family
 from vitkern.nn.convolutional_attention import ConvolutionalAttention
 from vitkern.nn.embed import ConvEmbed
 from vitkern.nn.layernorm import LayerNorm
-from vitkern.nn.layernorm_mlp import Mlp
 from vitkern.nn.layers import drop_path_rates
 
 PAPER = "CvT: Introducing Convolutions to Vision Transformers, Wu et al. 2021, arXiv 2103.15808"
@@ -60,6 +60,7 @@ class ConvolutionalVisionTransformer(Pyramid):
         qkv_bias: biases of the linear maps to q, k and v.
         drop_rate: dropout of embedded tokens, projections and MLPs. attn_drop_rate: of attention weights.
         drop_path_rate: DropPath of the last block; it grows linearly from 0 in the last stage, and is 0 in the others.
+        mlp_layer: "mlp", or a gated one, see `vitkern.models.mlp.build_mlp`.
         eps: of every LayerNorm.
 
     Raises:
@@ -83,6 +84,7 @@ class ConvolutionalVisionTransformer(Pyramid):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
+        mlp_layer: str = "mlp",
         eps: float = 1e-5,
     ) -> None:
         lists = dict(depths=depths, num_heads=num_heads, mlp_ratios=mlp_ratios)
@@ -99,7 +101,8 @@ class ConvolutionalVisionTransformer(Pyramid):
             blocks = []
             for rate in drop_path_rates(drop_path_rate if last else 0.0, depths[index]):
                 attn = ConvolutionalAttention(dim, num_heads[index], qkv_bias=qkv_bias, **dropped)
-                blocks.append(Block(dim, attn, Mlp(dim, int(dim * mlp_ratios[index]), drop=drop_rate), rate, eps))
+                mlp = build_mlp(mlp_layer, dim, int(dim * mlp_ratios[index]), drop=drop_rate)
+                blocks.append(Block(dim, attn, mlp, rate, eps))
             kernel = (3, 2, 1) if index else (7, 4, 2)
             embed = ConvEmbed(embed_dims[index - 1] if index else in_chans, dim, *kernel, eps=eps)
             setattr(self, f"stage{index}", Stage(embed, dim, blocks, drop_rate, class_token=class_token and last))

@@ -11,22 +11,17 @@ from torch import Tensor
 from vitkern.models.backbone import Checkpointed, PooledBackbone
 from vitkern.models.head import ClassifierHead, init_linear
 from vitkern.models.hierarchical.pyramid import Pyramid
+from vitkern.models.mlp import build_mlp
 from vitkern.models.positional_conv import PositionalConv
 from vitkern.models.registry import register
 from vitkern.nn.channel_attention import ChannelAttention
 from vitkern.nn.embed import ConvEmbed
 from vitkern.nn.layernorm import LayerNorm
-from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
+from vitkern.nn.layernorm_mlp import mlp_residual
 from vitkern.nn.layers import DropPath, drop_path_rates
 from vitkern.nn.window_attention import WindowAttention
 
 PAPER = "DaViT: Dual Attention Vision Transformers, Ding et al. 2022, arXiv 2204.03645"
-
-
-def pad(x: Tensor, multiple: int) -> Tensor:
-    """(B, img_h, img_w, C) with zeros below and on the right, to multiples."""
-    rows, columns = -x.shape[1] % multiple, -x.shape[2] % multiple
-    return F.pad(x, (0, 0, 0, columns, 0, rows)) if rows or columns else x
 
 
 class Stem(nn.Module):
@@ -39,8 +34,6 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, height, width) -> (B, ceil(height / 4), ceil(width / 4), C)."""
-        rows, columns = -x.shape[2] % 4, -x.shape[3] % 4
-        x = F.pad(x, (0, columns, 0, rows)) if rows or columns else x
         return self.norm(self.conv(x).permute(0, 2, 3, 1))
 
 
@@ -56,14 +49,17 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, img_h, img_w, C) -> (B, ceil(img_h / 2), ceil(img_w / 2), out_dim)."""
         x = self.norm(x)
-        x = pad(x, self.conv.kernel_size[0]) if self.padded else x
+        side = self.conv.kernel_size[0]
+        rows, columns = -x.shape[1] % side, -x.shape[2] % side
+        if self.padded and (rows or columns):
+            x = F.pad(x, (0, 0, 0, columns, 0, rows))
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class SpatialBlock(nn.Module):
     """x + attn(norm1(x)), then x + mlp(norm2(x)), a positional convolution before each (section 3)."""
 
-    def __init__(self, dim: int, attn: nn.Module, mlp_ratio: float, drop_path: float, eps: float) -> None:
+    def __init__(self, dim: int, attn: nn.Module, mlp: nn.Module, drop_path: float, eps: float) -> None:
         super().__init__()
         self.cpe1 = PositionalConv(dim)
         self.norm1 = LayerNorm(dim, eps=eps)
@@ -71,7 +67,7 @@ class SpatialBlock(nn.Module):
         self.drop_path1 = DropPath(drop_path)
         self.cpe2 = PositionalConv(dim)
         self.norm2 = LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = mlp
         self.drop_path2 = DropPath(drop_path)
 
     def attend(self, x: Tensor) -> Tensor:
@@ -115,6 +111,7 @@ class DaViT(PooledBackbone, Pyramid):
         img_size: pixels, one number or (height, width), which `describe` names. in_chans: channels of the image.
         depths, embed_dims, num_heads: pairs of blocks, channels, heads of both attentions.
         window_size: tokens. mlp_ratio: hidden channels of an MLP over C. qkv_bias: biases of the q, k, v projections.
+        mlp_layer: "mlp", or a gated one, see `vitkern.models.mlp.build_mlp`.
         norm_eps: of every LayerNorm.
         down_kernel_size: of the convolutions between stages: 2, or 3 that overlap.
         channel_attn_v2: channels are attended to as in the later variants (see `vitkern.nn.ChannelAttention`).
@@ -139,6 +136,7 @@ class DaViT(PooledBackbone, Pyramid):
         window_size: int | tuple[int, int] = 7,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
+        mlp_layer: str = "mlp",
         norm_eps: float = 1e-5,
         down_kernel_size: int = 2,
         channel_attn_v2: bool = False,
@@ -159,8 +157,9 @@ class DaViT(PooledBackbone, Pyramid):
             for rate in [next(rates) for _ in range(depths[index])]:
                 windowed = WindowAttention(dim, heads, window_size, rel_pos=False, qkv_bias=qkv_bias)
                 between = ChannelAttention(dim, heads, qkv_bias=qkv_bias, **channels)
-                shape = mlp_ratio, rate, norm_eps
-                blocks = SpatialBlock(dim, windowed, *shape), ChannelBlock(dim, between, *shape)
+                mlps = [build_mlp(mlp_layer, dim, int(dim * mlp_ratio)) for _ in range(2)]
+                spatial = SpatialBlock(dim, windowed, mlps[0], rate, norm_eps)
+                blocks = spatial, ChannelBlock(dim, between, mlps[1], rate, norm_eps)
                 names = ("spatial_block", "channel_block") if named_blocks else ("0", "1")
                 pairs.append(nn.Sequential(OrderedDict(zip(names, blocks, strict=True))))
             before = Downsample(embed_dims[index - 1], dim, down_kernel_size, norm_eps) if index else nn.Identity()

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from vitkern.models.backbone import Backbone, Checkpointed
 from vitkern.models.head import init_linear
+from vitkern.models.mlp import build_mlp
 from vitkern.models.registry import register
 from vitkern.nn.embed import pair
 from vitkern.nn.layernorm import LayerNorm
-from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
+from vitkern.nn.layernorm_mlp import mlp_residual
 from vitkern.nn.layers import DropPath, drop_path_rates
 from vitkern.nn.neighborhood_attention import NeighborhoodAttention
 
@@ -67,6 +68,7 @@ class Block(nn.Module):
         layer_scale: float | None = None,
         drop: float = 0.0,
         drop_path: float = 0.0,
+        mlp_layer: str = "mlp",
         eps: float = 1e-5,
         **attention: Any,
     ) -> None:
@@ -75,7 +77,7 @@ class Block(nn.Module):
         self.attn = NeighborhoodAttention(dim, num_heads, kernel_size, dilation, proj_drop=drop, **attention)
         self.drop_path = DropPath(drop_path)
         self.norm2 = LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop)
+        self.mlp = build_mlp(mlp_layer, dim, int(dim * mlp_ratio), drop=drop)
         for name in ("gamma1", "gamma2"):
             start = None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
             self.register_parameter(name, start)
@@ -135,6 +137,7 @@ class NeighborhoodTransformer(Backbone):
         layer_scale: start of a factor for each channel of a branch; None: there is none.
         drop_rate: dropout of embedded tokens, projections and MLPs. drop_path_rate: DropPath of the last block; it
             grows linearly from 0.
+        mlp_layer: "mlp", or a gated one, see `vitkern.models.mlp.build_mlp`.
         eps: of every LayerNorm.
 
     Raises:
@@ -157,6 +160,7 @@ class NeighborhoodTransformer(Backbone):
         layer_scale: float | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.2,
+        mlp_layer: str = "mlp",
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
@@ -173,7 +177,7 @@ class NeighborhoodTransformer(Backbone):
         block: dict[str, Any] = dict(
             kernel_size=kernel_size, mlp_ratio=mlp_ratio, layer_scale=layer_scale, drop=drop_rate
         )
-        block |= dict(qkv_bias=qkv_bias, qk_scale=qk_scale)
+        block |= dict(qkv_bias=qkv_bias, qk_scale=qk_scale, mlp_layer=mlp_layer)
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.levels = nn.ModuleList()
         for number, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):

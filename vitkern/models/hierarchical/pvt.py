@@ -10,11 +10,11 @@ from torch import Tensor
 
 from vitkern.models.head import init_linear
 from vitkern.models.hierarchical.pyramid import Block, Pyramid, as_map
+from vitkern.models.mlp import build_mlp
 from vitkern.models.registry import register
 from vitkern.models.tables import add_family
 from vitkern.nn.embed import ConvEmbed
 from vitkern.nn.layernorm import LayerNorm
-from vitkern.nn.layernorm_mlp import Mlp
 from vitkern.nn.layers import drop_path_rates
 from vitkern.nn.spatial_reduction_attention import SpatialReductionAttention
 
@@ -36,6 +36,7 @@ class PyramidVisionTransformer(Pyramid):
         qkv_bias: biases of the q, k, v projections.
         drop_rate: dropout of embedded tokens, projections and MLPs. attn_drop_rate: of attention weights.
         drop_path_rate: DropPath of the last block; it grows linearly from 0.
+        mlp_layer: "mlp", or a gated one, see `vitkern.models.mlp.build_mlp`.
         eps: of the LayerNorms of blocks and the last one. embed_eps: of those after embeddings and reductions; both
             are 1e-6 in transformers.
 
@@ -62,6 +63,7 @@ class PyramidVisionTransformer(Pyramid):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
+        mlp_layer: str = "mlp",
         eps: float = 1e-6,
         embed_eps: float = 1e-5,
     ) -> None:
@@ -94,9 +96,8 @@ class PyramidVisionTransformer(Pyramid):
                 attn = SpatialReductionAttention(
                     dim, num_heads[index], sr_ratios[index], norm_eps=embed_eps, **attention
                 )
-                blocks.append(
-                    Block(dim, attn, Mlp(dim, int(dim * mlp_ratios[index]), drop=drop_rate), next(rates), eps)
-                )
+                mlp = build_mlp(mlp_layer, dim, int(dim * mlp_ratios[index]), drop=drop_rate)
+                blocks.append(Block(dim, attn, mlp, next(rates), eps))
             parts = dict(patch_embed=embed, pos_embed=_start(tokens, dim), pos_drop=nn.Dropout(drop_rate), block=blocks)
             for name, part in parts.items():
                 setattr(self, f"{name}{index + 1}", part)

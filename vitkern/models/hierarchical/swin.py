@@ -8,10 +8,11 @@ from torch import Tensor
 
 from vitkern.models.backbone import Checkpointed, PooledBackbone
 from vitkern.models.head import ClassifierHead, init_linear
+from vitkern.models.mlp import build_mlp
 from vitkern.models.registry import register
 from vitkern.nn.embed import PatchEmbed, PatchMerging, pair
 from vitkern.nn.layernorm import LayerNorm
-from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
+from vitkern.nn.layernorm_mlp import mlp_residual
 from vitkern.nn.layers import DropPath, drop_path_rates
 from vitkern.nn.window_attention import WindowAttention
 
@@ -43,6 +44,7 @@ class SwinTransformerBlock(nn.Module):
         *,
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
+        mlp_layer: str = "mlp",
         eps: float = 1e-5,
         **attention: Any,
     ) -> None:
@@ -50,7 +52,7 @@ class SwinTransformerBlock(nn.Module):
         self.attn = self.make_attention(dim, num_heads, window_size, shift_size, proj_drop=proj_drop, **attention)
         self.norm1 = LayerNorm(dim, eps=eps)
         self.drop_path1 = DropPath(drop_path)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act="gelu", drop=proj_drop)
+        self.mlp = build_mlp(mlp_layer, dim, int(dim * mlp_ratio), drop=proj_drop)
         self.norm2 = LayerNorm(dim, eps=eps)
         self.drop_path2 = DropPath(drop_path)
 
@@ -100,6 +102,7 @@ class SwinTransformer(PooledBackbone):
             grid.
         drop_rate, proj_drop_rate, attn_drop_rate: dropout before the head, of projections and MLPs, of attention
             weights. drop_path_rate: DropPath of the last block; it grows linearly from 0.
+        mlp_layer: "mlp", or a gated one, see `vitkern.models.mlp.build_mlp`.
         eps: of every LayerNorm.
 
     Raises:
@@ -128,6 +131,7 @@ class SwinTransformer(PooledBackbone):
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
+        mlp_layer: str = "mlp",
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
@@ -159,6 +163,7 @@ class SwinTransformer(PooledBackbone):
                         mlp_ratio,
                         proj_drop=proj_drop_rate,
                         drop_path=next(rates),
+                        mlp_layer=mlp_layer,
                         eps=eps,
                         **attention,
                     )

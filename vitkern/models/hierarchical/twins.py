@@ -8,11 +8,11 @@ from torch import Tensor
 
 from vitkern.models.head import init_conv, init_linear
 from vitkern.models.hierarchical.pyramid import Block, Pyramid, as_map
+from vitkern.models.mlp import build_mlp
 from vitkern.models.positional_conv import PositionalConv
 from vitkern.models.registry import register
 from vitkern.nn.embed import ConvEmbed
 from vitkern.nn.layernorm import LayerNorm
-from vitkern.nn.layernorm_mlp import Mlp
 from vitkern.nn.layers import drop_path_rates
 from vitkern.nn.spatial_reduction_attention import SpatialReductionAttention
 from vitkern.nn.window_attention import WindowAttention
@@ -57,6 +57,7 @@ class Twins(Pyramid):
         drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate: dropout before the head, of embedded tokens, of
             projections and MLPs, of attention weights. drop_path_rate: DropPath of the last block; it grows linearly
             from 0.
+        mlp_layer: "mlp", or a gated one, see `vitkern.models.mlp.build_mlp`.
         eps: of the LayerNorms of blocks and the last one; those of embeddings and reductions have 1e-5.
 
     Raises:
@@ -81,6 +82,7 @@ class Twins(Pyramid):
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        mlp_layer: str = "mlp",
         eps: float = 1e-6,
     ) -> None:
         lists: dict[str, Sequence] = dict(
@@ -102,7 +104,7 @@ class Twins(Pyramid):
                     attn = SpatialReductionAttention(dim, num_heads[index], sr_ratios[index], **dropped)
                 else:
                     attn = LocallyGroupedAttention(dim, num_heads[index], wss[index], rel_pos=False, **dropped)
-                mlp = Mlp(dim, int(dim * mlp_ratios[index]), drop=proj_drop_rate)
+                mlp = build_mlp(mlp_layer, dim, int(dim * mlp_ratios[index]), drop=proj_drop_rate)
                 blocks.append(Block(dim, attn, mlp, next(rates), eps))
             self.blocks.append(blocks)
         self.pos_drops = nn.ModuleList(nn.Dropout(pos_drop_rate) for _ in range(stages))

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from vitkern.models.backbone import Backbone, Checkpointed
 from vitkern.models.head import check_pool, init_linear
+from vitkern.models.mlp import build_mlp
 from vitkern.models.registry import register
 from vitkern.nn.embed import pair
 from vitkern.nn.layernorm import LayerNorm
-from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
+from vitkern.nn.layernorm_mlp import mlp_residual
 from vitkern.nn.layers import DropPath, drop_path_rates
 from vitkern.nn.vil_attention import ViLAttention
 from vitkern.nn.vil_dense_attention import ViLDenseAttention
@@ -104,9 +105,9 @@ class AttentionBlock(nn.Module):
 class MlpBlock(nn.Module):
     """x + mlp(norm(x))."""
 
-    def __init__(self, dim: int, hidden_dim: int, drop: float, drop_path: float, eps: float) -> None:
+    def __init__(self, dim: int, mlp: nn.Module, drop_path: float, eps: float) -> None:
         super().__init__()
-        self.norm, self.mlp = LayerNorm(dim, eps=eps), Mlp(dim, hidden_dim, drop=drop)
+        self.norm, self.mlp = LayerNorm(dim, eps=eps), mlp
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -151,6 +152,7 @@ class VisionLongformer(Backbone):
         mlp_ratio: hidden channels of an MLP over C.
         drop_rate: dropout of embeddings, projections and MLPs. drop_path_rate: DropPath of the last pair of blocks; it
             grows linearly from 0.
+        mlp_layer: "mlp", or a gated one, see `vitkern.models.mlp.build_mlp`.
         eps: of every LayerNorm.
 
     Raises:
@@ -181,6 +183,7 @@ class VisionLongformer(Backbone):
         mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
+        mlp_layer: str = "mlp",
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
@@ -213,7 +216,8 @@ class VisionLongformer(Backbone):
                 else:
                     attn = ViLDenseAttention(dim, heads, size, num_global=tokens, **shared)
                 stage.append(AttentionBlock(dim, attn, rate, eps))
-                stage.append(MlpBlock(dim, int(dim * mlp_ratio), drop_rate, rate, eps))
+                mlp = build_mlp(mlp_layer, dim, int(dim * mlp_ratio), drop=drop_rate)
+                stage.append(MlpBlock(dim, mlp, rate, eps))
             setattr(self, f"layer{number}", stage)
         self.num_stages = len(depths)
         sides = list(itertools.accumulate(patch_sizes, operator.mul))

@@ -14,12 +14,12 @@ from vitkern.models.registry import register
 from vitkern.nn.embed import PatchEmbed
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_mlp import mlp_residual
-from vitkern.nn.layers import DropPath
+from vitkern.nn.token_mixing import TokenMixing
 
 PAPER = "MLP-Mixer: An all-MLP Architecture for Vision, Tolstikhin et al. 2021, arXiv 2105.01601"
 
 
-class Block(nn.Module):
+class Block(TokenMixing):
     """x + mlp_tokens(norm1(x)^T)^T, then x + mlp_channels(norm2(x)) (arXiv 2105.01601, equation 1)."""
 
     def __init__(
@@ -33,18 +33,16 @@ class Block(nn.Module):
         mlp_layer: str = "mlp",
         eps: float = 1e-6,
     ) -> None:
-        super().__init__()
         of_tokens, of_channels = (int(dim * ratio) for ratio in mlp_ratio)
-        self.norm1 = LayerNorm(dim, eps=eps)
-        self.mlp_tokens = build_mlp(mlp_layer, num_tokens, of_tokens, drop=proj_drop)
-        self.drop_path = DropPath(drop_path)
+        super().__init__(dim, num_tokens, of_tokens, drop=proj_drop, drop_path=drop_path, eps=eps)
+        if mlp_layer != "mlp":
+            self.mlp_tokens = build_mlp(mlp_layer, num_tokens, of_tokens, drop=proj_drop)  # type: ignore[assignment]
         self.norm2 = LayerNorm(dim, eps=eps)
         self.mlp_channels = build_mlp(mlp_layer, dim, of_channels, drop=proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        x = x + self.drop_path(self.mlp_tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2))
-        return mlp_residual(x, self.norm2, self.mlp_channels, self.drop_path)
+        return mlp_residual(super().forward(x), self.norm2, self.mlp_channels, self.drop_path)
 
 
 class MlpMixer(Backbone):

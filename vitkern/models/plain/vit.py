@@ -1,6 +1,6 @@
 """Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929). Named as in `timm.models.vision_transformer`."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -214,6 +214,14 @@ class VisionTransformer(Backbone):
         prefix = self.num_prefix_tokens
         image = x[:, prefix:].transpose(1, 2).unflatten(2, self.patch_embed.grid_of(size))
         return image, x[:, :prefix] if prefix else None
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """As of every backbone; what pools goes with the head."""
+        if prune_head:
+            self.attn_pool, self.fc_norm, self.global_pool = None, nn.Identity(), ""
+        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
 
     def set_pool(self, global_pool: str) -> None:
         """Another pooling; where the last norm stands stays as it was built."""

@@ -147,7 +147,15 @@ class Bert(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """All tokens (B, N, C) -> logits (B, num_classes); with ``pre_logits``, or without a classifier, the pooled
-        [CLS] token (B, C)."""
+        [CLS] token (B, C).
+
+        Raises:
+            ValueError: there are no tokens.
+        """
+        if x.shape[1] == 0:
+            raise ValueError(
+                f"Bert: there is no token to pool: got {tuple(x.shape)}; expected [CLS] before all others."
+            )
         pooled = torch.tanh(self.pooler(x[:, 0]))
         return pooled if pre_logits or not self.num_classes else self.head(self.drop(pooled))
 

@@ -182,7 +182,11 @@ class ImageGPT(nn.Module):
 
         Returns:
             (B, N) colours, of which the first M are ``pixels``.
+
+        Raises:
+            TypeError: colours of another dtype. ValueError: no (B, M), or more than the pixels of an image.
         """
+        check_tokens(self, "pixels", pixels, self.num_pixels)
         cache = Cache(len(self.blocks)) if use_cache else None
 
         def following(tokens: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Small networks for phones: convolutions with a transformer in their later stages."""
