@@ -1,4 +1,4 @@
-"""DynamicViT: its predictor, its softmax, the model in training and at inference, and its losses, against the results
+"""DynamicViT: its predictor, the model in training and at inference, and its losses, against the results
 of the authors' code; published sizes, maps, bad input."""
 
 import copy
@@ -11,7 +11,6 @@ import torch.nn.functional as F
 import vitkern.models as models
 from vitkern.models import FeatureMaps
 from vitkern.models.plain.vit import VisionTransformer
-from vitkern.models.tokens import policy
 from vitkern.models.tokens.dynamic_vit import DynamicVisionTransformer, Predictor, Pruned
 from vitkern.models.tokens.pruning_loss import PruningLoss, taught
 
@@ -30,21 +29,6 @@ def test_the_predictor_against_the_authors_code(path):
     tensors = {name: t[..., 0] if name == "input.policy" else t for name, t in tensors.items()}
     tensors["grad.input.policy"] = tensors["grad.input.policy"][..., 0]
     stored.assert_stored(Predictor(config["embed_dim"]), tensors, inputs=("x", "policy"))
-
-
-@stored.each("dynamicvit_policy_softmax_*")
-def test_the_softmax_against_the_authors_code(path):
-    """Its scores are what is stored where keys are rows of the unit matrix, and so are its weights of values."""
-    _, tensors = stored.read(path)
-    scores = tensors["input.attn"].requires_grad_()  # (B, H, N, N)
-    kept = tensors["input.policy"].requires_grad_()
-    unit = torch.eye(scores.shape[-1]).expand_as(scores)
-    qkv = torch.stack([scores, unit, unit]).permute(1, 3, 0, 2, 4)
-    found = policy.policy_attention(qkv, kept[..., 0], scale=1.0).transpose(1, 2)
-    stored.assert_close(found, tensors["output.y"], "y")
-    grads = torch.autograd.grad(found, [scores, kept], tensors["cotangent.y"])
-    for name, grad in zip(("attn", "policy"), grads, strict=True):
-        stored.assert_close(grad, tensors[f"grad.input.{name}"], name)
 
 
 @stored.each("dynamicvit_inference")

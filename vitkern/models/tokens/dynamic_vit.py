@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vitkern.models.plain.vit import SIZES, Block, VisionTransformer
 from vitkern.models.registry import register
-from vitkern.models.tokens.policy import PolicyAttention, keep_tokens
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_mlp import mlp_residual
+from vitkern.nn.policy_attention import PolicyAttention, keep_tokens
 
 PAPER = "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification, Rao et al. 2021, arXiv 2106.02034"
 
@@ -67,7 +67,7 @@ class PolicyBlock(Block):
                 f"PolicyBlock: attention with a policy has no such options: got qk_norm={options['qk_norm']}, "
                 f"attn_drop={options['attn_drop']}; expected False and 0. Leave out qk_norm and attn_drop_rate."
             )
-        self.attn = PolicyAttention(dim, num_heads, qkv_bias=bias, proj_drop=drop)
+        self.attn = PolicyAttention(dim, num_heads, qkv_bias=bias, proj_drop=drop)  # type: ignore[assignment]
 
     def forward(self, x: Tensor, policy: Tensor | None = None) -> Tensor:
         """x (B, N, C), policy (B, N) -> (B, N, C)."""
