@@ -26,6 +26,7 @@ def _policy_fwd(
     queries = load_head(q, (), None, 0, group, head, qi, N, TOKENS, LOOP.QK, LOOP.ALIGN, not LOOP.EVEN_N, False)
     factor = scale * LOG2E
     maximum = tl.full([LOOP.BLOCK_M], float("-inf"), tl.float32)
+    pivot = maximum  # of what counts: far below the maximum its weights would round away
     total = tl.zeros([LOOP.BLOCK_M], tl.float32)
     largest = tl.zeros([LOOP.BLOCK_M], tl.int32)
     acc = zeros(LOOP.BLOCK_M, LOOP.V)
@@ -39,19 +40,24 @@ def _policy_fwd(
             top = tl.max(s, 1)
             at = tl.min(tl.where(s == top[:, None], ki[None, :], N), 1)
             largest = tl.where(top > maximum, at, largest)
-            weights, maximum, shrink = softmax_step(s, factor, maximum, False)
-            weights = kept(weights, load_policy(policy, group, ki[None, :], N), qi[:, None], ki[None, :])
+            maximum = tl.maximum(maximum, top)
+            counts = load_policy(policy, group, ki[None, :], N)
+            lost = (kept(1.0, counts, qi[:, None], ki[None, :]) == 0.0) & (s < float("inf"))  # NaN and inf stay
+            s = tl.where(lost, float("-inf"), s)
+            weights, pivot, shrink = softmax_step(s, factor, pivot, False)
+            weights = kept(weights, counts, qi[:, None], ki[None, :])
             total = total * shrink + tl.sum(weights, 1)
             acc = scaled(acc, shrink[:, None])
             values = load_head(v, (), None, 0, group, head, ki, N, TOKENS, LOOP.V, LOOP.ALIGN, MASKED, False)
             acc = add_products(acc, weights.to(v[0].dtype.element_ty), values, LOOP.PRECISION)
 
-    total += eps
+    below = tl.math.exp2(pivot - maximum)
+    total = total * below + eps
     total = tl.where(total == 0.0, 1.0, total)  # nothing is left, and no eps
     mean = load_mean(means, group, head, heads, LOOP.V)
     rows = ()
     for n in tl.static_range(len(acc)):
-        rows += ((acc[n] + eps * mean[n]) * (1.0 / total)[:, None],)
+        rows += ((acc[n] * below[:, None] + eps * mean[n]) * (1.0 / total)[:, None],)
     store_head(out, (), rows, group, head, qi, N, TOKENS, LOOP.V, LOOP.OUT_ALIGN, False)
     store_scalars(lse, (), maximum * LN2 + tl.log(total), group, head, qi, N, TOKENS, False)
     store_scalars((share, lse[1], lse[2]), (), eps / total, group, head, qi, N, TOKENS, False)

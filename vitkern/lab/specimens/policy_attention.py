@@ -142,7 +142,6 @@ SPECIMEN = Specimen(
     faults=(problem("several blocks", 2, 35, 2, 12), problem("one block", 1, 9, 3, 16, keep=0.0)),
     exceptions={
         ("policy-d80", KERNELS[2], 100): Excuse("spills: ", "8 bytes, of heads in two tiles", ("3.9",)),
-        ("policy-even", KERNELS[0], 120): Excuse("spills: ", "8 bytes: the compiler aims at a third program", ("3.9",)),
         ("policy-odd", KERNELS[0], 90): Excuse(
             "widest global load is 64 bits", "rows at odd strides: an element is all that is aligned", ("3.6",)
         ),
