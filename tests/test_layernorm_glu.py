@@ -99,7 +99,9 @@ def test_any_strides_missing_biases_empty():
     bare = given | dict.fromkeys(("norm_weight", "norm_bias", "fc1_bias", "fc2_bias"))
     for options in (given, bare):
         for y in (x, x.detach().requires_grad_()):
-            torch.testing.assert_close(layernorm_glu(y, **options), reference(y, **options))
+            out = layernorm_glu(y, **options)
+            torch.testing.assert_close(out, reference(y, **options))
+            assert out.is_contiguous()
     assert layernorm_glu(x[:0], **given).shape == (0, 5, 16)
     assert layernorm_glu(x[:, :0], **given, row_scale=torch.ones(2)).shape == (2, 0, 16)
 

@@ -96,8 +96,10 @@ def test_missing_biases_any_strides_empty():
     bare = [None, None, weights[2], None, weights[4], None]
     for keep in (False, True):
         y = x.detach().requires_grad_(keep)
-        torch.testing.assert_close(layernorm_mlp(y, *bare, eps=1e-6), reference.layernorm_mlp(y, *bare, eps=1e-6))
-        torch.testing.assert_close(layernorm_mlp(y, *weights, eps=1e-6), reference.layernorm_mlp(y, *weights, eps=1e-6))
+        for given in (bare, weights):
+            out = layernorm_mlp(y, *given, eps=1e-6)
+            torch.testing.assert_close(out, reference.layernorm_mlp(y, *given, eps=1e-6))
+            assert out.is_contiguous()
     assert layernorm_mlp(torch.zeros(0, 5, 32), *weights, eps=1e-6).shape == (0, 5, 32)
     assert layernorm_mlp(torch.zeros(2, 0, 32), *weights, eps=1e-6, row_scale=torch.ones(2)).shape == (2, 0, 32)
 

@@ -49,6 +49,18 @@ def test_attention(options, dim, heads, tokens):
     agree(vnn.Attention(dim, heads, eps=1e-5, **options), theirs, torch.randn(2, tokens, dim))
 
 
+@pytest.mark.parametrize("build", [vnn.Attention, vnn.ParallelBlock])
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("name", ["q_norm", "k_norm"])
+def test_hooks_on_queries_and_keys_fire(build, qk_norm, name):
+    module, x = randomise(build(24, 3, qk_norm=qk_norm)), torch.randn(2, 5, 24)
+    expected = module(x)
+    hook = module.get_submodule(name).register_forward_hook(lambda module, inputs, out: -out)
+    assert not torch.allclose(module(x), expected)
+    hook.remove()
+    torch.testing.assert_close(module(x), expected)
+
+
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 6), (5, 1), (1, 1)], ids=str)
 @pytest.mark.parametrize("version", [1, 2])
 def test_patch_merging(size, version):

@@ -49,6 +49,24 @@ def test_stochastic_depth_and_hooks():
     assert calls == [1]
 
 
+class Wrapped(nn.Module):
+    """As adapters do that keep the layer within."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_a_wrapped_projection_is_called():
+    ours, x = pair()[1], torch.randn(2, 7, 12, dtype=torch.float64)
+    wanted = ours(x)
+    ours.in_proj = Wrapped(ours.in_proj)
+    torch.testing.assert_close(ours(x), wanted)
+
+
 def test_compile_and_errors():
     module, x = ParallelBlock(12, 3), torch.randn(2, 7, 12)
     torch.testing.assert_close(torch.compile(module, fullgraph=True, backend="aot_eager")(x), module(x))

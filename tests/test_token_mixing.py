@@ -64,7 +64,9 @@ def test_any_strides_missing_biases_empty():
     weights, x = parameters(5, 16, 6, torch.float32), torch.randn(16, 5, 2).permute(2, 1, 0)
     for given in (weights, [None, None, weights[2], None, weights[4], None]):
         for y in (x, x.detach().requires_grad_()):
-            torch.testing.assert_close(token_mixing(y, *given, eps=1e-6), reference(y, *given, eps=1e-6))
+            out = token_mixing(y, *given, eps=1e-6)
+            torch.testing.assert_close(out, reference(y, *given, eps=1e-6))
+            assert out.is_contiguous()
     assert token_mixing(x[:0], *weights, eps=1e-6).shape == (0, 5, 16)
 
 

@@ -59,7 +59,7 @@ class Attention(nn.Module):
 
 def normed_attention(qkv: Tensor, q_norm: nn.Module, k_norm: nn.Module, dropout_p: float = 0.0) -> Tensor:
     """Attention of qkv (B, N, 3, H, D) whose queries and keys have norms over D -> (B, N, H, D)."""
-    if isinstance(q_norm, nn.Identity) and isinstance(k_norm, nn.Identity):
+    if may_bypass(q_norm, nn.Identity) and may_bypass(k_norm, nn.Identity):
         return attention_qkvpacked(qkv, dropout_p=dropout_p)
     if dropout_p == 0.0 and may_bypass(q_norm, LayerNorm) and may_bypass(k_norm, LayerNorm):
         parameters = q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias

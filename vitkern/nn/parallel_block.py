@@ -91,7 +91,7 @@ class ParallelBlock(nn.Module):
         """(B, N, F + 3 C), the bias of the MLP with it."""
         if self.mlp_bias is None:
             return self.in_proj(x)
-        bias = F.pad(self.mlp_bias, (0, self.in_proj.out_features - self.hidden_dim))
+        bias = F.pad(self.mlp_bias, (0, 3 * x.shape[-1]))
         if may_bypass(self.in_proj, nn.Linear):
             return F.linear(x, self.in_proj.weight, bias)
         return self.in_proj(x) + bias

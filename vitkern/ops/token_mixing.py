@@ -49,7 +49,7 @@ def _in_pytorch(
         return y
     y = F.linear(_activate(F.linear(y.transpose(1, 2), fc1_weight, fc1_bias), act), fc2_weight, fc2_bias)
     y = y.transpose(1, 2)
-    return (x + (y if row_scale is None else y * row_scale.view(-1, 1, 1))).to(x.dtype)
+    return (x + (y if row_scale is None else y * row_scale.view(-1, 1, 1))).to(x.dtype).contiguous()
 
 
 def _mixed(weight: Tensor, image: Tensor, bias: Tensor | None) -> Tensor:

@@ -58,7 +58,7 @@ def run_in_pytorch(
         y = y * layer_scale
     if row_scale is not None:
         y = y * row_scale.view(-1, *[1] * (x.dim() - 1))
-    return (x + y).to(x.dtype)
+    return (x + y).to(x.dtype).contiguous()
 
 
 def kernel_in_pytorch(

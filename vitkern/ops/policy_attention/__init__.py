@@ -29,10 +29,12 @@ def policy_attention(qkv: Tensor, policy: Tensor, *, scale: float | None = None,
     Args:
         qkv: (B, N, 3, H, D) as a projection leaves it; float16, bfloat16 or float32 (float64 and D > 256 run in
             PyTorch); any strides.
-        policy: (B, N), or (B, N, 1) as DynamicViT keeps it; any floating dtype. Its gradient is that of a factor: keys
-            that count for 0 have one too, which a straight-through sample needs.
+        policy: (B, N), or (B, N, 1) as DynamicViT keeps it; any floating dtype. 0 or more: kernels keep the logarithm
+            of a row's sum. Its gradient is that of a factor: keys that count for 0 have one too, which a
+            straight-through sample needs.
         scale: 1 / sqrt(D) by default.
-        eps: of the smoothing, 0 or more.
+        eps: of the smoothing, 0 or more. Where it is 0, a row that sums to less than 1e-37 has gradients that float32
+            does not hold.
 
     Returns:
         (B, N, H, D), contiguous, in the dtype of ``qkv`` (the autocast dtype under autocast). Differentiable in both;
