@@ -20,10 +20,34 @@ OURS = {
     "vil_tiny_window7_224": dict(img_size=64, embed_dims=(12, 24, 24, 48), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)),
 }
 
+PLAIN = dict(img_size=32, depth=3, embed_dim=16, num_heads=2)
+STAGES = dict(img_size=32, depths=(1, 1, 1, 1), embed_dims=(8, 16, 16, 16), num_heads=(1, 1, 1, 1))
+# One of each kind that has parts of its own between the maps and the head, or a pooling.
+PARTS = OURS | {
+    "vit_tiny_patch16_224": PLAIN,
+    "vit_giant_patch14_map_224": PLAIN | dict(img_size=28),
+    "cpvt_tiny_patch16_224": PLAIN,
+    "cait_xxs24_224": PLAIN,
+    "convit_tiny": PLAIN | dict(embed_dim=8, local_up_to_layer=2),
+    "dynamicvit_deit_s": PLAIN | dict(pruning_loc=(0, 1), token_ratio=(0.7, 0.5), patch_size=8),
+    "davit_tiny": STAGES | dict(window_size=4),
+    "pvt_tiny": STAGES,
+    "sasa_resnet26": dict(
+        img_size=32, depths=(1, 1, 1, 1), mid_chs=(8, 8, 8, 8), stem_chs=8, num_heads=2, kernel_size=3
+    ),
+    "vt_resnet18": dict(img_size=32, depths=(1, 1, 1), stem_chs=8, vt_depth=2, num_tokens=4, token_dim=16, num_heads=2),
+}
+
 
 def build(name, **overrides):
     torch.manual_seed(0)
     return models.create_model(name, num_classes=5, **{**SMALL, **OURS}[name], **overrides).eval()
+
+
+def part(name, **overrides):
+    """A small one of `PARTS`."""
+    torch.manual_seed(0)
+    return models.create_model(name, **{**dict(num_classes=5), **PARTS[name], **overrides})
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +143,46 @@ def test_every_image_model_is_a_backbone():
     seen = {models.registry.resolve(name).build for name in models.list_models()}
     images = [build for build in seen if issubclass(build, Backbone)]
     assert len(images) >= 6
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_parameter_of_a_backbone_is_trained(name):
+    """Or is none that wants a gradient: data-parallel training waits for those that never come."""
+    x = torch.randn(2, *part(name).input_size)
+    for indices in ([0], [-1], None):
+        maps = part(name, features_only=True, out_indices=indices).train()
+        sum(one.square().sum() for one in maps(x)).backward()
+        assert not [key for key, p in maps.named_parameters() if p.requires_grad and p.grad is None], indices
+        assert len(maps.eval()(x)) == len(maps.out_indices)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_another_pooling_is_one_that_can_be_built(name):
+    """What a model is not built with it is not reset to, and what it is not decayed it has."""
+    for kind in ("token", "max", "none"):
+        model = part(name)
+        try:
+            part(name, global_pool=kind)
+        except (TypeError, ValueError):  # nobody gives it a pooling, or not this one
+            with pytest.raises(ValueError, match=r"unknown pooling: got|no token to pool: got"):
+                model.reset_classifier(3, kind)
+        else:
+            model.reset_classifier(3, kind)
+            assert model.global_pool == kind
+    assert model.no_weight_decay() <= {key for key, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_is_no_batch_of_images(name):
+    model = part(name).eval()
+    channels, *size = model.input_size
+    for shape in ((1, channels + 1, *size), (channels, *size)):
+        with pytest.raises(ValueError, match=r"not a batch of images: got shape .*; expected \(B, 3, height, width\)"):
+            model(torch.zeros(shape))
+
+
+def test_maps_are_asked_for_where_there_are_some():
+    with pytest.raises(ValueError, match=r"got out_indices=\[0\] without features_only=True; expected both"):
+        part("vit_tiny_patch16_224", out_indices=[0])
+    with torch.device("meta"), pytest.raises(ValueError, match=r"features_only=True for 'bert_base', a Bert; expected"):
+        models.create_model("bert_base", depth=1, features_only=True)

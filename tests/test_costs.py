@@ -83,3 +83,13 @@ def test_the_command_describes_one_model(capsys):
     said = capsys.readouterr().out
     for part in ("86,567,656", "GMACs       17.56", "activations 16.49 M", "attention_qkvpacked x 12", "3 x 224 x 224"):
         assert part in said
+
+
+@pytest.mark.parametrize(
+    "name, said", [("bert_base", "0.51 for 6 tokens"), ("transformer_base", "0.34 for 6 and 5 tokens")]
+)
+def test_the_command_says_of_how_many_tokens(capsys, name, said):
+    import argparse
+
+    assert run_command(argparse.Namespace(pattern="*", describe=name)) == 0
+    assert f"GMACs       {said}\n" in capsys.readouterr().out

@@ -71,6 +71,42 @@ def test_models_of_tokens_are_published_under_names_of_the_hub(cache):
         models.create_model("igpt_small", pretrained=True, depth=1)
 
 
+PYRAMIDS = {
+    "pvt_tiny": (
+        "Zetatech/pvt-tiny-224",
+        "Pvt",
+        dict(hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4, mlp_ratios=[2] * 4, num_labels=1000),
+        dict(embed_dims=(8,) * 4, depths=(1,) * 4, num_heads=(1,) * 4, mlp_ratios=(2,) * 4, embed_eps=1e-6),
+    ),
+    "cvt_w24_384": (
+        "microsoft/cvt-w24-384-22k",
+        "Cvt",
+        dict(embed_dim=[8] * 3, depth=[1, 2, 3], num_heads=[1] * 3, mlp_ratio=[2.0] * 3, num_labels=1000),
+        dict(embed_dims=(8,) * 3, depths=(1, 2, 3), num_heads=(1,) * 3, mlp_ratios=(2.0,) * 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_pyramids_are_published_by_transformers(cache, name):
+    transformers = pytest.importorskip("transformers", reason="its names are converted")
+    hub_id, kind, config, shape = PYRAMIDS[name]
+    theirs = getattr(transformers, f"{kind}ForImageClassification")(getattr(transformers, f"{kind}Config")(**config))
+    cache(hub_id, randomise(theirs.eval()).state_dict())
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        ours = models.create_model(name, pretrained=True, **shape).eval()(image)
+        torch.testing.assert_close(ours, theirs(image).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_detectors_have_an_address(cache):
+    small = dict(embed_dim=32, hidden_dim=8, depths=(1, 1), backbone_depths=(1, 1, 1, 1), backbone_width=8)
+    for name in models.list_models("deformable_detr*"):
+        hub_id = f"SenseTime/{name.replace('_', '-')}"
+        with pytest.raises(OSError, match=rf"could not be fetched: .*Download model.safetensors of {hub_id}, and"):
+            models.create_model(name, pretrained=True, **small)
+
+
 @pytest.mark.parametrize("name", ["facebook/deit-tiny-patch16-224", "vit_tiny_patch16_224"])
 def test_what_cannot_be_fetched_is_said_in_one_line(cache, name):
     pytest.importorskip("timm", reason="it fetches one of these")

@@ -100,3 +100,9 @@ def test_bad_arguments(name):
 def test_an_image_of_another_size():
     with pytest.raises(ValueError, match=r"the image has another size: got \(16, 20\); expected \(16, 16\). Resize it"):
         VisionLongformer(**TINY)(torch.zeros(1, 3, 16, 20))
+
+
+def test_the_model_compiles_whole():
+    model, x = VisionLongformer(**TINY).eval(), torch.randn(2, 3, 16, 16)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x))

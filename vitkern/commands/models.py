@@ -45,7 +45,8 @@ def _describe(name: str) -> int:
     costs = count_costs(model)
     kernels = ", ".join(f"{op} x {count}" for op, count in sorted(costs.kernels.items())) or "none"
     print(found)
-    print(f"  GMACs       {costs.macs / 1e9:.2f}")
+    of = "" if found.input_size else f" for {' and '.join(str(x.shape[1]) for x in model.example_inputs())} tokens"
+    print(f"  GMACs       {costs.macs / 1e9:.2f}{of}")
     print(f"  activations {costs.activations / 1e6:.2f} M")
     print(f"  operators   {kernels}")
     return 0

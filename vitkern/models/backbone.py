@@ -11,6 +11,14 @@ from torch.utils.checkpoint import checkpoint
 from vitkern.models.head import ClassifierHead, check_pool, init_linear
 
 
+def check_images(model: str, x: Tensor, in_chans: int) -> None:
+    """Refuses what is no batch of images (B, in_chans, height, width)."""
+    if x.dim() != 4 or x.shape[1] != in_chans:
+        raise ValueError(
+            f"{model}: not a batch of images: got shape {tuple(x.shape)}; expected (B, {in_chans}, height, width)."
+        )
+
+
 class Checkpointed(nn.Module):
     """A module that runs others as blocks, and can keep their inputs alone for the backward pass."""
 
@@ -23,7 +31,8 @@ class Checkpointed(nn.Module):
         return block(*inputs)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only each block's input for the backward pass, and compute the rest again."""
+        """Keep only each block's input for the backward pass, and compute the rest again. A BatchNorm in a block then
+        counts a batch twice in its running statistics."""
         for module in self.modules():
             if isinstance(module, Checkpointed):
                 module.grad_checkpointing = enable
@@ -222,6 +231,14 @@ class PooledBackbone(Backbone):
         if global_pool is not None:
             self.set_pool(global_pool)
         self.head.fc = self.linear(num_classes)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """As of every backbone; the norm of the pooled features goes with the head."""
+        if prune_head:
+            self.head.norm = nn.Identity()
+        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
 
     def set_pool(self, global_pool: str) -> None:
         """Another pooling."""

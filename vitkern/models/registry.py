@@ -122,18 +122,24 @@ def create_model(
         weights: path of a .safetensors, .pth, .pt or .bin file; see `load_weights`.
         pretrained: the weights that timm or transformers publish under this name, from their cache or the network.
         features_only: the model as a backbone, `vitkern.models.FeatureMaps`: images in, maps of its stages out.
-        out_indices: which of them; for ``features_only``.
+        out_indices: which of them; for ``features_only`` alone.
         **overrides: arguments of the model's class, for example num_classes, img_size, in_chans, drop_path_rate.
 
     Raises:
         TypeError: an override that the class does not take.
-        ValueError: an unknown name (near matches are listed), or a checkpoint that does not fit.
+        ValueError: an unknown name (near matches are listed), a checkpoint that does not fit, maps of a model that has
+            none, or ``out_indices`` without them.
         FileNotFoundError: no such weights file. OSError: published weights that cannot be fetched.
     """
     architecture = resolve(name)
     if pretrained and weights is not None:
         raise ValueError(
             f"create_model: two sources of weights: got pretrained=True and weights={str(weights)!r}; expected one."
+        )
+    if out_indices is not None and not features_only:
+        raise ValueError(
+            f"create_model: only maps are chosen: got out_indices={out_indices!r} without features_only=True; "
+            "expected both. forward_intermediates(x, indices) gives maps beside logits."
         )
     try:
         model = architecture.build(**{**architecture.arguments, **overrides})
@@ -153,8 +159,8 @@ def create_model(
         return model
     if not isinstance(model, Backbone):
         raise ValueError(
-            f"create_model: this model has no maps: got features_only=True for {name!r}, which takes no image; "
-            "expected an image model."
+            f"create_model: this model has no maps: got features_only=True for {name!r}, a {type(model).__name__}; "
+            "expected a backbone, which has feature_info. Leave out features_only."
         )
     return FeatureMaps(model, out_indices)
 

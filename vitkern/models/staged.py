@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from vitkern.models.backbone import Checkpointed, PooledBackbone
+from vitkern.models.backbone import Checkpointed, PooledBackbone, check_images
 from vitkern.models.conv_norm import ConvNormAct
 from vitkern.models.head import ClassifierHead, init_linear
 from vitkern.nn.embed import pair
@@ -130,11 +130,7 @@ class StagedNet(PooledBackbone):
 
     def _check(self, x: Tensor) -> None:
         name = type(self).__name__
-        if x.dim() != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(
-                f"{name}: not a batch of images: got shape {tuple(x.shape)}; "
-                f"expected (B, {self.in_chans}, height, width)."
-            )
+        check_images(name, x, self.in_chans)
         if x.shape[2] % self.multiple or x.shape[3] % self.multiple:
             raise ValueError(
                 f"{name}: blocks of tokens do not divide the image: got {tuple(x.shape[2:])}; expected multiples of "

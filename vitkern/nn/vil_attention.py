@@ -134,7 +134,8 @@ class ViLAttention(GlobalTokens):
     def _chunks(self, qkv: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Queries over their chunks: (B, img_h, img_w, C), and the log-sum-exp (B, H, img_h, img_w)."""
         qkv, w = qkv[:, self.num_global :].unflatten(1, size), self.window
-        near = Arguments(num_heads=self.num_heads, block=(w, w), border="exclude", scale=self.scale)
+        # A literal: torch.compile calls no TypedDict.
+        near: Arguments = {"num_heads": self.num_heads, "block": (w, w), "border": "exclude", "scale": self.scale}
         if self.rel_pos:
             table = self.local_relative_position_bias_table.view(4 * w - 1, 4 * w - 1, -1)
             near["table"] = table.flip(0, 1).permute(2, 0, 1)  # ours is by the key's offset, theirs the query's

@@ -1,7 +1,7 @@
 """Convolutional vision Transformer (Wu et al. 2021, arXiv 2103.15808). Named as in its authors' `cls_cvt.py`."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn as nn
@@ -68,6 +68,11 @@ class ConvolutionalVisionTransformer(Pyramid):
     """
 
     POOLS = ("token", "avg", "")
+
+    hub_ids: ClassVar = {
+        **{f"cvt_{size}": f"microsoft/cvt-{size.replace('_', '-')}" for size in ("13", "13_384", "21", "21_384")},
+        "cvt_w24_384": "microsoft/cvt-w24-384-22k",
+    }
 
     def __init__(
         self,

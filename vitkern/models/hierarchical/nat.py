@@ -8,8 +8,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from vitkern.models.backbone import Backbone, Checkpointed
-from vitkern.models.head import init_linear
+from vitkern.models.backbone import Backbone, Checkpointed, check_images
+from vitkern.models.head import check_pool, init_linear
 from vitkern.models.mlp import build_mlp
 from vitkern.models.registry import register
 from vitkern.nn.embed import pair
@@ -32,12 +32,13 @@ class Embedding(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, img_size: tuple[int, int], eps: float) -> None:
         super().__init__()
-        self.img_size = img_size
+        self.in_chans, self.img_size = in_chans, img_size
         self.proj = nn.Sequential(halving(in_chans, dim // 2), halving(dim // 2, dim))
         self.norm = LayerNorm(dim, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, height, width) -> (B, ceil(height / 4), ceil(width / 4), C)."""
+        check_images("NeighborhoodTransformer", x, self.in_chans)
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
@@ -194,6 +195,19 @@ class NeighborhoodTransformer(Backbone):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training."""
         return {name for name, _ in self.named_parameters() if name.endswith("rpb")}
+
+    def set_pool(self, global_pool: str) -> None:
+        """There is one: the mean."""
+        check_pool("NeighborhoodTransformer", global_pool, ("avg",))
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """As of every backbone; nothing follows the downsampling of the last level that is left."""
+        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_norm:
+            cast(Level, self.levels[-1]).downsample = None
+        return taken
 
     def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Image -> (tokens of the last level before the norm (B, img_h, img_w, C), those of levels in ``taken``)."""

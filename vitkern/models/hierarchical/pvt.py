@@ -1,7 +1,7 @@
 """Pyramid Vision Transformer (Wang et al. 2021, arXiv 2102.12122). Named as in its authors' `pvt.py`."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn as nn
@@ -46,6 +46,8 @@ class PyramidVisionTransformer(Pyramid):
 
     POOLS = ("token", "avg", "")
     num_prefix_tokens = 1
+
+    hub_ids: ClassVar = {f"pvt_{size}": f"Zetatech/pvt-{size}-224" for size in ("tiny", "small", "medium", "large")}
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch.nn as nn
 from torch import Tensor
 
-from vitkern.models.backbone import Backbone
+from vitkern.models.backbone import Backbone, check_images
 from vitkern.models.head import check_pool, pool
 from vitkern.nn.embed import ConvEmbed, pair
 from vitkern.nn.layernorm import LayerNorm
@@ -124,11 +124,7 @@ class Pyramid(Backbone):
             ValueError: it is not.
         """
         name = type(self).__name__
-        if x.dim() != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(
-                f"{name}: not a batch of images: got shape {tuple(x.shape)}; "
-                f"expected (B, {self.in_chans}, height, width)."
-            )
+        check_images(name, x, self.in_chans)
         if not self.fits((x.shape[2], x.shape[3])):
             raise ValueError(
                 f"{name}: the image is too small: got {tuple(x.shape[2:])}; "

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from vitkern.models.backbone import Backbone, Checkpointed
+from vitkern.models.backbone import Backbone, Checkpointed, check_images
 from vitkern.models.head import check_pool, init_linear
 from vitkern.models.mlp import build_mlp
 from vitkern.models.registry import register
@@ -73,6 +73,7 @@ class Embedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, height, width) -> (B, num_global + patches, dim)."""
+        check_images("VisionLongformer", x, self.proj.in_channels)
         if tuple(x.shape[-2:]) != tuple(self.img_size):
             raise ValueError(
                 f"VisionLongformer: the image has another size: got {tuple(x.shape[-2:])}; expected "
@@ -187,19 +188,14 @@ class VisionLongformer(Backbone):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        check_pool("VisionLongformer", global_pool, ("token", "avg"))
         lists = (embed_dims, depths, num_heads, patch_sizes, windows, num_global)
         if len({len(entries) for entries in lists}) != 1 or not 1 <= len(depths) <= 4:
             raise ValueError(
                 f"VisionLongformer: stages do not fit each other: got lengths {[len(entries) for entries in lists]}; "
                 "expected one entry for each of up to four stages."
             )
-        if global_pool == "token" and not num_global[-1]:
-            raise ValueError(
-                f"VisionLongformer: no token to pool: got global_pool='token', num_global={tuple(num_global)}; "
-                "expected a global token in the last stage, or global_pool='avg'."
-            )
-        self.num_classes, self.global_pool, self.num_features = num_classes, global_pool, embed_dims[-1]
+        self.num_classes, self.num_features, self.num_global = num_classes, embed_dims[-1], tuple(num_global)
+        self.set_pool(global_pool)
         shared: dict[str, Any] = dict(rel_pos=not ape, qkv_bias=qkv_bias, proj_drop=drop_rate)
         chunked: dict[str, Any] = dict(
             mode=mode, neighbors=neighbors, share_weights=share_weights, only_global=only_global
@@ -245,6 +241,16 @@ class VisionLongformer(Backbone):
         taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         self.num_stages = taken[-1] + 1
         return taken
+
+    def set_pool(self, global_pool: str) -> None:
+        """Another pooling."""
+        check_pool("VisionLongformer", global_pool, ("token", "avg"))
+        if global_pool == "token" and not self.num_global[-1]:
+            raise ValueError(
+                f"VisionLongformer: no token to pool: got global_pool='token', num_global={self.num_global}; "
+                "expected a global token in the last stage, or global_pool='avg'."
+            )
+        self.global_pool = global_pool
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training."""

@@ -173,9 +173,10 @@ class Cait(Backbone):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """As of every backbone; the class token's blocks go with the head."""
+        """As of every backbone; the class token's blocks go with the head, and it is not trained."""
         if prune_head:
             self.blocks_token_only = nn.ModuleList()
+            self.cls_token.requires_grad_(False)
         return super().prune_intermediate_layers(indices, prune_norm, prune_head)
 
     def set_pool(self, global_pool: str) -> None:

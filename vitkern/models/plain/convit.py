@@ -1,7 +1,7 @@
 """ConViT (d'Ascoli et al. 2021, arXiv 2103.10697): the first blocks attend by content and by position, and start as
 convolutions; the class token comes after them. Named as in `timm.models.convit`; the wider ConViT+ are the paper's."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn as nn
@@ -180,6 +180,15 @@ class ConVit(Backbone):
         prefix = int(index >= self.local_up_to_layer)
         image = x[:, prefix:].transpose(1, 2).unflatten(2, self.patch_embed.grid_of(size))
         return image, x[:, :1] if prefix else None
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """As of every backbone; the class token is not trained where no block that sees it is left."""
+        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if len(self.blocks) <= self.local_up_to_layer:
+            self.cls_token.requires_grad_(False)
+        return taken
 
     def set_pool(self, global_pool: str) -> None:
         """Another pooling."""

@@ -36,9 +36,10 @@ class ConditionalVisionTransformer(VisionTransformer):
 
     def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
         """As `VisionTransformer`; results of the first blocks are those after the convolution."""
-        grid, prefix = self.patch_embed.grid_of((x.shape[2], x.shape[3])), self.num_prefix_tokens
+        size, prefix = x.shape[-2:], self.num_prefix_tokens
         found: list[Tensor] = []
         x = self.embed(x)
+        grid = self.patch_embed.grid_of((size[0], size[1]))
         for index, block in enumerate(self.blocks):
             if stop_early and len(found) == len(taken):
                 break

@@ -129,10 +129,7 @@ class VisionTransformer(Backbone):
         super().__init__()
         name = type(self).__name__
         check_pool(name, global_pool, POOLS)
-        if global_pool == "token" and not class_token:
-            raise ValueError(
-                f"{name}: no token to pool: got global_pool='token', class_token=False; expected global_pool='avg'."
-            )
+        self._check_token(global_pool, class_token)
         if pos_embed not in ("learn", "none"):
             raise ValueError(f"{name}: unknown positions: got pos_embed={pos_embed!r}; expected 'learn' or 'none'.")
         self.num_classes, self.global_pool, self.embed_dim = num_classes, global_pool, embed_dim
@@ -179,7 +176,15 @@ class VisionTransformer(Backbone):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training."""
-        return {"pos_embed", "cls_token", "reg_token", "dist_token"}
+        names = {"pos_embed", "cls_token", "reg_token", "dist_token"}
+        return names & {name for name, _ in self.named_parameters(recurse=False)}
+
+    def _check_token(self, global_pool: str, class_token: bool) -> None:
+        if global_pool == "token" and not class_token:
+            raise ValueError(
+                f"{type(self).__name__}: no token to pool: got global_pool='token', class_token=False; "
+                "expected global_pool='avg'."
+            )
 
     def _prefix_tokens(self) -> list[Tensor]:
         return [token for token in (self.cls_token, self.reg_token) if token is not None]
@@ -227,6 +232,7 @@ class VisionTransformer(Backbone):
         """Another pooling; where the last norm stands stays as it was built."""
         name = type(self).__name__
         check_pool(name, global_pool, POOLS)
+        self._check_token(global_pool, self.cls_token is not None)
         if global_pool == "map" and self.attn_pool is None:
             raise ValueError(
                 f"{name}: there are no latents to pool with: got global_pool='map' for a model of "

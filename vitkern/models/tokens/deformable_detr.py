@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -65,6 +65,17 @@ class DeformableDetr(Checkpointed):
     Raises:
         ValueError: two stages without refinement, channels that do not split, or levels of another number.
     """
+
+    hub_ids: ClassVar = {
+        name: f"SenseTime/{name.replace('_', '-')}"
+        for name in (
+            "deformable_detr",
+            "deformable_detr_single_scale",
+            "deformable_detr_single_scale_dc5",
+            "deformable_detr_with_box_refine",
+            "deformable_detr_with_box_refine_two_stage",
+        )
+    }
 
     def __init__(
         self,

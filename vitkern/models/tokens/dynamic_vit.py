@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkern.models.head import check_pool
 from vitkern.models.plain.vit import SIZES, Block, VisionTransformer
 from vitkern.models.registry import register
 from vitkern.nn.layernorm import LayerNorm
@@ -125,6 +126,19 @@ class DynamicVisionTransformer(VisionTransformer):
                 "expected numbers above 0, at most 1, none larger than the one before."
             )
 
+    def set_pool(self, global_pool: str) -> None:
+        """There is one: the class token, the only one that is never dropped."""
+        check_pool("DynamicVisionTransformer", global_pool, ("token",))
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """As of every backbone; maps do not train what chooses tokens."""
+        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        self.score_predictor = self.score_predictor[: sum(place <= taken[-1] for place in self.pruning_loc)]
+        self.score_predictor.requires_grad_(not prune_head)
+        return taken
+
     def forward(self, x: Tensor) -> Tensor | Pruned:  # type: ignore[override] # in training what the loss needs
         """Image (B, in_chans, height, width) -> logits (B, num_classes); in training `Pruned`."""
         if not self.training:
@@ -146,7 +160,7 @@ class DynamicVisionTransformer(VisionTransformer):
     def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Image -> (tokens left before the last norm, the best first (B, 1 + K, C), those after the blocks numbered in
         ``taken`` at their places (B, 1 + N, C))."""
-        stages = iter(zip(self.score_predictor, self.token_ratio, strict=True))
+        stages = iter(zip(self.score_predictor, self.token_ratio, strict=False))
         x, kept = self.embed(x), None
         patches, found = x.shape[1] - 1, []  # type: int, list[Tensor]
         for index, block in enumerate(self.blocks):

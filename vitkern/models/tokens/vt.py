@@ -198,6 +198,8 @@ class VisualTransformer(StagedNet):
         taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         if taken[-1] < len(self.feature_info) - 1:
             self.vt = nn.ModuleList()
+        elif prune_head:
+            self.vt = self.vt[:-1]  # the last gives tokens alone
         return taken
 
     def no_weight_decay(self) -> set[str]:
