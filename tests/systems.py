@@ -26,7 +26,7 @@ SYSTEMS = (
     System("iGPT", "igpt_*", "76, 455, 1,400", HF, "openai/imagegpt-*", "igpt_model"),
     System(
         "ViT, AugReg",
-        "vit_*_patch16_* vit_*_patch32_* vit_*_patch8_* vit_huge_*",
+        "vit_*_patch16_* vit_*_patch32_* vit_*_patch8_* vit_large_patch14_224 vit_huge_*",
         "86, 307, 632",
         TIMM,
         "timm, google/vit-*",
@@ -86,5 +86,5 @@ SYSTEMS = (
     System("MobileViT v3", "mobilevitv3_*", "1.2, 2.5, 5.8; 1.4, 3.0, 5.1", AUTHORS, "-", "mobilevit_v3_model"),
     System("VT (token-based)", "vt_*", "-", "the formula in float64", "-", "vt_model"),
     System("DynamicViT", "dynamicvit_*", "22.8, 89.5, 10.3", AUTHORS, "-", "dynamicvit_model"),
-    System("Deformable DETR", "deformable_detr*", "40, 34, 41, 41", HF, "-", "deformable_detr_model"),
+    System("Deformable DETR", "deformable_detr*", "40, 34, 41, 41", HF, HF, "deformable_detr_model"),
 )

@@ -42,8 +42,7 @@ def _policy_fwd(
             largest = tl.where(top > maximum, at, largest)
             maximum = tl.maximum(maximum, top)
             counts = load_policy(policy, group, ki[None, :], N)
-            lost = (kept(1.0, counts, qi[:, None], ki[None, :]) == 0.0) & (s < float("inf"))  # NaN and inf stay
-            s = tl.where(lost, float("-inf"), s)
+            s = tl.where(qi[:, None] == ki[None, :], s, s + tl.where(counts == 0.0, float("-inf"), 0.0))  # NaN stays
             weights, pivot, shrink = softmax_step(s, factor, pivot, False)
             weights = kept(weights, counts, qi[:, None], ki[None, :])
             total = total * shrink + tl.sum(weights, 1)
