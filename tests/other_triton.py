@@ -40,7 +40,7 @@ SAMPLE = (  # of all launches: between them every kernel, and strides of 1
     "talking-cait-s24",
     "deformable-encoder",
     "glu-384-last",
-    "glu-1536",
+    "glu-1536-batch-64",
     "mixing-512",
     "mlp-192-scaled",
     "mlp-192-inference",
