@@ -55,9 +55,9 @@ def gated_multiply(a, gate, value, args, *, act):
     """
     (rows, inner), cols = a.shape, gate.shape[0]
     config, block_k = matmul_config(a.element_size(), arch_of(a), heavy=True)  # half the columns, twice
+    programs = triton.cdiv(rows, config.block_m) * triton.cdiv(cols, config.block_n)
     launch(
-        _gated_matmul, (triton.cdiv(rows, config.block_m) * triton.cdiv(cols, config.block_n),),
-        a, gate, value, args, rows, cols, inner, a.stride(0),
+        _gated_matmul, (programs,), a, gate, value, args, rows, cols, inner, a.stride(0),
         ACT=act, EXACT=a.dtype == torch.float32, PRECISION=dot_precision(a.dtype),
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=block_k, GROUP=8, EVEN_K=inner % block_k == 0,
         num_warps=config.num_warps, num_stages=config.num_stages,

@@ -10,6 +10,7 @@ from vitkern.lab.addressing.offset_case import HALF as HALF_DTYPE
 from vitkern.lab.addressing.offset_case import Case as OffsetCase
 from vitkern.lab.addressing.offset_case import scaled
 from vitkern.lab.breaking.checks import BRAIN, HALF, SINGLE, Checks, quick
+from vitkern.lab.breaking.survivor import Survivor
 from vitkern.lab.compiling import layer as layers
 from vitkern.lab.compiling.exception import Excuse
 from vitkern.lab.compiling.layer import Launch, Layer, compiled, leaf, with_many
@@ -168,6 +169,24 @@ SPECIMEN = Specimen(
     turns={
         "_mix_tokens": lambda a, programs: -(-a["inner"] // a["BLOCK_K"]),
         "_mix_weight_bwd": lambda a, programs: -(-a["inner"] // a["BLOCK_K"]) * -(-a["images"] // 32),
+    },
+    survivors={
+        "mixing._load_rows:drop-float32:1": Survivor(
+            "tl.load(pointer + row, mask=row < rows, other=0.0).to(tl.float32) -> tl.load(pointer + row, "
+            "mask=row < rows, other=0.0)",
+            "the values are added to a float32 accumulator, which widens them just so",
+        ),
+        "mixing.add_tokens:drop-other:1": Survivor(
+            "tl.load(base + where, mask=inside, other=0.0) -> tl.load(base + where, mask=inside)",
+            "masked lanes are outside the image, which the store leaves out",
+        ),
+        "mixing.activation_backward:wrong-constant:1": Survivor(
+            "0.0 -> 1.0", "outside the image the product is 0, whatever the slope, and hidden is not stored"
+        ),
+        "mixing._blocks:wrong-block:2": Survivor(
+            "config.block_n -> config.block_m",
+            "another block size, the same for products and their partial sums: slower, and not wrong",
+        ),
     },
     modules={"TokenMixing": Module((2, 9, 32), dict(dim=32, seq_len=9, tokens_dim=16))},
 )
