@@ -3,10 +3,10 @@
     python tests/run.py [test | prove] [--record] [pytest arguments]
 
 ``test`` is every check of the package: lint, the tests, the kernels in the interpreter, the kernels compiled ahead of
-time. ``prove`` is the laboratory at full counts, and models that learn. Kernels are either interpreted or compiled in one process, so these
-are separate jobs. Tests run in random order; the seed that is printed gives the same order again with
-``--randomly-seed=SEED``. Each job has temporary files and caches of its own. With ``--record`` the durations by which
-the tests are split are written anew.
+time. ``prove`` is the laboratory at full counts, and models that learn. Kernels are either interpreted or compiled in
+one process, so these are separate jobs. Tests run in random order; the seed that is printed gives the same order again
+with ``--randomly-seed=SEED``. Each job has temporary files and caches of its own. With ``--record`` the durations by
+which the tests are split are written anew.
 """
 
 import os
