@@ -1,10 +1,10 @@
 """Writes docs/models.md: every system, its variants, what it agrees with, and by how much.
 
-    python tests/models_page.py [--measure]
+    python tests/models_page.py [--measure [TITLE ...]]
 
-``--measure`` runs the parity tests of each family and keeps the largest difference that they saw, relative to the
-largest value, in tests/agreement.json; without it the page is made anew of what was measured. tests/test_models_page.py
-holds the page to this.
+``--measure`` runs the parity tests of each family, or of the named rows, and keeps the largest difference that they
+saw, relative to the largest value, in tests/agreement.json; without it the page is made anew of what was measured.
+tests/test_models_page.py holds the page to this.
 """
 
 import contextlib
@@ -73,11 +73,11 @@ def watching(differences: Differences) -> Iterator[None]:
         torch.testing.assert_close = plain
 
 
-def measure() -> None:
+def measure(titles: list[str]) -> None:
     import pytest
 
-    found: dict[str, dict[str, float]] = {}
-    for system in SYSTEMS:
+    found = json.loads(RECORD.read_text()) if titles else {}
+    for system in [system for system in SYSTEMS if not titles or system.title in titles]:
         differences = Differences()
         command = [
             "-q",
@@ -144,5 +144,5 @@ if __name__ == "__main__":
     sys.path.insert(0, str(HERE.parent))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if "--measure" in sys.argv[1:]:
-        measure()
+        measure(sys.argv[sys.argv.index("--measure") + 1 :])
     PAGE.write_text(page())
