@@ -183,7 +183,7 @@ SPECIMEN = Specimen(
             "C=128 GLU, gate last, LayerScale, DropPath", 2, 20, 128, 96, scales=True, gate_last=True, act="sigmoid"
         ),
         problem("C=40 GEGLU, two weights, norm rms", 1, 17, 40, 88, packed=False, norm="rms", act="gelu_tanh"),
-        problem("C=64 ReGLU, no norm", 1, 19, 64, 72, norm="none", act="relu"),
+        problem("C=64 ReGLU, norm rms", 1, 19, 64, 72, norm="rms", act="relu"),
         problem("C=520 bilinear, two weights", 1, 19, 520, 72, packed=False, act="identity"),
         problem("C=520 GEGLU, gate last, LayerScale, DropPath", 2, 9, 520, 64, scales=True, gate_last=True, act="gelu"),
     ),
