@@ -95,7 +95,7 @@ def place(tmp_path, monkeypatch):
 def idle(monkeypatch):
     """What takes long does nothing."""
     nothing_found = Outcome("", 0.0, 0.0, (), frozenset(), frozenset(), 0.0)
-    described = registry.Description("a", "A", 1, (3, 8, 8), 1, "", {})
+    described = registry.Description("a", "A", 1, "image 3 x 8 x 8", (3, 8, 8), 1, "", {})
     monkeypatch.setattr("vitkern.models.describe", lambda name: described)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     for module, name, value in (

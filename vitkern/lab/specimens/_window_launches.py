@@ -21,7 +21,7 @@ _WALKED = (
 )
 LAUNCHES = with_many(
     with_many(_USUAL, *(f"window-{name}" for name in _WALKED)),
-    *("window-d64", "window-swinv2-w8-padded"),
+    *("window-d64", "window-swinv2-w8-padded", "window-twins"),
     everywhere=True,
 )
 
