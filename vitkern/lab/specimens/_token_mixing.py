@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from random import Random
 
 import torch
+from torch import Tensor
 
 from vitkern.lab.fuzzing.case import Case
 from vitkern.lab.fuzzing.drawing import SPECIAL, chance, common, thawed
 from vitkern.lab.fuzzing.edge import INF, NAN, Edge, nan_only, zero
 from vitkern.lab.proving.problem import Problem, normal
+from vitkern.lab.proving.sizes import Sizes, largest
 from vitkern.lab.specimens._layernorm_mlp import ACTIVATIONS, PARAMETERS
 
 SIZES = (2, 3, 8, 15, 16, 17, 24, 33, 49, 64, 65, 96, 100, 128, 130)
@@ -34,7 +36,17 @@ def problem(
             tensors["row_scale"] = torch.tensor([1.25] * (batch - 1) + [0.0], dtype=torch.float64)
         return tensors
 
-    return Problem("token_mixing", name, inputs, ("x", *PARAMETERS), dict(eps=1e-5) | options)
+    return Problem("token_mixing", name, inputs, ("x", *PARAMETERS), dict(eps=1e-5) | options, sizes=_sizes)
+
+
+def _sizes(operands: dict, options: dict, grad: Tensor | None) -> Sizes:
+    """Gradients of the norm's parameters are sums over tokens of sums over hidden tokens of sums over tokens: the root
+    of the sum of squares of what is added up, slopes of the activation taken as 1."""
+    if grad is None:
+        return Sizes(0.0, {})
+    fc1, fc2 = (operands[name].double().square() for name in ("fc1_weight", "fc2_weight"))
+    squares = (fc1.T @ (fc2.T @ grad.double().square())).sum((0, 1))  # (C,)
+    return Sizes(0.0, dict.fromkeys(("dnorm_weight", "dnorm_bias"), largest(squares) ** 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ def _gradients() -> Iterator[GradientCase]:
     plain = problem("C=4 F=3", 1, 3, 4, 3)
     pair = problem("two weights, LayerScale, DropPath", 2, 3, 4, 5, packed=False, scales=True, act="gelu")
     yield GradientCase(plain, full=True)
-    yield GradientCase(pair, full=True)
+    yield GradientCase(pair, full=True, sample=True)
     for act in ACTIVATIONS:
         if act != "relu":  # whose slope jumps
             yield GradientCase(problem(f"gate last, {act}", 1, 3, 5, 7, gate_last=True, act=act), seeds=2)
@@ -33,7 +33,9 @@ def _gradients() -> Iterator[GradientCase]:
         yield GradientCase(problem(f"norm {norm}", 2, 3, 5, 7, norm=norm, scales=True), seeds=2)
     yield GradientCase(without(plain, "norm_weight", "norm_bias", "fc1_bias", "fc2_bias"), seeds=2)
     yield GradientCase(problem("70 rows of 20, F=70", 2, 35, 20, 70, scales=True), seeds=2, ordered=True)
-    yield GradientCase(problem("C=520, split", 2, 2, 520, 5, scales=True))
+    split = problem("C=520, split", 2, 2, 520, 5, scales=True)
+    yield GradientCase(split, sample=True)
+    yield GradientCase(only(split, "x"))
     yield GradientCase(problem("C=520, split, two weights", 2, 2, 520, 5, packed=False))
     yield GradientCase(replace(plain, name="value only", gradients=()))
     yield from (GradientCase(only(pair, name)) for name in pair.gradients)
