@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_every_test_file_is_in_one_job():
-    paths = [ROOT / path for job in run.suite("test").values() for path in job.tests]
+    paths = [ROOT / path for name in ("test", "prove") for job in run.suite(name).values() for path in job.tests]
     files = Counter(file for path in paths for file in (path.rglob("test_*.py") if path.is_dir() else [path]))
     assert files == Counter((ROOT / "tests").rglob("test_*.py"))
 
