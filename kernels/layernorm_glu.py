@@ -114,10 +114,11 @@ def layernorm_glu_forward(
 
 def _linear(rows, weight, bias, out):
     """By cuBLAS, into columns of a matrix."""
-    if bias is None:
-        torch.mm(rows, weight.t(), out=out)
-    else:
-        torch.addmm(bias, rows, weight.t(), out=out)
+    with torch.no_grad():
+        if bias is None:
+            torch.mm(rows, weight.t(), out=out)
+        else:
+            torch.addmm(bias, rows, weight.t(), out=out)
 
 
 def layernorm_glu_gradients(grad, out, pre, mean, rstd, *arguments):
@@ -174,7 +175,7 @@ def layernorm_glu_backward(
         if own:
             multiply(dpre, fc1, store, (None, dnormed), own=True)
         else:
-            torch.mm(dpre, fc1, out=dnormed)
+            _linear(dpre, fc1.t(), None, dnormed)
         weighs = needs.fc1_weight or needs.value_weight
         normed = fresh(channels) if weighs else None
         along, level = normalise_rows_backward(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 
 import vitkern
 from vitkern.lab.addressing.offset_case import HALF as HALF_DTYPE
@@ -19,6 +20,7 @@ from vitkern.lab.proving.integration import Integration, Module
 from vitkern.lab.proving.problem import forward_alone, only, without
 from vitkern.lab.specimen import Specimen
 from vitkern.lab.specimens._layernorm_glu import ACTIVATIONS, NORMS, GLUCase, draw, edges, problem, tiles
+from vitkern.ops.layernorm_glu.in_pytorch import activate
 
 
 def _gradients() -> Iterator[GradientCase]:
@@ -101,6 +103,29 @@ class Glu(Layer):
     def problem(self, batch):
         sizes = batch, self.tokens, self.channels, self.hidden
         return problem(self.layer, *sizes, packed=self.packed, scales=self.scales, **self._options)
+
+    def eager(self, options):
+        def branch(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, **others):
+            weight, bias, eps = others.get("norm_weight"), others.get("norm_bias"), options["eps"]
+            width = x.shape[-1:]
+            if self.norm == "layer":
+                y = F.layer_norm(x, width, weight, bias, eps)
+            else:
+                y = F.rms_norm(x, width, weight, eps) if self.norm == "rms" else x
+            if self.packed:
+                gate, value = F.linear(y, fc1_weight, fc1_bias).chunk(2, -1)
+            else:
+                gate, value = (
+                    F.linear(y, fc1_weight, fc1_bias),
+                    F.linear(y, others["value_weight"], others["value_bias"]),
+                )
+            gate, value = (value, gate) if self.gate_last else (gate, value)
+            y = F.linear(activate(gate, self.act) * value, fc2_weight, fc2_bias)
+            y = y if others.get("layer_scale") is None else y * others["layer_scale"]
+            row_scale = others.get("row_scale")
+            return x + (y if row_scale is None else y * row_scale.view(-1, *[1] * (y.dim() - 1)))
+
+        return branch
 
     def launch(self, *, batch=layers.BATCH, dtype=layers.HALF, spare=0, trained=True):
         width, hidden = self.channels, self.hidden

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 
 import vitkern
 from vitkern.lab.addressing.offset_case import HALF as HALF_DTYPE
@@ -82,6 +83,14 @@ class Mixing(Layer):
 
     def problem(self, batch):
         return problem(self.layer, batch, self.tokens, self.channels, self.hidden, scales=self.scales)
+
+    def eager(self, options):
+        def branch(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, row_scale=None):
+            y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, options["eps"]).transpose(1, 2)
+            y = F.linear(F.gelu(F.linear(y, fc1_weight, fc1_bias)), fc2_weight, fc2_bias).transpose(1, 2)
+            return x + (y if row_scale is None else y * row_scale.view(-1, 1, 1))
+
+        return branch
 
     def launch(self, *, batch=layers.BATCH, dtype=layers.HALF, spare=0, trained=True):
         tokens, width, hidden = self.tokens, self.channels, self.hidden
