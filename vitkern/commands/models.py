@@ -38,10 +38,10 @@ def _describe(name: str) -> int:
 
     try:
         found = describe(name)
+        with torch.device("meta"):
+            model = create_model(name)
     except (ValueError, NotImplementedError) as error:
         raise BadInput(str(error).removeprefix("create_model: ")) from None
-    with torch.device("meta"):
-        model = create_model(name)
     costs = count_costs(model)
     kernels = ", ".join(f"{op} x {count}" for op, count in sorted(costs.kernels.items())) or "none"
     print(found)
