@@ -11,12 +11,18 @@ from torch.utils.checkpoint import checkpoint
 from vitkern.models.head import ClassifierHead, check_pool, init_linear
 
 
-def check_images(model: str, x: Tensor, in_chans: int) -> None:
-    """Refuses what is no batch of images (B, in_chans, height, width)."""
-    if x.dim() != 4 or x.shape[1] != in_chans:
-        raise ValueError(
-            f"{model}: not a batch of images: got shape {tuple(x.shape)}; expected (B, {in_chans}, height, width)."
-        )
+class Results:
+    """Results of blocks as they come, of which those numbered in ``taken`` are ``found``."""
+
+    def __init__(self, taken: Collection[int], stop_early: bool) -> None:
+        self.taken, self.stop_early = taken, stop_early
+        self.found: list[Tensor] = []
+
+    def take(self, index: int, x: Tensor) -> bool:
+        """Keeps result ``index`` if it is asked for; whether what follows need not run."""
+        if index in self.taken:
+            self.found.append(x)
+        return self.stop_early and len(self.found) == len(self.taken)
 
 
 class Checkpointed(nn.Module):
@@ -52,6 +58,8 @@ class Backbone(Checkpointed):
     num_features: int
     feature_info: list[dict[str, Any]]
 
+    POOLS: tuple[str, ...] = ("avg", "")  # which the head knows
+    global_pool: str
     norm: nn.Module
     head: nn.Module
     patch_embed: Any
@@ -59,7 +67,8 @@ class Backbone(Checkpointed):
     def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Image -> (what the last norm reads, results of the blocks or stages numbered in ``taken``, in order).
 
-        ``stop_early``: nothing after the last of ``taken`` runs. `walk` does both for a list of blocks.
+        ``stop_early``: nothing after the last of ``taken`` runs. `walk` does both for a list of blocks, `Results` for
+        any loop.
         """
         raise NotImplementedError
 
@@ -79,14 +88,12 @@ class Backbone(Checkpointed):
         self, blocks: Iterable[nn.Module], x: Tensor, taken: Collection[int] = (), stop_early: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
         """Each of ``blocks`` on the result of the one before, as `encode` returns it."""
-        found: list[Tensor] = []
+        results = Results(taken, stop_early)
         for index, block in enumerate(blocks):
-            if stop_early and len(found) == len(taken):
-                break
             x = self.run(block, x)
-            if index in taken:
-                found.append(x)
-        return x, found
+            if results.take(index, x):
+                break
+        return x, results.found
 
     def as_map(self, x: Tensor, size: tuple[int, int], index: int) -> tuple[Tensor, Tensor | None]:
         """Result ``index`` of `encode` -> (map (B, C, img_h, img_w), tokens beside it (B, P, C) or None).
@@ -183,7 +190,8 @@ class Backbone(Checkpointed):
         self.head = self.linear(num_classes)
 
     def set_pool(self, global_pool: str) -> None:
-        """Another pooling; families with norms that depend on it override this."""
+        """Another of `POOLS`."""
+        check_pool(type(self).__name__, global_pool, self.POOLS)
         self.global_pool = global_pool
 
     def linear(self, num_classes: int) -> nn.Module:
@@ -219,6 +227,7 @@ class Backbone(Checkpointed):
 class PooledBackbone(Backbone):
     """A backbone whose head pools, and may norm, what it projects to logits."""
 
+    POOLS = ClassifierHead.POOLS
     head: ClassifierHead
 
     def get_classifier(self) -> nn.Module:
@@ -241,6 +250,6 @@ class PooledBackbone(Backbone):
         return super().prune_intermediate_layers(indices, prune_norm, prune_head)
 
     def set_pool(self, global_pool: str) -> None:
-        """Another pooling."""
-        check_pool(type(self).__name__, global_pool, ClassifierHead.POOLS)
-        self.global_pool = self.head.pool_type = global_pool
+        """Another of `POOLS`."""
+        super().set_pool(global_pool)
+        self.head.pool_type = global_pool

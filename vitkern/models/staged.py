@@ -7,10 +7,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from vitkern.models.backbone import Checkpointed, PooledBackbone, check_images
+from vitkern.models.backbone import Checkpointed, PooledBackbone, Results
 from vitkern.models.conv_norm import ConvNormAct
 from vitkern.models.head import ClassifierHead, init_linear
-from vitkern.nn.embed import pair
+from vitkern.nn.embed import check_images, pair
 
 
 class Stem(nn.Module):
@@ -106,27 +106,21 @@ class StagedNet(PooledBackbone):
         """Image -> (map after the last convolution (B, C, h, w), those of the features in ``taken``)."""
         self._check(x)
         x = x.contiguous(memory_format=torch.channels_last)
-        found: list[Tensor] = []
-        index = 0
+        results, first = Results(taken, stop_early), 0
         if isinstance(self.stem, Stem):
-            x = self.stem.convolve(x)
-            if index in taken:
-                found.append(x)
-            index += 1
+            x, first = self.stem.convolve(x), 1
+            if results.take(0, x):
+                return x, results.found
             x = self.stem.pool(x)
         else:
             x = self.stem(x)
-        last = len(self.stages) - 1
-        for number, stage in enumerate(self.stages):
-            if stop_early and len(found) == len(taken):
-                break
+        for number, stage in enumerate(self.stages, 1):
             x = stage(x)
-            if number == last:
+            if number == len(self.stages):
                 x = self.final_conv(x)
-            if index in taken:
-                found.append(x)
-            index += 1
-        return x, found
+            if results.take(first + number - 1, x):
+                break
+        return x, results.found
 
     def _check(self, x: Tensor) -> None:
         name = type(self).__name__

@@ -22,6 +22,14 @@ def pair(value: int | tuple[int, int]) -> tuple[int, int]:
         raise TypeError(f"pair: no size: got {value!r}; expected an int, or (height, width).") from None
 
 
+def check_images(module: str, x: Tensor, in_chans: int) -> None:
+    """Refuses what is no batch of images (B, in_chans, height, width)."""
+    if x.dim() != 4 or x.shape[1] != in_chans:
+        raise ValueError(
+            f"{module}: not a batch of images: got shape {tuple(x.shape)}; expected (B, {in_chans}, height, width)."
+        )
+
+
 class Stem(nn.Module):
     """What makes tokens of an image: its sizes, and the images that it takes. `PatchEmbed` is the plain one.
 
@@ -61,10 +69,7 @@ class Stem(nn.Module):
     def check(self, x: Tensor, in_chans: int) -> None:
         """Refuses what is no image of ``in_chans`` channels, or of a size that is not taken."""
         name = type(self).__name__
-        if x.dim() != 4 or x.shape[1] != in_chans:
-            raise ValueError(
-                f"{name}: not a batch of images: got shape {tuple(x.shape)}; expected (B, {in_chans}, height, width)."
-            )
+        check_images(name, x, in_chans)
         if self.strict_img_size and tuple(x.shape[2:]) != self.img_size:
             raise ValueError(
                 f"{name}: the image size differs from the model's: got {tuple(x.shape[2:])}; "

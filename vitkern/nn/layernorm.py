@@ -4,6 +4,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from vitkern.ops.bypass import may_bypass
 from vitkern.ops.layernorm import layernorm
 
 
@@ -25,3 +26,10 @@ class LayerNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps:g}"
+
+
+def add_norm(x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
+    """``norm(x + branch)`` of (..., C), in one call where ``norm`` is a LayerNorm that may be read."""
+    if may_bypass(norm, LayerNorm):
+        return layernorm(branch, norm.weight, norm.bias, norm.eps, x)[0]
+    return norm(x + branch)

@@ -11,7 +11,7 @@ from vitkern.nn.layers import DropPath, LayerScale
 from vitkern.ops.bypass import may_bypass
 from vitkern.ops.layernorm_mlp import ACTIVATIONS, layernorm_mlp
 
-UNFUSED = {"silu": F.silu}  # activations that the operator does not have
+UNFUSED = {"relu": F.relu, "silu": F.silu}  # activations that the operator does not have
 
 
 class Mlp(nn.Module):
@@ -23,7 +23,7 @@ class Mlp(nn.Module):
     Args:
         dim: C of x (..., C).
         hidden_dim: width between the layers.
-        act: "gelu", "gelu_tanh", "quick_gelu" or "silu".
+        act: "gelu", "gelu_tanh", "quick_gelu", "relu" or "silu".
         drop: dropout after each layer, in training.
         bias: both layers have one.
     """

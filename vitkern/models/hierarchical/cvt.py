@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from vitkern.models.backbone import Checkpointed
+from vitkern.models.backbone import Checkpointed, Results
 from vitkern.models.head import init_linear
 from vitkern.models.hierarchical.pyramid import Block, Pyramid
 from vitkern.models.mlp import build_mlp
@@ -139,15 +139,13 @@ class ConvolutionalVisionTransformer(Pyramid):
 
     def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Image -> (tokens of the last stage before the norm (B, N, C), those of stages in ``taken``)."""
-        image, found = self.check(x), []
+        image, results = self.check(x), Results(taken, stop_early)
         size = image.shape[2], image.shape[3]
         for index, stage in enumerate(self.stages):
             x = stage(self.as_map(x, size, index - 1)[0] if index else image)
-            if index in taken:
-                found.append(x)
-            if stop_early and len(found) == len(taken):
+            if results.take(index, x):
                 break
-        return x, found
+        return x, results.found
 
 
 register("cvt_13", ConvolutionalVisionTransformer, PAPER)

@@ -124,8 +124,6 @@ class DaViT(PooledBackbone, Pyramid):
         ValueError: arguments that do not fit each other.
     """
 
-    POOLS = ClassifierHead.POOLS
-
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,

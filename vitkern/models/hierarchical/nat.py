@@ -8,11 +8,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from vitkern.models.backbone import Backbone, Checkpointed, check_images
-from vitkern.models.head import check_pool, init_linear
+from vitkern.models.backbone import Backbone, Checkpointed, Results
+from vitkern.models.head import init_linear
 from vitkern.models.mlp import build_mlp
 from vitkern.models.registry import register
-from vitkern.nn.embed import pair
+from vitkern.nn.embed import check_images, pair
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_mlp import mlp_residual
 from vitkern.nn.layers import DropPath, drop_path_rates
@@ -145,6 +145,8 @@ class NeighborhoodTransformer(Backbone):
         ValueError: arguments that do not fit each other.
     """
 
+    POOLS = ("avg",)
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -196,10 +198,6 @@ class NeighborhoodTransformer(Backbone):
         """Names of parameters that are not decayed in training."""
         return {name for name, _ in self.named_parameters() if name.endswith("rpb")}
 
-    def set_pool(self, global_pool: str) -> None:
-        """There is one: the mean."""
-        check_pool("NeighborhoodTransformer", global_pool, ("avg",))
-
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
@@ -212,15 +210,13 @@ class NeighborhoodTransformer(Backbone):
     def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Image -> (tokens of the last level before the norm (B, img_h, img_w, C), those of levels in ``taken``)."""
         x = self.pos_drop(self.patch_embed(x))
-        found: list[Tensor] = []
+        results = Results(taken, stop_early)
         for index, level in enumerate(cast(list[Level], self.levels)):
             x = level.attend(x)
-            if index in taken:
-                found.append(x)
-            if stop_early and len(found) == len(taken):
+            if results.take(index, x):
                 break
             x = x if level.downsample is None else level.downsample(x)
-        return x, found
+        return x, results.found
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens -> logits (B, num_classes); ``pre_logits``: pooled features (B, C)."""

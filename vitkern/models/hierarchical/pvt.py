@@ -8,12 +8,14 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkern.models.backbone import Results
 from vitkern.models.head import init_linear
-from vitkern.models.hierarchical.pyramid import Block, Pyramid, as_map
+from vitkern.models.hierarchical.pyramid import Block, Pyramid
 from vitkern.models.mlp import build_mlp
 from vitkern.models.registry import register
 from vitkern.models.tables import add_family
 from vitkern.nn.embed import ConvEmbed
+from vitkern.nn.grid import as_image
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layers import drop_path_rates
 from vitkern.nn.spatial_reduction_attention import SpatialReductionAttention
@@ -137,12 +139,14 @@ class PyramidVisionTransformer(Pyramid):
         if tuple(size) == grid:
             return position
         prefix = position.shape[1] - grid[0] * grid[1]
-        resampled = F.interpolate(as_map(position[:, prefix:], grid), size=size, mode="bilinear")
+        resampled = F.interpolate(
+            as_image("PyramidVisionTransformer", position[:, prefix:], grid), size=size, mode="bilinear"
+        )
         return torch.cat([position[:, :prefix], resampled.flatten(2).transpose(1, 2)], 1)
 
     def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Image -> (tokens of the last stage before the norm (B, 1 + N, C), those of stages in ``taken``)."""
-        x, found = self.check(x), []
+        x, results = self.check(x), Results(taken, stop_early)
         for index, embed in enumerate(self.embeddings):
             tokens = embed(x)
             size = tokens.shape[1], tokens.shape[2]
@@ -152,12 +156,10 @@ class PyramidVisionTransformer(Pyramid):
             tokens = getattr(self, f"pos_drop{index + 1}")(tokens + self.position(index, size))
             for block in getattr(self, f"block{index + 1}"):
                 tokens = self.run(block, tokens, size)
-            if index in taken:
-                found.append(tokens)
-            if index + 1 == self.num_stages or (stop_early and len(found) == len(taken)):
+            if results.take(index, tokens) or index + 1 == self.num_stages:
                 break
-            x = as_map(tokens, size)
-        return tokens, found
+            x = as_image("PyramidVisionTransformer", tokens, size)
+        return tokens, results.found
 
 
 def _start(tokens: int, dim: int) -> nn.Parameter:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitkern.models.backbone import Checkpointed
 from vitkern.models.head import init_conv, init_linear
-from vitkern.models.hierarchical.pyramid import Block, Pyramid, as_map
+from vitkern.models.hierarchical.pyramid import Block, Pyramid
 from vitkern.models.registry import register
 from vitkern.nn.embed import ConvEmbed
 from vitkern.nn.grid import as_image, as_tokens
@@ -65,7 +65,7 @@ class Stage(Checkpointed):
         size, x = (x.shape[1], x.shape[2]), x.flatten(1, 2)
         for block in self.blocks:
             x = self.run(block, x, size)
-        return as_map(self.norm(x), size)
+        return as_image("PyramidVisionTransformerV2", self.norm(x), size)
 
 
 class PyramidVisionTransformerV2(Pyramid):

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch.nn as nn
 from torch import Tensor
 
-from vitkern.models.backbone import Backbone, check_images
+from vitkern.models.backbone import Backbone
 from vitkern.models.head import check_pool, pool
-from vitkern.nn.embed import ConvEmbed, pair
+from vitkern.nn.embed import ConvEmbed, check_images, pair
+from vitkern.nn.grid import as_image
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_mlp import mlp_residual
 from vitkern.nn.layers import DropPath
@@ -55,11 +56,9 @@ class Pyramid(Backbone):
         ValueError: an unknown pooling, or stages that do not fit each other.
     """
 
-    POOLS: tuple[str, ...] = ("avg", "")
     num_prefix_tokens = 0  # of the last stage
 
     head_drop: nn.Module
-    global_pool: str
 
     def __init__(
         self,
@@ -137,7 +136,7 @@ class Pyramid(Backbone):
         for embed in self.embeddings[: index + 1]:
             size = embed.grid(size)
         prefix = x.shape[1] - size[0] * size[1]
-        return as_map(x[:, prefix:], size), x[:, :prefix] if prefix else None
+        return as_image(type(self).__name__, x[:, prefix:], size), x[:, :prefix] if prefix else None
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens -> logits (B, num_classes); ``pre_logits``: pooled features (B, C)."""
@@ -147,13 +146,3 @@ class Pyramid(Backbone):
             x = pool(x[:, self.num_prefix_tokens :], self.global_pool)
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
-
-    def set_pool(self, global_pool: str) -> None:
-        """Another pooling."""
-        check_pool(type(self).__name__, global_pool, self.POOLS)
-        self.global_pool = global_pool
-
-
-def as_map(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Tokens (B, N, C) -> (B, C, img_h, img_w), a view."""
-    return x.transpose(1, 2).unflatten(2, size)

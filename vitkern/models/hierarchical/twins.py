@@ -6,12 +6,14 @@ from typing import Any, cast
 import torch.nn as nn
 from torch import Tensor
 
+from vitkern.models.backbone import Results
 from vitkern.models.head import init_conv, init_linear
-from vitkern.models.hierarchical.pyramid import Block, Pyramid, as_map
+from vitkern.models.hierarchical.pyramid import Block, Pyramid
 from vitkern.models.mlp import build_mlp
 from vitkern.models.positional_conv import PositionalConv
 from vitkern.models.registry import register
 from vitkern.nn.embed import ConvEmbed
+from vitkern.nn.grid import as_image
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layers import drop_path_rates
 from vitkern.nn.spatial_reduction_attention import SpatialReductionAttention
@@ -134,7 +136,7 @@ class Twins(Pyramid):
 
     def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Image -> (tokens of the last stage before the norm (B, N, C), those of stages in ``taken``)."""
-        x, found = self.check(x), []
+        x, results = self.check(x), Results(taken, stop_early)
         stages = zip(self.patch_embeds, self.pos_drops, self.blocks, self.pos_block, strict=True)
         for index, (embed, drop, blocks, encoder) in enumerate(stages):
             tokens = embed(x)
@@ -144,12 +146,10 @@ class Twins(Pyramid):
                 tokens = self.run(block, tokens, size)
                 if number == 0:
                     tokens = encoder(tokens, size)
-            if index in taken:
-                found.append(tokens)
-            if stop_early and len(found) == len(taken):
+            if results.take(index, tokens):
                 break
-            x = as_map(tokens, size)
-        return tokens, found
+            x = as_image("Twins", tokens, size)
+        return tokens, results.found
 
 
 def _variants() -> Iterator[tuple[str, dict[str, Any]]]:

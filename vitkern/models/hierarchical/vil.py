@@ -9,11 +9,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from vitkern.models.backbone import Backbone, Checkpointed, check_images
+from vitkern.models.backbone import Backbone, Checkpointed, Results
 from vitkern.models.head import check_pool, init_linear
 from vitkern.models.mlp import build_mlp
 from vitkern.models.registry import register
-from vitkern.nn.embed import pair
+from vitkern.nn.embed import check_images, pair
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_mlp import mlp_residual
 from vitkern.nn.layers import DropPath, drop_path_rates
@@ -160,6 +160,7 @@ class VisionLongformer(Backbone):
         ValueError: arguments that do not fit each other, or an image of another size.
     """
 
+    POOLS = ("token", "avg")
     layer1: Stage
 
     def __init__(
@@ -244,7 +245,7 @@ class VisionLongformer(Backbone):
 
     def set_pool(self, global_pool: str) -> None:
         """Another pooling."""
-        check_pool("VisionLongformer", global_pool, ("token", "avg"))
+        check_pool("VisionLongformer", global_pool, self.POOLS)
         if global_pool == "token" and not self.num_global[-1]:
             raise ValueError(
                 f"VisionLongformer: no token to pool: got global_pool='token', num_global={self.num_global}; "
@@ -259,14 +260,12 @@ class VisionLongformer(Backbone):
 
     def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Image -> (all tokens of the last stage before the norm (B, N, C), those of stages in ``taken``)."""
-        found: list[Tensor] = []
+        results = Results(taken, stop_early)
         for index, stage in enumerate(self.stages):
             x = stage(self.stages[index - 1].image(x) if index else x)
-            if index in taken:
-                found.append(x)
-            if stop_early and len(found) == len(taken):
+            if results.take(index, x):
                 break
-        return x, found
+        return x, results.found
 
     def as_map(self, x: Tensor, size: tuple[int, int], index: int) -> tuple[Tensor, Tensor | None]:
         """(B, num_global + patches, C) -> ((B, C, img_h, img_w), global tokens)."""

@@ -14,13 +14,13 @@ from vitkern.models.mlp import build_mlp
 from vitkern.models.registry import register
 from vitkern.nn.class_attention import ClassAttention
 from vitkern.nn.embed import PatchEmbed
+from vitkern.nn.grid import as_image
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_mlp import mlp_residual
 from vitkern.nn.layers import DropPath
 from vitkern.nn.talking_heads_attention import TalkingHeadsAttention
 
 PAPER = "Going deeper with Image Transformers, Touvron et al. 2021, arXiv 2103.17239"
-POOLS = ("token", "avg", "")
 
 
 class Block(nn.Module):
@@ -82,6 +82,8 @@ class Cait(Backbone):
         ValueError: arguments that do not fit each other.
     """
 
+    POOLS = ("token", "avg", "")
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -106,7 +108,7 @@ class Cait(Backbone):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        check_pool("Cait", global_pool, POOLS)
+        check_pool("Cait", global_pool, self.POOLS)
         self.num_classes, self.global_pool, self.num_features = num_classes, global_pool, embed_dim
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -168,7 +170,7 @@ class Cait(Backbone):
 
     def as_map(self, x: Tensor, size: tuple[int, int], index: int) -> tuple[Tensor, Tensor | None]:
         """(B, N, C) -> ((B, C, img_h, img_w), None)."""
-        return x.transpose(1, 2).unflatten(2, self.patch_embed.grid_of(size)), None
+        return as_image("Cait", x, self.patch_embed.grid_of(size)), None
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
@@ -178,11 +180,6 @@ class Cait(Backbone):
             self.blocks_token_only = nn.ModuleList()
             self.cls_token.requires_grad_(False)
         return super().prune_intermediate_layers(indices, prune_norm, prune_head)
-
-    def set_pool(self, global_pool: str) -> None:
-        """Another pooling."""
-        check_pool("Cait", global_pool, POOLS)
-        self.global_pool = global_pool
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens -> logits (B, num_classes); ``pre_logits``: pooled features (B, C)."""

@@ -7,20 +7,20 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from vitkern.models.backbone import Backbone
+from vitkern.models.backbone import Backbone, Results
 from vitkern.models.head import check_pool, init_linear
 from vitkern.models.mlp import build_mlp
 from vitkern.models.registry import register
 from vitkern.nn.attention import Attention
 from vitkern.nn.embed import PatchEmbed
 from vitkern.nn.gated_positional_attention import GatedPositionalAttention
+from vitkern.nn.grid import as_image
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_mlp import mlp_residual
 from vitkern.nn.layers import DropPath, drop_path_rates
 
 PAPER = "ConViT: Improving Vision Transformers with Soft Convolutional Inductive Biases, d'Ascoli et al. 2021, arXiv "
 PAPER += "2103.10697"
-POOLS = ("token", "avg", "")
 
 
 class Block(nn.Module):
@@ -83,6 +83,8 @@ class ConVit(Backbone):
         ValueError: arguments that do not fit each other.
     """
 
+    POOLS = ("token", "avg", "")
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -107,7 +109,7 @@ class ConVit(Backbone):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        check_pool("ConVit", global_pool, POOLS)
+        check_pool("ConVit", global_pool, self.POOLS)
         if not 0 <= local_up_to_layer < depth:
             raise ValueError(
                 f"ConVit: no block sees the class token: got local_up_to_layer={local_up_to_layer}, depth={depth}; "
@@ -164,21 +166,19 @@ class ConVit(Backbone):
         grid = x.shape[1], x.shape[2]
         x = x.flatten(1, 2)
         x = self.pos_drop(x if self.pos_embed is None else x + self.pos_embed)
-        found: list[Tensor] = []
+        results = Results(taken, stop_early)
         for index, block in enumerate(self.blocks):
-            if stop_early and len(found) == len(taken):
-                break
             if index == self.local_up_to_layer:
                 x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
             x = self.run(block, x, grid) if index < self.local_up_to_layer else self.run(block, x)
-            if index in taken:
-                found.append(x)
-        return x, found
+            if results.take(index, x):
+                break
+        return x, results.found
 
     def as_map(self, x: Tensor, size: tuple[int, int], index: int) -> tuple[Tensor, Tensor | None]:
         """(B, N, C), after the local blocks with a class token -> ((B, C, img_h, img_w), that token or None)."""
         prefix = int(index >= self.local_up_to_layer)
-        image = x[:, prefix:].transpose(1, 2).unflatten(2, self.patch_embed.grid_of(size))
+        image = as_image("ConVit", x[:, prefix:], self.patch_embed.grid_of(size))
         return image, x[:, :1] if prefix else None
 
     def prune_intermediate_layers(
@@ -189,11 +189,6 @@ class ConVit(Backbone):
         if len(self.blocks) <= self.local_up_to_layer:
             self.cls_token.requires_grad_(False)
         return taken
-
-    def set_pool(self, global_pool: str) -> None:
-        """Another pooling."""
-        check_pool("ConVit", global_pool, POOLS)
-        self.global_pool = global_pool
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens -> logits (B, num_classes); ``pre_logits``: pooled features (B, C)."""

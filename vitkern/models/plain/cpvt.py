@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from vitkern.models.backbone import Results
 from vitkern.models.plain.vit import SIZES, VisionTransformer
 from vitkern.models.positional_conv import PositionalConv
 from vitkern.models.registry import register
@@ -37,19 +38,17 @@ class ConditionalVisionTransformer(VisionTransformer):
     def encode(self, x: Tensor, taken: Collection[int] = (), stop_early: bool = False) -> tuple[Tensor, list[Tensor]]:
         """As `VisionTransformer`; results of the first blocks are those after the convolution."""
         size, prefix = x.shape[-2:], self.num_prefix_tokens
-        found: list[Tensor] = []
+        results = Results(taken, stop_early)
         x = self.embed(x)
         grid = self.patch_embed.grid_of((size[0], size[1]))
         for index, block in enumerate(self.blocks):
-            if stop_early and len(found) == len(taken):
-                break
             x = self.run(block, x)
             if index < len(self.pos_block):
                 patches = self.pos_block[index](x[:, prefix:].unflatten(1, grid)).flatten(1, 2)
                 x = torch.cat([x[:, :prefix], patches], 1) if prefix else patches
-            if index in taken:
-                found.append(x)
-        return x, found
+            if results.take(index, x):
+                break
+        return x, results.found
 
 
 for _size in ("tiny", "small", "base"):

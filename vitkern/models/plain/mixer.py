@@ -12,6 +12,7 @@ from vitkern.models.head import check_pool
 from vitkern.models.mlp import build_mlp
 from vitkern.models.registry import register
 from vitkern.nn.embed import PatchEmbed
+from vitkern.nn.grid import as_image
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_mlp import mlp_residual
 from vitkern.nn.token_mixing import TokenMixing
@@ -78,7 +79,7 @@ class MlpMixer(Backbone):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        check_pool("MlpMixer", global_pool, ("avg", ""))
+        check_pool("MlpMixer", global_pool, self.POOLS)
         self.num_classes, self.global_pool, self.num_features = num_classes, global_pool, embed_dim
         self.stem = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         block: dict[str, Any] = dict(proj_drop=proj_drop_rate, drop_path=drop_path_rate, mlp_layer=mlp_layer, eps=eps)
@@ -114,12 +115,7 @@ class MlpMixer(Backbone):
 
     def as_map(self, x: Tensor, size: tuple[int, int], index: int) -> tuple[Tensor, Tensor | None]:
         """(B, N, C) -> ((B, C, img_h, img_w), None)."""
-        return x.transpose(1, 2).unflatten(2, self.stem.grid_of(size)), None
-
-    def set_pool(self, global_pool: str) -> None:
-        """Another pooling."""
-        check_pool("MlpMixer", global_pool, ("avg", ""))
-        self.global_pool = global_pool
+        return as_image("MlpMixer", x, self.stem.grid_of(size)), None
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens -> logits (B, num_classes); ``pre_logits``: pooled features (B, C)."""

@@ -15,6 +15,7 @@ from vitkern.models.registry import register
 from vitkern.nn.attention import Attention
 from vitkern.nn.attention_pool import AttentionPool
 from vitkern.nn.embed import PatchEmbed
+from vitkern.nn.grid import as_image
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_mlp import mlp_residual
 from vitkern.nn.layers import DropPath, LayerScale, drop_path_rates
@@ -217,7 +218,7 @@ class VisionTransformer(Backbone):
     def as_map(self, x: Tensor, size: tuple[int, int], index: int) -> tuple[Tensor, Tensor | None]:
         """(B, N, C) -> ((B, C, img_h, img_w), prefix tokens)."""
         prefix = self.num_prefix_tokens
-        image = x[:, prefix:].transpose(1, 2).unflatten(2, self.patch_embed.grid_of(size))
+        image = as_image(type(self).__name__, x[:, prefix:], self.patch_embed.grid_of(size))
         return image, x[:, :prefix] if prefix else None
 
     def prune_intermediate_layers(

@@ -7,6 +7,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from vitkern.models.backbone import Checkpointed
 from vitkern.models.registry import register
 from vitkern.models.sequence.block import Stack
 from vitkern.models.sequence.embeddings import check_tokens
@@ -43,7 +44,7 @@ def join(first: Sequence[int], second: Sequence[int] | None = None, *, length: i
     return tokens, ((place >= len(head)) & (place < used)).long(), place < used
 
 
-class Bert(nn.Module):
+class Bert(Checkpointed):
     """Embeddings of tokens, positions and sentences, blocks with norms after their branches, a pooler.
 
     Args:
@@ -112,10 +113,6 @@ class Bert(nn.Module):
         """Six tokens a sequence, on the model's device."""
         ids = torch.arange(batch * 6, device=self.embed.weight.device).view(batch, 6)
         return (ids % self.embed.num_embeddings,)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only each block's input for the backward pass, and compute the rest again."""
-        self.blocks.grad_checkpointing = enable
 
     def reset_classifier(self, num_classes: int) -> None:
         """A new classifier of ``num_classes`` logits, with random weights; 0: none."""

@@ -3,28 +3,14 @@
 from collections.abc import Callable, Iterator
 
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from vitkern.models.backbone import Checkpointed
 from vitkern.models.sequence.attention import CrossAttention, SelfAttention
 from vitkern.models.sequence.cache import Cache, LayerCache
-from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layernorm import LayerNorm, add_norm
 from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
 from vitkern.nn.layers import DropPath
-from vitkern.ops.bypass import may_bypass
-from vitkern.ops.layernorm import layernorm
-
-
-class ReluMlp(Mlp):
-    """``fc2(relu(fc1(x)))`` (arXiv 1706.03762, equation 2)."""
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__(dim, hidden_dim)
-        self.act = "relu"
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.relu(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -36,7 +22,7 @@ class Block(nn.Module):
             arXiv 1706.03762, section 3.1).
         causal: a token attends to itself and those before it.
         cross: it attends to an encoder's tokens, too.
-        act: "relu", or one that `vitkern.nn.Mlp` knows.
+        act: as of `vitkern.nn.Mlp`; "relu" in arXiv 1706.03762, equation 2.
         norm: makes a norm of (dim, eps=).
         drop: dropout of every branch before it is added, in training. attn_drop: of the attention weights.
     """
@@ -63,7 +49,7 @@ class Block(nn.Module):
         self.norm_cross = norm(dim, eps=eps) if cross else nn.Identity()
         self.cross = CrossAttention(dim, num_heads, attn_drop=attn_drop) if cross else None
         self.norm2 = norm(dim, eps=eps)
-        self.mlp = ReluMlp(dim, hidden_dim) if act == "relu" else Mlp(dim, hidden_dim, act)
+        self.mlp = Mlp(dim, hidden_dim, act)
         self.drop = nn.Dropout(drop)
         self.drop_path = DropPath(0.0)
 
@@ -71,8 +57,7 @@ class Block(nn.Module):
         """(B, N, C) -> (B, N, C)."""
         if self.pre_norm:
             return x + self.drop(branch(norm(x)))
-        y = self.drop(branch(x))
-        return layernorm(y, norm.weight, norm.bias, norm.eps, x)[0] if may_bypass(norm, LayerNorm) else norm(x + y)
+        return add_norm(x, self.drop(branch(x)), norm)
 
     def _add_mlp(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
@@ -97,12 +82,11 @@ class Block(nn.Module):
         return self._add_mlp(x)
 
 
-class Stack(nn.ModuleList):
+class Stack(nn.ModuleList, Checkpointed):
     """Blocks, one after another; arguments are those of `Block`."""
 
     def __init__(self, depth: int, *args: object, **kwargs: object) -> None:
         super().__init__([Block(*args, **kwargs) for _ in range(depth)])  # type: ignore[arg-type]
-        self.grad_checkpointing = False
 
     def states(
         self,
@@ -114,10 +98,8 @@ class Stack(nn.ModuleList):
     ) -> Iterator[Tensor]:
         """What each block gives, in turn: (B, N, C)."""
         for i, block in enumerate(self):
-            if self.grad_checkpointing and self.training and cache is None:
-                x = checkpoint(block, x, mask, memory, memory_mask, use_reentrant=False)
-            else:
-                x = block(x, mask, memory, memory_mask, None if cache is None else cache.layers[i])
+            inputs = x, mask, memory, memory_mask
+            x = self.run(block, *inputs) if cache is None else block(*inputs, cache.layers[i])
             yield x
 
     def forward(

@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from vitkern.models.backbone import Checkpointed
 from vitkern.models.registry import register
 from vitkern.models.sequence.block import Stack
 from vitkern.models.sequence.cache import Cache
@@ -35,7 +36,7 @@ def colours(images: Tensor, clusters: Tensor) -> Tensor:
     return torch.cdist(pixels, clusters.expand(len(pixels), -1, -1)).argmin(-1)
 
 
-class ImageGPT(nn.Module):
+class ImageGPT(Checkpointed):
     """A causal Transformer over the colours of an image, row by row, behind a start token.
 
     Args:
@@ -98,10 +99,6 @@ class ImageGPT(nn.Module):
         """The start token and three pixels, or as many as there are, on the model's device."""
         pixels = torch.arange(batch * 4, device=self.embed.weight.device).view(batch, 4) % self.num_classes
         return (self.behind_start(pixels[:, : self.num_pixels]),)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only each block's input for the backward pass, and compute the rest again."""
-        self.blocks.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training: norms and biases."""

@@ -9,6 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkern.models.backbone import Checkpointed
 from vitkern.models.registry import register
 from vitkern.models.sequence.block import Stack
 from vitkern.models.sequence.cache import Cache
@@ -23,7 +24,7 @@ PAD, BOS, EOS = 0, 1, 2
 EXTRA = 50  # a translation is at most so many tokens longer than its source (section 6.1)
 
 
-class Transformer(nn.Module):
+class Transformer(Checkpointed):
     """An encoder of source tokens and a decoder of target tokens; one matrix embeds both and gives the logits.
 
     Args:
@@ -104,10 +105,6 @@ class Transformer(nn.Module):
         """A source of 6 tokens and a target of 5, on the model's device."""
         ids = torch.arange(batch * 6, device=self.embed.weight.device).view(batch, 6) % self.num_classes
         return ids, ids[:, :5]
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only each block's input for the backward pass, and compute the rest again."""
-        self.encoder.grad_checkpointing = self.decoder.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training."""

@@ -10,24 +10,9 @@ from vitkern.models.backbone import Checkpointed
 from vitkern.models.tokens.pyramid import Pyramid
 from vitkern.nn.deformable_attention import DeformableAttention
 from vitkern.nn.heads import head_dim
-from vitkern.nn.layernorm import LayerNorm
+from vitkern.nn.layernorm import LayerNorm, add_norm
+from vitkern.nn.layernorm_mlp import Mlp
 from vitkern.ops.attention import attention
-from vitkern.ops.bypass import may_bypass
-from vitkern.ops.layernorm import layernorm
-
-
-class FeedForward(nn.Module):
-    """``fc2(relu(fc1(x)))`` with dropout after each."""
-
-    def __init__(self, dim: int, hidden_dim: int, drop: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
-        self.drop = nn.Dropout(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
-        return self.drop(self.fc2(self.drop(F.relu(self.fc1(x)))))
 
 
 class QueryAttention(nn.Module):
@@ -56,20 +41,13 @@ class Layer(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, drop: float) -> None:
         super().__init__()
         self.self_attn_layer_norm = LayerNorm(dim, eps=1e-5)
-        self.mlp = FeedForward(dim, hidden_dim, drop)
+        self.mlp = Mlp(dim, hidden_dim, "relu", drop)
         self.final_layer_norm = LayerNorm(dim, eps=1e-5)
         self.drop = nn.Dropout(drop)
 
     def add_mlp(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        return add(x, self.mlp(x), self.final_layer_norm)
-
-
-def add(x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
-    """norm(x + branch), of (B, N, C)."""
-    if may_bypass(norm, LayerNorm):
-        return layernorm(branch, norm.weight, norm.bias, norm.eps, x)[0]
-    return norm(x + branch)
+        return add_norm(x, self.mlp(x), self.final_layer_norm)
 
 
 class EncoderLayer(Layer):
@@ -82,7 +60,7 @@ class EncoderLayer(Layer):
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, maps: Pyramid) -> Tensor:
         """x (B, S, C), position (B or 1, S, C), reference (B or 1, S, L or 1, 2) -> (B, S, C)."""
         found = self.self_attn(x + position, reference, x, maps.shapes, None, maps.padding)
-        return self.add_mlp(add(x, self.drop(found), self.self_attn_layer_norm))
+        return self.add_mlp(add_norm(x, self.drop(found), self.self_attn_layer_norm))
 
 
 class DecoderLayer(Layer):
@@ -96,9 +74,9 @@ class DecoderLayer(Layer):
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, memory: Tensor, maps: Pyramid) -> Tensor:
         """x, position (B, Q, C), reference (B, Q, L or 1, 2 or 4), memory (B, S, C) -> (B, Q, C)."""
-        x = add(x, self.drop(self.self_attn(x, position)), self.self_attn_layer_norm)
+        x = add_norm(x, self.drop(self.self_attn(x, position)), self.self_attn_layer_norm)
         found = self.encoder_attn(x + position, reference, memory, maps.shapes, None, maps.padding)
-        return self.add_mlp(add(x, self.drop(found), self.encoder_attn_layer_norm))
+        return self.add_mlp(add_norm(x, self.drop(found), self.encoder_attn_layer_norm))
 
 
 class Encoder(Checkpointed):

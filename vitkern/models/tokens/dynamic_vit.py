@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkern.models.backbone import Results
 from vitkern.models.head import check_pool
 from vitkern.models.plain.vit import SIZES, Block, VisionTransformer
 from vitkern.models.registry import register
@@ -162,19 +163,17 @@ class DynamicVisionTransformer(VisionTransformer):
         ``taken`` at their places (B, 1 + N, C))."""
         stages = iter(zip(self.score_predictor, self.token_ratio, strict=False))
         x, kept = self.embed(x), None
-        patches, found = x.shape[1] - 1, []  # type: int, list[Tensor]
+        patches, results = x.shape[1] - 1, Results(taken, stop_early)
         for index, block in enumerate(self.blocks):
-            if stop_early and len(found) == len(taken):
-                break
             if index in self.pruning_loc:
                 predictor, share = next(stages)
                 best = predictor(x[:, 1:])[:, :, 0].topk(int(patches * share), dim=1).indices  # (B, K)
                 x = torch.cat([x[:, :1], keep_tokens(x[:, 1:], best)], 1)
                 kept = best if kept is None else keep_tokens(kept, best)
             x = self.run(block, x)
-            if index in taken:
-                found.append(x if kept is None else _placed(x, kept, patches))
-        return x, found
+            if results.take(index, x if kept is None or index not in taken else _placed(x, kept, patches)):
+                break
+        return x, results.found
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training."""
