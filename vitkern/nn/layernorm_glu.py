@@ -8,9 +8,9 @@ from torch import Tensor
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layers import DropPath
 from vitkern.nn.rmsnorm import RMSNorm
+from vitkern.ops.branch import activate
 from vitkern.ops.bypass import may_bypass
 from vitkern.ops.layernorm_glu import ACTIVATIONS, layernorm_glu
-from vitkern.ops.layernorm_glu.in_pytorch import activate
 
 
 class GluMlp(nn.Module):

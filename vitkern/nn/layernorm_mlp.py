@@ -1,6 +1,5 @@
 """The two-layer perceptron as a module, and a block's MLP branch, LayerNorm and residual included, in one call."""
 
-import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,10 +7,11 @@ from torch import Tensor
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_glu import glu_residual
 from vitkern.nn.layers import DropPath, LayerScale
+from vitkern.ops.branch import activate
 from vitkern.ops.bypass import may_bypass
 from vitkern.ops.layernorm_mlp import ACTIVATIONS, layernorm_mlp
 
-UNFUSED = {"relu": F.relu, "silu": F.silu}  # activations that the operator does not have
+UNFUSED = ("silu",)  # activations that the operator does not have
 
 
 class Mlp(nn.Module):
@@ -23,7 +23,7 @@ class Mlp(nn.Module):
     Args:
         dim: C of x (..., C).
         hidden_dim: width between the layers.
-        act: "gelu", "gelu_tanh", "quick_gelu", "relu" or "silu".
+        act: "gelu", "gelu_tanh", "quick_gelu" or "silu".
         drop: dropout after each layer, in training.
         bias: both layers have one.
     """
@@ -40,18 +40,20 @@ class Mlp(nn.Module):
         self.drop = drop
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        if self.act == "quick_gelu":
-            x = x * torch.sigmoid(1.702 * x)
-        elif self.act in UNFUSED:
-            x = UNFUSED[self.act](x)
-        else:
-            x = F.gelu(x, approximate="tanh" if self.act == "gelu_tanh" else "none")
+        x = activate(self.fc1(x), self.act)
         x = self.fc2(F.dropout(x, self.drop, self.training))
         return F.dropout(x, self.drop, self.training)
 
     def extra_repr(self) -> str:
         return f"act={self.act}, drop={self.drop:g}"
+
+
+class ReluMlp(Mlp):
+    """``fc2(relu(fc1(x)))`` (arXiv 1706.03762, equation 2). Arguments are `Mlp`'s."""
+
+    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
+        super().__init__(dim, hidden_dim, drop=drop)
+        self.act = "relu"
 
 
 def mlp_residual(

@@ -9,9 +9,9 @@ from vitkern.nn.attention import normed_attention
 from vitkern.nn.heads import head_dim
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layers import DropPath, LayerScale
+from vitkern.ops.branch import activate
 from vitkern.ops.bypass import may_bypass
 from vitkern.ops.layernorm_mlp import ACTIVATIONS
-from vitkern.ops.layernorm_mlp.in_pytorch import _activate
 
 
 class ParallelBlock(nn.Module):
@@ -78,7 +78,7 @@ class ParallelBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         h, qkv = self._projected(self.in_norm(x)).split((self.hidden_dim, 3 * x.shape[-1]), -1)
-        h = self.mlp_drop(_activate(h, self.act))
+        h = self.mlp_drop(activate(h, self.act))
         out = self._attended(qkv.unflatten(-1, (3, self.num_heads, self.head_dim)))
         if self.out_proj is not None:
             y = self.out_proj(torch.cat((out, h), -1))

@@ -13,8 +13,7 @@ from vitkern.ops import checks
 from vitkern.ops.attention import attention
 from vitkern.ops.attention.softmax import attention_in_pytorch
 from vitkern.ops.layernorm import check_norm, layernorm, normalise
-from vitkern.ops.rmsnorm import _in_pytorch as rmsnorm_in_pytorch
-from vitkern.ops.rmsnorm import rmsnorm
+from vitkern.ops.rmsnorm import rmsnorm, rmsnorm_in_pytorch
 from vitkern.plans import plan_of
 from vitkern.register import kernel_op
 

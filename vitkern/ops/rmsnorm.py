@@ -14,7 +14,7 @@ from vitkern.plans import plan_of
 from vitkern.register import kernel_op
 
 
-def _in_pytorch(
+def rmsnorm_in_pytorch(
     x: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The normalised rows and the sum, empty without a residual; in the wider dtype of the sum and the weight."""
@@ -35,7 +35,9 @@ def _normalised(rows: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 if HAS_TRITON:
     from vitkern.kernels import rmsnorm as kernels
 
-    @kernel_op(kernels.rmsnorm_outputs, differentiable=("x", "weight", "residual"), graded=2, fallback=_in_pytorch)
+    @kernel_op(
+        kernels.rmsnorm_outputs, differentiable=("x", "weight", "residual"), graded=2, fallback=rmsnorm_in_pytorch
+    )
     def rmsnorm_forward(
         x: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,5 +112,5 @@ def rmsnorm(
     if call.known or call.runs_kernel(tensors, channel_reasons(x.shape[-1])):
         y, total, *_ = call.run(rmsnorm_forward, x, unit_stride(weight), residual, eps, dtype)
     else:
-        y, total = _in_pytorch(x, weight, residual, eps, dtype)
+        y, total = rmsnorm_in_pytorch(x, weight, residual, eps, dtype)
     return y if residual is None else (y, total)

@@ -3,7 +3,6 @@ the PyTorch path."""
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, autocast, autocast_dtype, is_eager
+from vitkern.dispatch import HAS_TRITON, autocast
 from vitkern.ops import checks
-from vitkern.ops.layernorm import channel_reasons, check_devices, check_norm, normalise, unit_stride
-from vitkern.ops.layernorm_mlp import ACTIVATIONS, _check_scales
-from vitkern.ops.layernorm_mlp.in_pytorch import _activate
+from vitkern.ops.branch import activate, added, as_under_autocast, check_linears, check_scales, goes_in_place, is_graded
+from vitkern.ops.layernorm import channel_reasons, check_norm, normalise, unit_stride
+from vitkern.ops.layernorm_mlp import ACTIVATIONS
 from vitkern.plans import plan_of
 from vitkern.register import kernel_op
 
@@ -34,22 +33,14 @@ def _in_pytorch(
 ) -> Tensor:
     """Arguments of the operator, checked. On a CPU without gradients image by image, whose hidden tokens stay in the
     cache, and nothing is transposed."""
-    tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     y = normalise(x, norm_weight, norm_bias, eps)
-    if (
-        x.device.type == "cpu"
-        and row_scale is None
-        and is_eager(*tensors)
-        and not (needs_grad or torch.is_autocast_enabled("cpu"))
-    ):
+    if goes_in_place(x, row_scale, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
         for source, target in zip(x, y, strict=True):
-            hidden = _activate(_mixed(fc1_weight, target, fc1_bias), act)
+            hidden = activate(_mixed(fc1_weight, target, fc1_bias), act)
             torch.add(_mixed(fc2_weight, hidden, fc2_bias), source, out=target)
         return y
-    y = F.linear(_activate(F.linear(y.transpose(1, 2), fc1_weight, fc1_bias), act), fc2_weight, fc2_bias)
-    y = y.transpose(1, 2)
-    return (x + (y if row_scale is None else y * row_scale.view(-1, 1, 1))).to(x.dtype).contiguous()
+    y = F.linear(activate(F.linear(y.transpose(1, 2), fc1_weight, fc1_bias), act), fc2_weight, fc2_bias)
+    return added(x, y.transpose(1, 2), None, row_scale)
 
 
 def _mixed(weight: Tensor, image: Tensor, bias: Tensor | None) -> Tensor:
@@ -69,12 +60,9 @@ def _kernel_in_pytorch(
     act: str,
     keep: bool,
 ) -> Tensor:
-    """The first output of `kernels.token_mixing.token_mixing_forward`, whose arguments these are. Where the residual
-    stream is wider than the weights, autocast made them so."""
-    tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, row_scale)
-    mixed = x.dtype != fc1_weight.dtype
-    with torch.autocast(x.device.type, fc1_weight.dtype, enabled=True, cache_enabled=False) if mixed else nullcontext():
-        return _in_pytorch(*tensors, eps, act)
+    """The first output of `kernels.token_mixing.token_mixing_forward`, whose arguments these are."""
+    with as_under_autocast(x, fc1_weight):
+        return _in_pytorch(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, row_scale, eps, act)
 
 
 if HAS_TRITON:
@@ -175,7 +163,7 @@ def token_mixing(
         checks.check_tensor(op, "x", x, ndim=3)
         check_norm(op, x, norm_weight, norm_bias, eps, "norm_")
         _check_linears(op, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-        _check_scales(op, x, None, row_scale)
+        check_scales(op, x, None, row_scale)
         if act not in ACTIVATIONS:
             raise ValueError(f"{op}: unknown act: got {act!r}; expected one of {', '.join(ACTIVATIONS)}.")
     if not (call.known or call.runs_kernel(tensors, channel_reasons(x.shape[-1]))):
@@ -184,8 +172,7 @@ def token_mixing(
     vectors = norm_weight, norm_bias, fc1_bias, fc2_bias, row_scale
     norm_weight, norm_bias, fc1_bias, fc2_bias, row_scale = map(unit_stride, vectors)
     given = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, row_scale)
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    return call.run(token_mixing_forward, *given, eps, act, keep)[0]
+    return call.run(token_mixing_forward, *given, eps, act, *call.chosen(lambda: (is_graded(given),)))[0]
 
 
 def _check_linears(
@@ -205,13 +192,5 @@ def _check_linears(
         op, "fc2_weight", fc2_weight, (tokens, hidden),
         f"({tokens}, {hidden}) {of_x} and fc1_weight {tuple(fc1_weight.shape)}",
     )  # fmt: skip
-    present = {"fc1_weight": fc1_weight, "fc2_weight": fc2_weight}
-    for name, value, length in (("fc1_bias", fc1_bias, hidden), ("fc2_bias", fc2_bias, tokens)):
-        if value is not None:
-            checks.check_tensor(op, name, value)
-            checks.check_shape(op, name, value, (length,), f"({length},)")
-            present[name] = value
-    if autocast_dtype(x) is not None:
-        check_devices(op, x=x, **present)
-    else:
-        checks.check_same(op, x=x, **present)
+    weights = {"fc1_weight": fc1_weight, "fc2_weight": fc2_weight}
+    check_linears(op, x, weights, {"fc1_bias": (fc1_bias, hidden), "fc2_bias": (fc2_bias, tokens)})

@@ -104,8 +104,7 @@ class Glu(Layer):
         return problem(self.layer, *sizes, packed=self.packed, scales=self.scales, **self._options)
 
     def eager(self, options):
-        act = dict(silu=F.silu, sigmoid=F.sigmoid, relu=F.relu, gelu=F.gelu, identity=lambda x: x)
-        act["gelu_tanh"] = lambda x: F.gelu(x, approximate="tanh")
+        from vitkern.ops.branch import activate
 
         def branch(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, **others):
             weight, bias, eps = others.get("norm_weight"), others.get("norm_bias"), options["eps"]
@@ -122,7 +121,7 @@ class Glu(Layer):
                     F.linear(y, others["value_weight"], others["value_bias"]),
                 )
             gate, value = (value, gate) if self.gate_last else (gate, value)
-            y = F.linear(act[self.act](gate) * value, fc2_weight, fc2_bias)
+            y = F.linear(activate(gate, self.act) * value, fc2_weight, fc2_bias)
             y = y if others.get("layer_scale") is None else y * others["layer_scale"]
             row_scale = others.get("row_scale")
             return x + (y if row_scale is None else y * row_scale.view(-1, *[1] * (y.dim() - 1)))

@@ -9,7 +9,7 @@ from vitkern.models.backbone import Checkpointed
 from vitkern.models.sequence.attention import CrossAttention, SelfAttention
 from vitkern.models.sequence.cache import Cache, LayerCache
 from vitkern.nn.layernorm import LayerNorm, add_norm
-from vitkern.nn.layernorm_mlp import Mlp, mlp_residual
+from vitkern.nn.layernorm_mlp import Mlp, ReluMlp, mlp_residual
 from vitkern.nn.layers import DropPath
 
 
@@ -22,7 +22,7 @@ class Block(nn.Module):
             arXiv 1706.03762, section 3.1).
         causal: a token attends to itself and those before it.
         cross: it attends to an encoder's tokens, too.
-        act: as of `vitkern.nn.Mlp`; "relu" in arXiv 1706.03762, equation 2.
+        act: "relu", or one that `vitkern.nn.Mlp` knows.
         norm: makes a norm of (dim, eps=).
         drop: dropout of every branch before it is added, in training. attn_drop: of the attention weights.
     """
@@ -49,7 +49,7 @@ class Block(nn.Module):
         self.norm_cross = norm(dim, eps=eps) if cross else nn.Identity()
         self.cross = CrossAttention(dim, num_heads, attn_drop=attn_drop) if cross else None
         self.norm2 = norm(dim, eps=eps)
-        self.mlp = Mlp(dim, hidden_dim, act)
+        self.mlp = ReluMlp(dim, hidden_dim) if act == "relu" else Mlp(dim, hidden_dim, act)
         self.drop = nn.Dropout(drop)
         self.drop_path = DropPath(0.0)
 

@@ -11,7 +11,7 @@ from vitkern.models.tokens.pyramid import Pyramid
 from vitkern.nn.deformable_attention import DeformableAttention
 from vitkern.nn.heads import head_dim
 from vitkern.nn.layernorm import LayerNorm, add_norm
-from vitkern.nn.layernorm_mlp import Mlp
+from vitkern.nn.layernorm_mlp import ReluMlp
 from vitkern.ops.attention import attention
 
 
@@ -41,7 +41,7 @@ class Layer(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, drop: float) -> None:
         super().__init__()
         self.self_attn_layer_norm = LayerNorm(dim, eps=1e-5)
-        self.mlp = Mlp(dim, hidden_dim, "relu", drop)
+        self.mlp = ReluMlp(dim, hidden_dim, drop)
         self.final_layer_norm = LayerNorm(dim, eps=1e-5)
         self.drop = nn.Dropout(drop)
 

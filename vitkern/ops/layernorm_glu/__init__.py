@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, autocast, autocast_dtype
+from vitkern.dispatch import HAS_TRITON, autocast
 from vitkern.ops import checks
-from vitkern.ops.layernorm import channel_reasons, check_devices, check_norm, unit_stride
+from vitkern.ops.branch import check_linears, check_scales, is_graded
+from vitkern.ops.layernorm import channel_reasons, check_norm, unit_stride
 from vitkern.ops.layernorm_glu.in_pytorch import kernel_in_pytorch, run_in_pytorch
-from vitkern.ops.layernorm_mlp import _check_scales
 from vitkern.plans import Plan, plan_of
 from vitkern.register import kernel_op
 
@@ -148,7 +148,7 @@ def layernorm_glu(
         _check_options(op, act, norm, norm_weight, norm_bias)
         checks.check_flag(op, "gate_last", gate_last)
         _check_linears(op, x, fc1_weight, fc1_bias, value_weight, value_bias, fc2_weight, fc2_bias, gate_last)
-        _check_scales(op, x, layer_scale, row_scale)
+        check_scales(op, x, layer_scale, row_scale)
     if call.known or call.runs_kernel(tensors, channel_reasons(x.shape[-1])):
         return _run_kernel(call, *tensors, options)
     return run_in_pytorch(*tensors, *options)
@@ -186,20 +186,11 @@ def _check_linears(
     pair = "" if packed else " and a value_weight"
     after = f" with fc2_weight {tuple(fc2_weight.shape)}{pair}"
     width = 2 * hidden if packed else hidden
-    present = {"fc1_weight": fc1_weight, "fc2_weight": fc2_weight}
     checks.check_tensor(op, "fc1_weight", fc1_weight, ndim=2)
     checks.check_shape(op, "fc1_weight", fc1_weight, (width, channels), f"({width}, {channels}){after}")
     if value_weight is not None:
         checks.check_tensor(op, "value_weight", value_weight, ndim=2)
         checks.check_shape(op, "value_weight", value_weight, (hidden, channels), f"({hidden}, {channels}){after}")
-        present["value_weight"] = value_weight
-    for name, value, length in (
-        ("fc1_bias", fc1_bias, width), ("value_bias", value_bias, hidden), ("fc2_bias", fc2_bias, channels)
-    ):  # fmt: skip
-        if value is not None:
-            checks.check_tensor(op, name, value)
-            checks.check_shape(op, name, value, (length,), f"({length},)")
-            present[name] = value
     if packed and value_bias is not None:
         raise ValueError(
             f"{op}: value_bias has no weight: got value_weight None; expected ({hidden}, {channels}). "
@@ -215,10 +206,9 @@ def _check_linears(
         raise ValueError(
             f"{op}: one of two biases is missing: got {missing} None; expected both or neither. Pass zeros for it."
         )
-    if autocast_dtype(x) is not None:
-        check_devices(op, x=x, **present)
-    else:
-        checks.check_same(op, x=x, **present)
+    weights = {"fc1_weight": fc1_weight, "fc2_weight": fc2_weight, "value_weight": value_weight}
+    biases = {"fc1_bias": (fc1_bias, width), "value_bias": (value_bias, hidden), "fc2_bias": (fc2_bias, channels)}
+    check_linears(op, x, weights, biases)
 
 
 def _run_kernel(
@@ -243,7 +233,7 @@ def _run_kernel(
     tensors = (x, norm_weight, norm_bias, *linears, layer_scale, row_scale)
 
     def choose() -> tuple[str, bool]:
-        keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        return mlp_plan(x.shape[-1], fc2_weight.shape[1], first[0].dtype, arch_of(x), True), keep
+        plan = mlp_plan(x.shape[-1], fc2_weight.shape[1], first[0].dtype, arch_of(x), True)
+        return plan, is_graded(tensors)
 
     return call.run(layernorm_glu_forward, *tensors, *options, *call.chosen(choose))[0]

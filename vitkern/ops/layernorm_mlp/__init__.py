@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitkern.dispatch import HAS_TRITON, autocast, autocast_dtype
+from vitkern.dispatch import HAS_TRITON, autocast
 from vitkern.ops import checks
-from vitkern.ops.layernorm import channel_reasons, check_devices, check_norm, unit_stride
+from vitkern.ops.branch import check_linears, check_scales, is_graded
+from vitkern.ops.layernorm import channel_reasons, check_norm, unit_stride
 from vitkern.ops.layernorm_mlp.in_pytorch import kernel_in_pytorch, run_in_pytorch
 from vitkern.plans import Plan, plan_of
 from vitkern.register import kernel_op
@@ -138,7 +139,7 @@ def layernorm_mlp(
         checks.check_tensor(op, "x", x)
         check_norm(op, x, norm_weight, norm_bias, eps, "norm_")
         _check_linears(op, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-        _check_scales(op, x, layer_scale, row_scale)
+        check_scales(op, x, layer_scale, row_scale)
         checks.check_flag(op, "post_norm", post_norm)
         if act not in ACTIVATIONS:
             raise ValueError(f"{op}: unknown act: got {act!r}; expected one of {', '.join(ACTIVATIONS)}.")
@@ -166,36 +167,8 @@ def _check_linears(
         (channels, hidden),
         f"({channels}, {hidden}) after fc1_weight {tuple(fc1_weight.shape)}",
     )
-    present = {"fc1_weight": fc1_weight, "fc2_weight": fc2_weight}
-    for name, value, length in (("fc1_bias", fc1_bias, hidden), ("fc2_bias", fc2_bias, channels)):
-        if value is not None:
-            checks.check_tensor(op, name, value)
-            checks.check_shape(op, name, value, (length,), f"({length},)")
-            present[name] = value
-    if autocast_dtype(x) is not None:
-        check_devices(op, x=x, **present)
-    else:
-        checks.check_same(op, x=x, **present)
-
-
-def _check_scales(op: str, x: Tensor, layer_scale: Tensor | None, row_scale: Tensor | None) -> None:
-    if layer_scale is not None:
-        checks.check_tensor(op, "layer_scale", layer_scale)
-        checks.check_shape(
-            op, "layer_scale", layer_scale, (x.shape[-1],), f"({x.shape[-1]},), one per channel of x {tuple(x.shape)}"
-        )
-        check_devices(op, x=x, layer_scale=layer_scale)
-    if row_scale is not None:
-        checks.check_tensor(op, "row_scale", row_scale)
-        checks.check_shape(
-            op,
-            "row_scale",
-            row_scale,
-            (x.shape[0] if x.dim() > 1 else 1,),
-            f"(B,), one per sample of x {tuple(x.shape)}",
-        )
-        checks.check_no_gradient(op, "row_scale", row_scale)
-        check_devices(op, x=x, row_scale=row_scale)
+    weights = {"fc1_weight": fc1_weight, "fc2_weight": fc2_weight}
+    check_linears(op, x, weights, {"fc1_bias": (fc1_bias, hidden), "fc2_bias": (fc2_bias, channels)})
 
 
 def _run_kernel(
@@ -220,7 +193,7 @@ def _run_kernel(
     tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale)
 
     def choose() -> tuple[str, bool]:
-        keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        keep = is_graded(tensors)
         return kernels.mlp_plan(x.shape[-1], fc1_weight.shape[0], fc1_weight.dtype, arch_of(x), keep), keep
 
     return call.run(layernorm_mlp_forward, *tensors, eps, act, post_norm, *call.chosen(choose))[0]
