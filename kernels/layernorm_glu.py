@@ -17,13 +17,12 @@ from typing import NamedTuple
 
 import torch
 
-from .layernorm_mlp import _samples
 from .rows.epilogues import add_residual, scale_gradient, store
 from .rows.gated_matmul import gated_multiply
 from .rows.gates import gate_backward, gate_rows
 from .rows.layernorm import normalise_rows, normalise_rows_backward
 from .rows.matmul import multiply, pointwise, row_blocks
-from .rows.residual import as_gradients
+from .rows.residual import as_gradients, gradients_like, rows_per_factor
 from .rows.tiles import as_rows
 
 
@@ -92,8 +91,9 @@ def layernorm_glu_forward(
     def fresh(width):
         return torch.empty((count, width), dtype=fc1.dtype, device=x.device)
 
-    normed = rows.to(fc1.dtype)
-    if norm != "none":
+    if norm == "none":
+        normed = rows.to(fc1.dtype)
+    else:
         normed, layer = fresh(channels), norm == "layer"
         kept = dict(mean=mean if keep and layer else None, rstd=rstd if keep else None)
         normalise_rows(rows, norm_weight, norm_bias, eps, y=normed, centred=layer, **kept)
@@ -107,7 +107,7 @@ def layernorm_glu_forward(
         if values is not None:
             _linear(normed, values, value_bias, pre[:, hidden_channels:])
         gate_rows(pre, *places, hidden, act=act, exact=fc1.dtype == torch.float32)
-    args = (fc2_bias, layer_scale, row_scale, rows, rows.stride(0), _samples(count, row_scale), out)
+    args = (fc2_bias, layer_scale, row_scale, rows, rows.stride(0), rows_per_factor(count, row_scale), out)
     multiply(hidden, fc2.t(), add_residual, args, own=own)
     return results
 
@@ -123,11 +123,7 @@ def _linear(rows, weight, bias, out):
 
 def layernorm_glu_gradients(grad, out, pre, mean, rstd, *arguments):
     """Gradients of the fields of `Inputs`; empty where not needed."""
-    inputs, needs = arguments[: len(Inputs._fields)], arguments[-1]
-    return tuple(
-        torch.empty(like.shape if needed else (0,), dtype=like.dtype if needed else grad.dtype, device=grad.device)
-        for like, needed in zip(inputs, needs, strict=True)
-    )
+    return gradients_like(arguments[: len(Inputs._fields)], arguments[-1])
 
 
 def layernorm_glu_backward(
@@ -143,7 +139,7 @@ def layernorm_glu_backward(
     rows, grad, fc2 = as_rows(x), as_rows(grad), fc2_weight.contiguous()
     fc1 = _joined(fc1_weight, value_weight).contiguous()  # as pre lies
     (count, channels), dtype, own = rows.shape, fc1.dtype, plan != "split"
-    split, sample_rows = fc1_weight.shape[0], _samples(count, row_scale)
+    split, sample_rows = fc1_weight.shape[0], rows_per_factor(count, row_scale)
 
     def fresh(width, like=dtype):
         return torch.empty((count, width), dtype=like, device=x.device)
@@ -167,8 +163,9 @@ def layernorm_glu_backward(
         multiply(hidden, fc2.t(), scale_gradient, args, own=own)
         found["layer_scale"] = scaled.sum(0)
     del hidden
-    dx, normed = fresh(channels, x.dtype), rows.to(dtype)
+    dx = fresh(channels, x.dtype)
     if norm == "none":
+        normed = rows.to(dtype)
         multiply(dpre, fc1, add_residual, (None, None, None, grad, grad.stride(0), 1, dx), own=own)
     else:
         dnormed = fresh(channels, torch.float32 if own else dtype)

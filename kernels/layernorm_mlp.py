@@ -22,7 +22,7 @@ from .rows.epilogues import activate_and_store, activation_backward, add_residua
 from .rows.layernorm import normalise_rows, normalise_rows_backward
 from .rows.matmul import multiply, pointwise, row_blocks
 from .rows.mlp import norm_linear, whole_mlp
-from .rows.residual import as_gradients
+from .rows.residual import as_gradients, gradients_like, rows_per_factor
 from .rows.tiles import as_rows
 
 
@@ -51,11 +51,6 @@ def mlp_plan(channels, hidden, dtype, arch, keep):
     if channels <= WHOLE_ROW and not keep:
         return "one"
     return "two" if channels <= 512 else "split"
-
-
-def _samples(rows, row_scale):
-    """Rows per entry of ``row_scale``."""
-    return 1 if row_scale is None else max(1, rows // max(1, row_scale.numel()))
 
 
 def layernorm_mlp_outputs(
@@ -111,7 +106,7 @@ def layernorm_mlp_forward(
     out, pre, mean, rstd, branch = results = layernorm_mlp_outputs(*inputs, eps, act, post_norm, plan, keep)
     rows, fc1, fc2 = as_rows(x), fc1_weight.contiguous(), fc2_weight.contiguous()
     (count, channels), hidden_channels = rows.shape, fc1.shape[0]
-    own, sample_rows, norm = plan != "split", _samples(count, row_scale), (norm_weight, norm_bias)
+    own, sample_rows, norm = plan != "split", rows_per_factor(count, row_scale), (norm_weight, norm_bias)
     kept = dict(mean=mean if keep else None, rstd=rstd if keep else None)
     if plan == "one":
         tensors = (fc1, fc1_bias, fc2, fc2_bias, layer_scale, row_scale, out)
@@ -141,11 +136,7 @@ def layernorm_mlp_forward(
 
 def layernorm_mlp_gradients(grad, out, pre, mean, rstd, branch, *arguments):
     """Gradients of x, the norm's weight and bias, fc1's, fc2's and layer_scale; empty where not needed."""
-    inputs, needs = arguments[:8], arguments[-1]
-    return tuple(
-        torch.empty(like.shape if needed else (0,), dtype=like.dtype if needed else grad.dtype, device=grad.device)
-        for like, needed in zip(inputs, needs, strict=True)
-    )
+    return gradients_like(arguments[:8], arguments[-1])
 
 
 def layernorm_mlp_backward(
@@ -158,7 +149,7 @@ def layernorm_mlp_backward(
     needs, found = Inputs(*needs), {}
     rows, grad, fc1, fc2 = as_rows(x), as_rows(grad), fc1_weight.contiguous(), fc2_weight.contiguous()
     (count, channels), dtype, own = rows.shape, fc1.dtype, plan != "split"
-    sample_rows = _samples(count, row_scale)
+    sample_rows = rows_per_factor(count, row_scale)
 
     def fresh(width, like=dtype):
         return torch.empty((count, width), dtype=like, device=x.device)

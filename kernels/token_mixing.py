@@ -28,7 +28,7 @@ from .rows.mixing import (
     mix_weight_backward,
     mixed_parts,
 )
-from .rows.residual import as_gradients
+from .rows.residual import as_gradients, gradients_like
 
 
 class Inputs(NamedTuple):
@@ -77,11 +77,7 @@ def token_mixing_forward(
 
 def token_mixing_gradients(grad, out, pre, mean, rstd, *arguments):
     """Gradients of the fields of `Inputs`; empty where not needed."""
-    inputs, needs = arguments[: len(Inputs._fields)], arguments[-1]
-    return tuple(
-        torch.empty(like.shape if needed else (0,), dtype=like.dtype if needed else grad.dtype, device=grad.device)
-        for like, needed in zip(inputs, needs, strict=True)
-    )
+    return gradients_like(arguments[: len(Inputs._fields)], arguments[-1])
 
 
 def token_mixing_backward(

@@ -1,4 +1,4 @@
-"""The norm of x, or of x + residual: what its launchers allocate, and what its backward starts from."""
+"""The norm of x, or of x + residual, and what launchers of rows share: allocations, and what a backward starts from."""
 
 import torch
 
@@ -23,6 +23,11 @@ def gradients_like(inputs, needs):
         torch.empty(like.shape if needed else (0,), dtype=like.dtype if needed else x.dtype, device=x.device)
         for like, needed in zip(inputs, needs, strict=True)
     )
+
+
+def rows_per_factor(rows, row_scale):
+    """How many of ``rows`` an entry of ``row_scale`` is for."""
+    return 1 if row_scale is None else max(1, rows // max(1, row_scale.numel()))
 
 
 def gradient_rows(grad, grad_total, y, total, x, residual):
