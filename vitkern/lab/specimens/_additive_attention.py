@@ -21,8 +21,9 @@ def problem(
     name: str, batch: int, heads: int, queries: int, keys: int, features: int, dim: int,
     *, padded: bool = False, spread: float = 1.0, opposed: bool = False,
 ) -> Problem:  # fmt: skip
-    """``padded``: random keys are padding, all of the first sequence. ``spread``: of q and k; the kernels take two
-    ways, by whether some of them are above 20. ``opposed``: a query and a key are far from 0, and their sum is not."""
+    """``padded``: random keys are padding, all of the first sequence, and all but two of no other. ``spread``: of q and
+    k; the kernels take two ways, by whether some of them are above 20. ``opposed``: a query and a key are far from 0,
+    and their sum is not."""
 
     def inputs(generator):
         shapes = dict(q=(queries, features), k=(keys, features), v=(keys, dim))
@@ -32,7 +33,9 @@ def problem(
             tensors["q"][:, :, :1, 0], tensors["k"][:, :, :1, 0] = 60.0, -60.25
         tensors["weight"] = normal(generator, heads, features, std=features**-0.5)
         if padded:
-            tensors["key_padding_mask"] = torch.rand(batch, keys, generator=generator) < 0.7
+            drawn = torch.rand(batch, keys, generator=generator)
+            least = drawn.kthvalue(min(2, keys), 1, keepdim=True).values  # of fewer keys no score has a gradient
+            tensors["key_padding_mask"] = (drawn < 0.7) | (drawn <= least)
             tensors["key_padding_mask"][:1] = batch == 1
         return tensors
 
