@@ -78,7 +78,7 @@ def suite(name: str) -> dict[str, Job]:
         **split("kernels interpreted", "tests/interpreter/test_*.py", 2, interpreted=True),
         "kernels compiled": pytest("tests/compiler"),
         "on a GPU": pytest("tests/gpu"),
-        **split("tests", "tests/test_*.py", 5),
+        **split("tests", "tests/test_*.py", 4),
     }
 
 
