@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import vitkern
 from vitkern import nn
 from vitkern.lab.specimens import gathered, specimens, views
 from vitkern.report import near_matches, table
@@ -22,6 +23,10 @@ def test_module_runs_as_a_command():
 def test_runs_without_docstrings():
     done = subprocess.run([sys.executable, "-OO", "-m", "vitkern", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
+
+
+def test_version(run):
+    assert run("--version") == (0, f"vitkern {vitkern.__version__}\n", "")
 
 
 def test_info_names_versions_devices_and_operators(run):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import vitkern
+
 ROOT = Path(__file__).resolve().parent.parent
 LOCATE = "import vitkern.kernels.machine.launch as m, vitkern; print(m.__file__)"
 
@@ -56,6 +58,11 @@ def wheel(source, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert done.stdout + done.stderr == "", "pip shows what setuptools has to say of the package"
     return next(out.glob("*.whl"))
+
+
+def test_the_version_of_a_wheel_is_that_of_the_package_and_has_changes(wheel):
+    assert wheel.name.startswith(f"vitkern-{vitkern.__version__}-")
+    assert f"\n## {vitkern.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_wheel_holds_the_kernels_once_and_no_top_level_kernels(wheel):

@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Sequence
 from types import ModuleType
 
+from vitkern import __version__
 from vitkern.commands import outcome
 
 COMMANDS = ("info", "check", "models", "accelerate", "explain", "lab", "strec")
@@ -14,6 +15,7 @@ def parser(modules: dict[str, ModuleType]) -> argparse.ArgumentParser:
     top = outcome.Parser(
         prog="vitkern", description="Make vision transformers fast, and check that they stay the same."
     )
+    top.add_argument("--version", action="version", version=f"vitkern {__version__}")
     choices = top.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
     for name, module in modules.items():
         summary = (module.__doc__ or f"{name}: {name}").splitlines()[0].split(": ", 1)[1]  # -OO leaves no docs
