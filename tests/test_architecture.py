@@ -24,6 +24,7 @@ ALLOWED = {
     "nn": {"nn", "ops", "dispatch"},
     "models": {"models", "nn", "ops", "dispatch"},
     "interop": {"interop", "nn", "ops", "dispatch", "faults"},
+    "covering": {"covering", "interop"},
     "explaining": {"explaining", "interop", "ops", "dispatch"},
     "lab": {"lab", "kernels", "nn", "ops", "report", *BASE},
     "strec": {"strec", "models", "nn", "ops", "dispatch", "report"},

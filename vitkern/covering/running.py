@@ -22,8 +22,8 @@ class Run:
 
 
 def run(model: nn.Module, inputs: Mapping[str, Any], *, grad: bool = True, seed: int = 0) -> Run:
-    """Call ``model`` with random numbers from ``seed``. With ``grad`` the gradients are those of a fixed weighted sum of
-    all outputs, of each parameter and each real input."""
+    """Call ``model`` with random numbers from ``seed``. With ``grad``: the gradients of a fixed weighted sum of all
+    outputs, of each parameter and each real input."""
     model.zero_grad()
     own = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
     torch.manual_seed(seed)
@@ -37,7 +37,9 @@ def run(model: nn.Module, inputs: Mapping[str, Any], *, grad: bool = True, seed:
     total = sum(_weighted(out) for out in outputs.values() if out.requires_grad)
     if isinstance(total, Tensor):
         total.backward()
-    found = {f"d {name}": each.grad for name, each in (*model.named_parameters(), *_leaves(own)) if each.grad is not None}
+    found = {
+        f"d {name}": each.grad for name, each in (*model.named_parameters(), *_leaves(own)) if each.grad is not None
+    }
     found = {name: grad.detach().clone() for name, grad in found.items()}
     model.zero_grad()
     return Run({name: out.detach() for name, out in outputs.items()}, found)

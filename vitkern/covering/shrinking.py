@@ -54,11 +54,11 @@ WIDE = ("hidden_sizes", "embed_dims", "embed_dim", "dims", "encoder_hidden_sizes
 IDENTITIES = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
-def shrunk(kind: type, **changes: Any) -> dict[str, Any]:
+def shrunk(kind: Any, **changes: Any) -> dict[str, Any]:
     """The options that make ``kind``, a class of configurations, small; ``changes`` go before them, those of inner
     configurations as dictionaries."""
     options: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for field in dataclasses.fields(kind):
         small = _small(field.name, _default(field))
         if small is not None:
             options[field.name] = small
@@ -69,8 +69,8 @@ def shrunk(kind: type, **changes: Any) -> dict[str, Any]:
             change = {key: value for key, value in change.items() if key != "model_type"}
         elif inner.__name__ == "AutoConfig":
             inner = type(getattr(kind(), name, None))
-        if dataclasses.is_dataclass(inner):
-            options[name] = {"model_type": inner.model_type, **shrunk(inner, **change)}  # type: ignore[attr-defined]
+        if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+            options[name] = {"model_type": getattr(inner, "model_type", ""), **shrunk(inner, **change)}
     return {**options, **changes}
 
 
@@ -103,8 +103,8 @@ def _small(name: str, default: Any) -> Any:
 
 
 def arguments(model: nn.Module, size: int, given: dict[str, Any]) -> dict[str, Any]:
-    """Images, text, or both, as the forward of ``model`` names them; of ``given``, a tuple is the shape of noise, a list
-    holds whole numbers, and None leaves an argument out."""
+    """Images, text, or both, as the forward of ``model`` names them. Of ``given`` a tuple is the shape of noise,
+    a list a tensor's numbers, and None leaves an argument out."""
     names = inspect.signature(model.forward).parameters
     generator = torch.Generator().manual_seed(2)
     made: dict[str, Any] = {}

@@ -98,12 +98,12 @@ OWN: dict[str, dict[str, Any]] = {
     "vit_base_patch16_sapiens2": dict(VIT, num_kv_heads=1),
 }
 # The modules whose models are built for one image size.
-SIZED = frozenset(
-    """beit byoanet byobnet cait coat convit deepseek_vit deit efficientvit_msra eva gemma4_vit hiera levit maxxvit
-    mlp_mixer mobilevit naflexvit nest pit qwen3_vit sequencer swin_transformer swin_transformer_v2
-    swin_transformer_v2_cr tnt twins visformer vision_transformer vision_transformer_hybrid vision_transformer_relpos
-    vision_transformer_sam vitamin volo xcit""".split()
-)
+SIZED = """
+beit byoanet byobnet cait coat convit deepseek_vit deit efficientvit_msra eva gemma4_vit hiera levit maxxvit
+mlp_mixer mobilevit naflexvit nest pit qwen3_vit sequencer swin_transformer swin_transformer_v2
+swin_transformer_v2_cr tnt twins visformer vision_transformer vision_transformer_hybrid vision_transformer_relpos
+vision_transformer_sam vitamin volo xcit
+"""
 
 
 def families() -> list[Family]:
@@ -116,7 +116,7 @@ def _family(name: str, size: str) -> Family:
 
         module = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
         options = dict(OWN.get(name, SMALL.get(module, {})), num_classes=CLASSES)
-        if module in SIZED:
+        if module in SIZED.split():
             options["img_size"] = int(size)
         return timm.create_model(name, **options), {"images": pictures(int(size))}
 

@@ -1,5 +1,6 @@
 """torchvision: its transformers, at a size that their windows divide and at one that they do not."""
 
+import importlib
 from typing import Any
 
 from torch import nn
@@ -37,19 +38,17 @@ def families() -> list[Family]:
 
 def _family(name: str, kind: str, options: dict[str, Any], size: int) -> Family:
     def build() -> tuple[nn.Module, dict[str, Any]]:
-        from torchvision.models import maxvit, swin_transformer, video, vision_transformer
-
+        models = importlib.import_module("torchvision.models")
+        swin = models.swin_transformer
         chosen = dict(options, num_classes=CLASSES)
         images = pictures(size)
         if kind == "MaxVit":
-            return maxvit.MaxVit(input_size=(size, size), **chosen), {"images": images}
+            chosen["input_size"] = (size, size)
         if kind == "SwinTransformer3d":
-            return video.swin_transformer.SwinTransformer3d(**chosen), {"images": images[:, :, None].repeat(1, 1, 8, 1, 1)}
+            images = images[:, :, None].repeat(1, 1, 8, 1, 1)
         if name.startswith("swin_v2"):
-            chosen.update(
-                block=swin_transformer.SwinTransformerBlockV2, downsample_layer=swin_transformer.PatchMergingV2
-            )
-        beside = vision_transformer if kind == "VisionTransformer" else swin_transformer
-        return getattr(beside, kind)(**chosen), {"images": images}
+            chosen |= dict(block=swin.SwinTransformerBlockV2, downsample_layer=swin.PatchMergingV2)
+        rooms = models.maxvit, models.vision_transformer, models.video.swin_transformer, swin
+        return next(getattr(room, kind) for room in rooms if hasattr(room, kind))(**chosen), {"images": images}
 
     return Family(f"{name}, {size} pixels", build)
