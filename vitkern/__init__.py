@@ -85,6 +85,7 @@ else:
         globals()[name] = value
         return value
 
+
 _announce()
 
 

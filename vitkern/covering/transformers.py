@@ -7,9 +7,11 @@ from torch import nn
 
 from vitkern.covering.family import Family
 from vitkern.covering.shrinking import arguments, shrunk
+from vitkern.covering.transformers_grids import GRIDS
 from vitkern.covering.transformers_parts import Changed
 from vitkern.covering.transformers_tasks import TASKS
 from vitkern.covering.transformers_towers import TOWERS
+from vitkern.covering.transformers_words import WORDS
 
 LIBRARY = "transformers"
 # Models that the rules of `shrinking` make small. folder.Class where transformers does not export the class.
@@ -37,7 +39,9 @@ VitDetBackbone YolosForObjectDetection
 
 def families() -> list[Family]:
     plain = [_family(name, name, Changed()) for name in PLAIN.split()]
-    return plain + [_family(name, name.split(",")[0], changed) for name, changed in (TOWERS | TASKS).items()]
+    return plain + [
+        _family(name, name.split(",")[0], changed) for name, changed in (TOWERS | GRIDS | TASKS | WORDS).items()
+    ]
 
 
 def _family(name: str, kind: str, changed: Changed) -> Family:

@@ -38,7 +38,6 @@ NECK = dict(neck_hidden_sizes=[8, 16, 16, 32], fusion_hidden_size=16)
 CLIP = dict(model_type="clip_vision_model")
 VIDEO = (2, 4, 3, 32, 32)
 GRID = [[1, 4, 4], [1, 4, 4]]
-PATCHES = dict(hidden_states=(32, 2 * 3 * 8 * 8), grid_thw=GRID)
 TWO_HEADS = dict(num_heads=2)
 
 
@@ -50,3 +49,8 @@ def text_with(token: int, count: int) -> dict[str, Any]:
 def flattened(count: int, numbers: int) -> list[list[float]]:
     """Patches of a picture that is four wide, each with its row and its column in front."""
     return [[i // 4 + 1, i % 4 + 1, *((i * 7 + j * j) % 11 / 5 - 1 for j in range(numbers))] for i in range(count)]
+
+
+def patches(numbers: int, name: str = "hidden_states") -> dict[str, Any]:
+    """Those of two pictures in one sequence, 4 x 4 each, a patch of so many ``numbers``."""
+    return {name: (32, numbers), "grid_thw": GRID}

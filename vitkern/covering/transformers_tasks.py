@@ -1,17 +1,6 @@
-"""Models of transformers for a task: detection, segmentation and depth, matching, images and words."""
+"""Models of transformers for a task: detection, segmentation and depth, matching."""
 
-from vitkern.covering.transformers_parts import (
-    CLIP,
-    DINOV2,
-    HYBRID,
-    NECK,
-    RESNET_LAST,
-    RESNET_THREE,
-    STAGES,
-    SWIN_4,
-    Changed,
-    text_with,
-)
+from vitkern.covering.transformers_parts import DINOV2, HYBRID, NECK, RESNET_LAST, RESNET_THREE, STAGES, SWIN_4, Changed
 
 TASKS: dict[str, Changed] = {
     # detection
@@ -144,46 +133,36 @@ TASKS: dict[str, Changed] = {
         ),
         dict(pixel_values=(2, 2, 3, 32, 32)),
     ),
-    # images and words
-    "BlipForConditionalGeneration": Changed(config=dict(text_config=dict(encoder_hidden_size=32))),
-    "LlavaModel": Changed(
-        config=dict(vision_config=CLIP, text_config=dict(model_type="llama"), image_token_index=90),
-        inputs=text_with(90, 16),
-    ),
-    "LlavaModel, Mistral": Changed(
-        config=dict(vision_config=CLIP, text_config=dict(model_type="mistral", sliding_window=5), image_token_index=90),
-        inputs=text_with(90, 16),
-    ),
-    "LlavaModel, Gemma 2": Changed(
-        config=dict(vision_config=CLIP, text_config=dict(model_type="gemma2", sliding_window=5), image_token_index=90),
-        inputs=text_with(90, 16),
-    ),
-    "PaliGemmaModel": Changed(
-        config=dict(
-            projection_dim=32,
-            vision_config=dict(model_type="siglip_vision_model"),
-            text_config=dict(model_type="gemma"),
-            image_token_index=90,
+    "LwDetrForObjectDetection": Changed(
+        64,
+        dict(
+            backbone_config=dict(
+                model_type="lw_detr_vit",
+                image_size=64,
+                pretrain_image_size=64,
+                num_windows=4,
+                window_block_indices=[0],
+                out_indices=[1, 2],
+            ),
+            projector_scale_factors=[1.0],
+            decoder_self_attention_heads=2,
+            decoder_cross_attention_heads=2,
+            group_detr=2,
+            num_queries=6,
         ),
-        inputs=dict(text_with(90, 16), token_type_ids=[[0] * 20] * 2),
     ),
-    "InternVLModel": Changed(config=dict(image_token_id=90, image_seq_length=4), inputs=text_with(90, 4)),
-    "Idefics2Model": Changed(
-        config=dict(
-            image_token_id=90,
-            perceiver_config=dict(resampler_n_latents=4, resampler_depth=1, resampler_n_heads=2, resampler_head_dim=16),
-            text_config=dict(model_type="mistral"),
+    "LightGlueForKeypointMatching": Changed(
+        32,
+        dict(
+            keypoint_detector_config=dict(
+                encoder_hidden_sizes=[8, 8, 8, 16], decoder_hidden_size=16, descriptor_decoder_dim=32
+            ),
+            descriptor_dim=32,
         ),
-        inputs=dict(text_with(90, 4), pixel_values=(2, 1, 3, 32, 32)),
+        dict(pixel_values=(2, 2, 3, 32, 32)),
     ),
-    "VisionEncoderDecoderModel": Changed(
-        config=dict(
-            encoder=dict(model_type="vit"),
-            decoder=dict(model_type="bert", is_decoder=True, add_cross_attention=True),
-        ),
-        inputs=dict(decoder_input_ids=[[3, 4, 5, 6]] * 2),
+    "PromptDepthAnythingForDepthEstimation": Changed(
+        32, dict(NECK, backbone_config=DINOV2, patch_size=8, reassemble_hidden_size=32, head_hidden_size=8)
     ),
-    "VisionTextDualEncoderModel": Changed(
-        config=dict(vision_config=dict(model_type="vit"), text_config=dict(model_type="bert"))
-    ),
+    "EomtDinov3ForUniversalSegmentation": Changed(config=dict(num_blocks=1, num_upscale_blocks=1)),
 }

@@ -1,6 +1,6 @@
-"""Towers of transformers: one resolution, windows, stages, films, patches of several images in one sequence."""
+"""Towers of transformers: one resolution, windows, stages, films."""
 
-from vitkern.covering.transformers_parts import PATCHES, SWIN, TWO_HEADS, VIDEO, Changed, flattened
+from vitkern.covering.transformers_parts import SWIN, VIDEO, Changed, flattened
 
 TOWERS: dict[str, Changed] = {
     # windows, and images that they divide or do not
@@ -86,17 +86,7 @@ TOWERS: dict[str, Changed] = {
     ),
     "XCLIPVisionModel": Changed(config=dict(mit_hidden_size=32), inputs=dict(pixel_values=(8, 3, 32, 32))),
     "videoprism.VideoPrismVisionModel": Changed(inputs=dict(pixel_values_videos=VIDEO)),
-    # patches of several images in one sequence
-    "qwen2_vl.Qwen2VisionTransformerPretrainedModel": Changed(config=TWO_HEADS, inputs=PATCHES),
-    "qwen2_5_vl.Qwen2_5_VisionTransformerPretrainedModel": Changed(
-        config=dict(TWO_HEADS, window_size=32), inputs=PATCHES
-    ),
-    "qwen3_vl.Qwen3VLVisionModel": Changed(
-        config=dict(deepstack_visual_indexes=[0], num_position_embeddings=16), inputs=PATCHES
-    ),
-    "qwen3_5.Qwen3_5VisionModel": Changed(config=dict(num_position_embeddings=16), inputs=PATCHES),
-    "glm4v.Glm4vVisionModel": Changed(config=dict(out_hidden_size=32), inputs=PATCHES),
-    "exaone4_5.Exaone4_5_VisionModel": Changed(config=dict(window_size=32), inputs=PATCHES),
+    # tiles
     "llama4.Llama4VisionModel": Changed(
         config=dict(
             vision_output_dim=32,
@@ -115,5 +105,70 @@ TOWERS: dict[str, Changed] = {
             vision_output_dim=64,
         ),
         inputs=dict(pixel_values=(2, 1, 1, 3, 32, 32), aspect_ratio_ids=[[1], [1]], aspect_ratio_mask=[[[1]], [[1]]]),
+    ),
+    # copies, and others
+    "got_ocr2.GotOcr2VisionEncoder": Changed(
+        config=dict(window_size=3, global_attn_indexes=[1], output_channels=16, num_pos_feats=8)
+    ),
+    "unlimited_ocr.UnlimitedOcrSamVisionEncoder": Changed(
+        64, dict(image_size=64, window_size=3, global_attn_indexes=[1])
+    ),
+    "deepseek_ocr2.DeepseekOcr2SamVisionEncoder": Changed(
+        64, dict(image_size=64, window_size=3, global_attn_indexes=[1])
+    ),
+    "Sam2VisionModel": Changed(
+        64,
+        dict(
+            backbone_config=dict(
+                model_type="sam2_hiera_det_model",
+                image_size=[64, 64],
+                hidden_size=16,
+                blocks_per_stage=[1, 1, 2, 1],
+                embed_dim_per_stage=[16, 32, 64, 128],
+                window_size_per_stage=[8, 4, 4, 2],
+                global_attention_blocks=[3],
+            ),
+            backbone_channel_list=[128, 64, 32, 16],
+            fpn_hidden_size=16,
+            backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+        ),
+    ),
+    "kosmos2_5.Kosmos2_5VisionModel": Changed(
+        config=dict(patch_embed_hidden_size=192), inputs=dict(flattened_patches=[flattened(12, 192)] * 2)
+    ),
+    "lw_detr.LwDetrViTBackbone": Changed(
+        64, dict(image_size=64, pretrain_image_size=64, num_windows=4, window_block_indices=[0])
+    ),
+    "VideoMAEForPreTraining": Changed(
+        config=dict(
+            decoder_hidden_size=32,
+            decoder_num_hidden_layers=1,
+            decoder_num_attention_heads=2,
+            decoder_intermediate_size=32,
+        ),
+        inputs=dict(pixel_values=VIDEO, bool_masked_pos=[[True] * 16 + [False] * 16] * 2),
+    ),
+    "Data2VecVisionModel": Changed(config=dict(use_relative_position_bias=True)),
+    "SegGptModel": Changed(
+        config=dict(
+            image_size=[32, 16],
+            patch_size=8,
+            pretrain_image_size=32,
+            intermediate_hidden_state_indices=[0, 1],
+            decoder_hidden_size=16,
+            merge_index=0,
+        ),
+        inputs=dict(pixel_values=(2, 3, 16, 16), prompt_pixel_values=(2, 3, 16, 16), prompt_masks=(2, 3, 16, 16)),
+    ),
+    "PerceiverForImageClassificationLearned": Changed(
+        config=dict(
+            num_latents=8,
+            d_latents=16,
+            d_model=128,
+            num_blocks=1,
+            num_self_attends_per_block=2,
+            num_self_attention_heads=2,
+            num_cross_attention_heads=2,
+        )
     ),
 }
