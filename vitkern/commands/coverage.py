@@ -42,7 +42,7 @@ def _chosen(asked: str | None, pattern: str) -> dict[str, list]:
     """The families of each library whose names match."""
     missing = [library for library in LIBRARIES if find_spec(library) is None]
     if asked in missing or len(missing) == len(LIBRARIES):
-        raise BadInput(f"{asked or 'none of timm, transformers and torchvision'} is installed")
+        raise BadInput(f"{asked or ' or '.join(LIBRARIES)} is not installed")
     chosen, names = {}, []
     for library in [asked] if asked else LIBRARIES:
         if library in missing:
@@ -59,9 +59,13 @@ def _chosen(asked: str | None, pattern: str) -> dict[str, list]:
 def _announced(chosen: dict[str, list]) -> Iterator[tuple]:
     every = [(library, family) for library, families in chosen.items() for family in families]
     for number, (library, family) in enumerate(every, 1):
-        if sys.stderr.isatty():
+        if is_terminal():
             progress(f"[{number}/{len(every)}] {library}: {family.name}")
         yield library, family
+
+
+def is_terminal() -> bool:
+    return sys.stderr.isatty()
 
 
 def _versions(libraries: list[str]) -> dict[str, str]:

@@ -88,28 +88,40 @@ def _compare(
     accelerate(swapped)
     learnt = _training(swapped, inputs)
     row.train = _apart(trained, learnt)
-    if max(row.logits, row.gradients, row.train) > LIMIT:
-        row.double, sway = _in_double(model, swapped, inputs)
-        allowed = max(EXACT, SWAYS * sway) if sway < SWAYED else EXACT
-        row.status = ROUNDING if row.double <= allowed else DRIFTED
+    difference = max(row.logits, row.gradients, row.train)
+    if difference > LIMIT:
+        _judge(row, difference, model, swapped, inputs)
 
 
-def _in_double(model: nn.Module, swapped: nn.Module, inputs: Mapping[str, Any]) -> tuple[float, float]:
-    """The largest difference where rounding is too small to be seen, unless the model amplifies it; and that of the
-    original from itself, with weights that are changed in their last bit."""
-    inputs = {name: _double(value) for name, value in inputs.items()}
-    model, swapped = model.double(), swapped.double()
-    swayed = copy.deepcopy(model)
+def _judge(row: Row, difference: float, model: nn.Module, swapped: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Whether ``difference`` is that of rounding: in float64, or where the original has none as it is."""
+    allowed, doubled = 0.0, {name: _double(value) for name, value in inputs.items()}
+    try:
+        plain = _steps(model.double(), doubled)
+    except Exception:
+        plain, doubled = _steps(model.float(), inputs), dict(inputs)
+    else:
+        row.double = difference = max(map(_apart, plain, _steps(swapped.double(), doubled)))
+        allowed = EXACT
+    sway = max(map(_apart, plain, _steps(_swayed(model), doubled)))
+    if sway < SWAYED:
+        allowed = max(allowed, SWAYS * sway)
+    row.status = ROUNDING if difference <= allowed else DRIFTED
+
+
+def _steps(model: nn.Module, inputs: Mapping[str, Any]) -> list[Run]:
+    """In eval and in train mode."""
+    return [run(model.eval(), inputs), _training(model, inputs)]
+
+
+def _swayed(model: nn.Module) -> nn.Module:
+    """Changes the last bit of each weight."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in swayed.parameters():
+        for parameter in model.parameters():
             signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
-            parameter.mul_(1 + signs * torch.finfo(torch.float64).eps)
-    runs = [
-        [_apart(run(model.train(mode), inputs), run(other.train(mode), inputs)) for mode in (False, True)]
-        for other in (swapped, swayed)
-    ]
-    return max(runs[0]), max(runs[1])
+            parameter.mul_(1 + signs.to(parameter) * torch.finfo(parameter.dtype).eps)
+    return model
 
 
 def _apart(one: Run, other: Run) -> float:

@@ -33,9 +33,10 @@ Made by `make coverage`; `python -m vitkern coverage PATTERN` does it for models
 * kept: classes that stay as they were, with the reason.
 * logits, gradients: the largest difference from the model before, relative to the largest value of each output and of
   each gradient (at least {FLOOR:g} of the largest gradient), float32, eval mode, with and without gradients. train: of
-  both in train mode, with the same random numbers. float64: of all these in float64, where one is over {LIMIT:g}.
+  both in train mode, with the same random numbers. float64: of all these in float64, where one is over {LIMIT:g},
+  unless the original has no float64.
 * status: `{OK}`: no difference is over {LIMIT:g}. `{ROUNDING}`: one is, but in float64 it is under {EXACT:g}, or under
-  what a change of the weights in their last bit does there: the model amplifies rounding. `{DRIFTED}`: neither.
+  what a change of the weights in their last bit does: the model amplifies rounding. `{DRIFTED}`: neither.
   `{BROKE}`: it raised, or state dict, restored classes or restored bits are others. `{NOT_RUN}`: the original cannot be
   built or run.
 """
