@@ -3,6 +3,9 @@
 Triton reads TRITON_INTERPRET when a kernel is decorated, so a process either interprets kernels or compiles them. With
 it set, only tests/interpreter is collected; without it, everything else.
 
+A test marked ``walk(n)`` goes over all operators, models or tools: with --part one in n of its cases runs, others each
+time, as `make test` has it; without it all of them do, as in `make prove`.
+
 With pytest-randomly, of the extra ``test``, they run in an order that changes from run to run; its seed is printed.
 """
 
@@ -11,9 +14,12 @@ import importlib
 import os
 import random
 import sys
+import time
+from collections import defaultdict
 
 import numpy as np
 import pytest
+import shares
 import state
 import torch
 
@@ -32,6 +38,26 @@ else:
 CACHES = "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"  # of what was compiled: each process has its own
 _globals = state.Globals()
 _imported = 0  # modules, when what they hold was last frozen
+
+
+def pytest_addoption(parser):
+    parser.addoption("--part", action="store_true", help="of tests marked `walk`, run a part, drawn by the seed")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--part"):
+        return
+    walks = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("walk"):
+            walks[item.path, item.originalname].append(item)
+    drawn, seed = set(), getattr(config.option, "randomly_seed", time.time())
+    for (path, name), cases in walks.items():
+        (of,) = cases[0].get_closest_marker("walk").args
+        drawn |= shares.part((item.nodeid for item in cases), of, f"{seed} {path.name} {name}")
+    left = {item for cases in walks.values() for item in cases if item.nodeid not in drawn}
+    config.hook.pytest_deselected(items=list(left))
+    items[:] = [item for item in items if item not in left]
 
 
 def pytest_configure(config):

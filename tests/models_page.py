@@ -110,7 +110,7 @@ def _operators(name: str) -> str:
     return ", ".join(sorted(found))
 
 
-def _row(system: System, agreement: dict[str, float]) -> str:
+def row(system: System, agreement: dict[str, float]) -> str:
     import vitkern
 
     names = [name for glob in system.names.split() for name in vitkern.list_models(glob)]
@@ -121,10 +121,9 @@ def _row(system: System, agreement: dict[str, float]) -> str:
     return "| " + " | ".join([*cells, *agrees, _operators(min(names, key=len)), system.weights]) + " |"
 
 
-def page() -> str:
-    agreement = json.loads(RECORD.read_text())
-    head = ["system", "names", "parameters here, M", "published, M", "peer", *KINDS, "operators", "weights"]
-    lines = [
+def head() -> list[str]:
+    columns = ["system", "names", "parameters here, M", "published, M", "peer", *KINDS, "operators", "weights"]
+    return [
         "# Models",
         "",
         "`vitkern.create_model(name)` builds them; `python -m vitkern models --describe NAME` says what one costs.",
@@ -133,11 +132,9 @@ def page() -> str:
         "at least one odd one; where both are stored in one file, they are under results. Operators: those",
         "of vitkern that the forward pass calls.",
         "",
-        "| " + " | ".join(head) + " |",
-        "|" + " --- |" * len(head),
-        *(_row(system, agreement.get(system.title, {})) for system in SYSTEMS),
+        "| " + " | ".join(columns) + " |",
+        "|" + " --- |" * len(columns),
     ]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
@@ -145,4 +142,6 @@ if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if "--measure" in sys.argv[1:]:
         measure(sys.argv[sys.argv.index("--measure") + 1 :])
-    PAGE.write_text(page())
+    agreement = json.loads(RECORD.read_text())
+    rows = [row(system, agreement.get(system.title, {})) for system in SYSTEMS]
+    PAGE.write_text("\n".join([*head(), *rows]) + "\n")

@@ -3,10 +3,11 @@
     python tests/run.py [test | prove] [--record] [pytest arguments]
 
 ``test`` is every check of the package: lint, the tests, the kernels in the interpreter, the kernels compiled ahead of
-time. ``prove`` is the laboratory at full counts, and models that learn. Kernels are either interpreted or compiled in
-one process, so these are separate jobs. Tests run in random order; the seed that is printed gives the same order again
-with ``--randomly-seed=SEED``. Each job has temporary files and caches of its own. With ``--record`` the durations by
-which the tests are split are written anew.
+time. ``prove`` is the laboratory at full counts, models that learn, and all cases of tests that go over every operator,
+model or tool; ``test`` runs a part of those, another one each time. Kernels are either interpreted or compiled in one
+process, so these are separate jobs. Tests run in random order; the seed that is printed gives the same order, and the
+same part, again with ``--randomly-seed=SEED``. Each job has temporary files and caches of its own. With ``--record``
+the durations by which the tests are split are written anew.
 """
 
 import os
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAB = [sys.executable, "-m", "vitkern", "lab"]
 SLOWEST = 10
 TOLD = 12  # lines of each job that failed, repeated at the end
+WALK = "pytest.mark.walk("
 BEAT = 30.0  # seconds from one line to the next while nothing ends
 
 
@@ -34,11 +36,19 @@ class Job(NamedTuple):
     command: list[str]
     tests: tuple[str, ...] = ()
     interpreted: bool = False
+    again: bool = False  # the tests are those of another job, with cases that it leaves out
 
 
 def pytest(*tests: str, interpreted: bool = False) -> Job:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "junit_family=xunit1"]
-    return Job(command, tests, interpreted)
+    return Job([*command, "--part"], tests, interpreted)
+
+
+def walks(*folders: str, interpreted: bool = False) -> Job:
+    """All cases of what `make test` runs a part of."""
+    files = [path for folder in folders for path in sorted((ROOT / folder).glob("test_*.py"))]
+    job = pytest(*(str(path.relative_to(ROOT)) for path in files if WALK in path.read_text()), interpreted=interpreted)
+    return job._replace(command=[*job.command[:-1], "-m", "walk"], again=True)
 
 
 def split(name: str, pattern: str, count: int, interpreted: bool = False) -> dict[str, Job]:
@@ -57,6 +67,8 @@ def suite(name: str) -> dict[str, Job]:
             "gradients": Job([*LAB, "gradients"]),
             "edges": Job([*LAB, "edges"]),
             "offsets": Job([*LAB, "offsets"]),
+            "every operator, interpreted": walks("tests/interpreter", interpreted=True),
+            "every operator, model and tool": walks("tests", "tests/compiler"),
             "models learn": pytest("tests/learning"),
         }
     return {
@@ -66,7 +78,7 @@ def suite(name: str) -> dict[str, Job]:
         **split("kernels interpreted", "tests/interpreter/test_*.py", 2, interpreted=True),
         "kernels compiled": pytest("tests/compiler"),
         "on a GPU": pytest("tests/gpu"),
-        **split("tests", "tests/test_*.py", 5),
+        **split("tests", "tests/test_*.py", 4),
     }
 
 

@@ -1,8 +1,9 @@
-"""Splits test files into shares that take about as long, by the seconds of each file when it was last recorded, and
-reads what pytest says of how long it took.
+"""Splits test files into shares that take about as long, by the seconds of each file when it was last recorded, reads
+what pytest says of how long it took, and draws a part of cases.
 """
 
 import json
+import random
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,12 @@ def shares(files: Iterable[str], count: int) -> list[list[str]]:
         found[shortest].append(file)
         sums[shortest] += seconds.get(file, usual)
     return [sorted(share) for _, share in sorted(zip(sums, found, strict=True), key=lambda pair: -pair[0])]
+
+
+def part(cases: Iterable[str], of: int, seed: object) -> set[str]:
+    """One in ``of`` of the cases, rounded up or down by chance: one alone is drawn once in ``of`` times."""
+    drawn, names = random.Random(str(seed)), sorted(cases)
+    return set(drawn.sample(names, int(len(names) / of + drawn.random())))
 
 
 def tests_of(report: Path) -> list[tuple[float, str, str]]:

@@ -60,6 +60,7 @@ def short(monkeypatch):
         monkeypatch.setattr(timers, name, value)
 
 
+@pytest.mark.walk(4)
 def test_quick_run_of_every_operator(run, tmp_path, short):
     path = tmp_path / "run.json"
     code, out, err = run("--quick", "--mode", "forward", "backward", "--device", "cpu", "--save", path)

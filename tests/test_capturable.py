@@ -112,6 +112,7 @@ def _launching_nothing():
         yield
 
 
+@pytest.mark.walk(3)
 @pytest.mark.parametrize("backend", ("triton", "torch"))
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_an_operator_stays_on_the_device(name, backend):
@@ -124,6 +125,7 @@ def test_an_operator_stays_on_the_device(name, backend):
     assert bool(watch.calls) == (backend == "triton")
 
 
+@pytest.mark.walk(3)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_launcher_stays_on_the_device(name):
     problem, known = PROBLEMS[name], launchers()
@@ -174,6 +176,7 @@ def families():
     return list({name.split("_")[0]: name for name in ranked}.values())
 
 
+@pytest.mark.walk(3)
 @pytest.mark.parametrize("name", families())
 def test_a_model_stays_on_the_device(name):
     dtype = torch.bfloat16 if name.startswith("cait") else torch.float32  # the tile that mixes heads holds no more

@@ -42,6 +42,7 @@ def distinct():
     return list(seen.values())
 
 
+@pytest.mark.walk(3)
 @pytest.mark.parametrize("name", distinct())
 def test_logits_agree_with_timm(name):
     patch = int(name.split("patch")[1].split("_")[0]) if "patch" in name else 4
@@ -53,6 +54,7 @@ def test_logits_agree_with_timm(name):
     assert_logits_agree(*pair(name, img_size=size, num_classes=11, **overrides), size, batch=1)
 
 
+@pytest.mark.walk(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_are_those_of_timm(name):
     with uninitialised(), torch.device("meta"):

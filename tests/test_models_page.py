@@ -4,14 +4,25 @@ import json
 from fnmatch import fnmatch
 
 import models_page
+import pytest
 import torch
 from systems import SYSTEMS
 
 from vitkern.models import list_models
 
+HEAD, LINES = models_page.head(), models_page.PAGE.read_text().splitlines()
 
-def test_the_page_is_made_of_the_record():
-    assert models_page.PAGE.read_text() == models_page.page(), "run python tests/models_page.py"
+
+def test_the_page_has_a_row_for_each_system():
+    assert LINES[: len(HEAD)] == HEAD, "run python tests/models_page.py"
+    assert [line.split(" | ")[0] for line in LINES[len(HEAD) :]] == [f"| {system.title}" for system in SYSTEMS]
+
+
+@pytest.mark.walk(6)
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.title)
+def test_a_row_is_made_of_the_record(system):
+    record = json.loads(models_page.RECORD.read_text())
+    assert LINES[len(HEAD) + SYSTEMS.index(system)] == models_page.row(system, record[system.title])
 
 
 def test_every_model_has_a_row_and_every_row_a_measured_agreement():

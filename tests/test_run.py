@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_every_test_file_is_in_one_job():
-    paths = [ROOT / path for name in ("test", "prove") for job in run.suite(name).values() for path in job.tests]
+    jobs = [job for name in ("test", "prove") for job in run.suite(name).values() if not job.again]
+    paths = [ROOT / path for job in jobs for path in job.tests]
     files = Counter(file for path in paths for file in (path.rglob("test_*.py") if path.is_dir() else [path]))
     assert files == Counter((ROOT / "tests").rglob("test_*.py"))
 
@@ -28,6 +29,23 @@ def test_shares_take_about_as_long(tmp_path, monkeypatch):
     assert sorted(file for share in found for file in share) == sorted([*seconds, "tests/test_new.py"])
     sums = [sum(seconds.get(file, 20.0) for file in share) for share in found]
     assert sums == sorted(sums, reverse=True) and sums[0] - sums[-1] <= 2
+
+
+def test_each_case_is_in_a_part_now_and_then():
+    cases = [f"test[{i}]" for i in range(11)]
+    parts = [shares.part(cases, 4, seed) for seed in range(200)]
+    assert {len(part) for part in parts} == {2, 3} and set().union(*parts) == set(cases)
+    assert shares.part(reversed(cases), 4, 7) == parts[7]
+    assert 20 < sum(bool(shares.part(["test"], 4, seed)) for seed in range(200)) < 80
+
+
+def test_what_a_part_leaves_out_is_proved():
+    walked = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py") if run.WALK in path.read_text()
+    }
+    whole = [job for job in run.suite("prove").values() if job.again]
+    assert walked == {test for job in whole for test in job.tests} and walked
+    assert not any("--part" in job.command for job in whole)
 
 
 def test_what_is_recorded_of_a_file_that_is_gone_is_dropped(tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ def _records(tmp_path, monkeypatch):
     monkeypatch.setenv("VITKERN_LAB_RECORDS", str(tmp_path))
 
 
+@pytest.mark.walk(2)
 @pytest.mark.parametrize("edge", EDGES[::10], ids=lambda edge: edge.name)
 def test_edge(edge):
     assert edges.check(edge) == []

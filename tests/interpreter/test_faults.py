@@ -81,6 +81,7 @@ def test_every_operator_has_a_fallback_and_a_problem_here():
     assert {op.name for op in operators()} <= {problem.function or problem.op for problem in PROBLEMS.values()}
 
 
+@pytest.mark.walk(4)
 @pytest.mark.parametrize("parts", [BACKWARD, FORWARD + BACKWARD], ids=["backward", "both"])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_pytorch_goes_on_where_kernels_stopped(name, parts):
@@ -133,6 +134,7 @@ def counting(start, started):
     return getitem
 
 
+@pytest.mark.walk(4)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_in_half_precision(name, dtype):

@@ -39,6 +39,7 @@ def _records(tmp_path, monkeypatch):
     monkeypatch.setenv("VITKERN_LAB_RECORDS", str(tmp_path))
 
 
+@pytest.mark.walk(3)
 @pytest.mark.parametrize(("op", "seed"), SAMPLE)
 def test_sample(op, seed):
     case = draw(op, seed)

@@ -33,6 +33,7 @@ def outcomes():
     return {}
 
 
+@pytest.mark.walk(4)
 @pytest.mark.parametrize("case", SAMPLE, ids=str)
 def test_gradients_are_those_of_the_formula_and_of_finite_differences(case, outcomes):
     outcome = outcomes[str(case)] = outcomes.get(str(case)) or gradient_check.check(case)
@@ -40,6 +41,7 @@ def test_gradients_are_those_of_the_formula_and_of_finite_differences(case, outc
     assert 0 < outcome.gradient_error <= gradient_check.TOLERANCE
 
 
+@pytest.mark.walk(4)
 def test_the_sample_covers_every_input_of_every_operator(outcomes):
     for case in SAMPLE:
         if str(case) not in outcomes:

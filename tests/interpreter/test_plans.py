@@ -42,6 +42,7 @@ def played(monkeypatch):
     return found
 
 
+@pytest.mark.walk(4)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("op", specimens())
 def test_what_is_played_is_right(op, seed, played):

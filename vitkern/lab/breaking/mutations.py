@@ -88,7 +88,7 @@ def all_mutants(path: Path, source: str | None = None) -> list[Mutant]:
     return list(_all_mutants(path, path.read_text() if source is None else source))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _all_mutants(path: Path, source: str) -> list[Mutant]:
     found, seen, data, file = [], {source}, source.encode(), file_of(path)
     for function, nodes, scope, operators in _places(source):
@@ -133,7 +133,7 @@ def _is_docstring(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def chosen(path: Path, source: str | None = None) -> tuple[Mutant, ...]:
     """A fixed choice of a file's mutants, `PER_FILE` of its kernels and `LAUNCHERS_PER_FILE` of its launchers, spread
     over functions and operators.
