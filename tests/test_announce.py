@@ -92,6 +92,7 @@ def test_it_is_told_once_it_is_there(case, tmp_path):
     python(code, tmp_path)
 
 
+@pytest.mark.walk(3)
 def test_models_are_built_by_name_after_a_bare_import():
     python(
         """
