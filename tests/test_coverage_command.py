@@ -195,6 +195,13 @@ def test_the_table_goes_to_a_file(run, monkeypatch, tmp_path):
     assert f"timm {timm.__version__}" in file.read_text() and "| little | 0 / 0 |" in file.read_text()
 
 
+def test_a_file_that_cannot_be_is_refused_before_the_work(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(timm_families, "families", lambda: [little(lambda: pytest.fail("it was built"))])
+    for file in (tmp_path, tmp_path / "nowhere" / "table.md"):
+        code, _, err = run("coverage", "--library", "timm", "--out", file)
+        assert code == 2 and f"--out is no file in a folder that is there: {file}" in err
+
+
 def test_libraries_that_are_not_installed_are_named(run, monkeypatch):
     monkeypatch.setattr(timm_families, "families", lambda: [little()])
     monkeypatch.setattr(coverage, "find_spec", lambda name: None if name != "timm" else object())

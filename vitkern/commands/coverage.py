@@ -24,6 +24,8 @@ def add_arguments(parser) -> None:
 def run(arguments) -> int:
     from vitkern.covering import examine, page
 
+    if arguments.out is not None and (arguments.out.is_dir() or not arguments.out.parent.is_dir()):
+        raise BadInput(f"--out is no file in a folder that is there: {arguments.out}")  # before minutes of work
     chosen = _chosen(arguments.library, arguments.pattern)
     found: dict[str, list[examine.Row]] = {library: [] for library in chosen}
     for library, family in _announced(chosen):
