@@ -173,6 +173,22 @@ def test_rounding_is_told_from_drift(monkeypatch, build):
     assert (row.double is None) == (build is SteepInFloat32)
 
 
+class Nothing(Little):
+    def forward(self, images):
+        return super().forward(images) * torch.nan
+
+
+class Words(Little):
+    def forward(self, images):
+        return super().forward(images).long()
+
+
+@pytest.mark.parametrize("build", [Nothing, Words])
+def test_what_gives_nothing_to_compare_is_not_run(build):
+    row = examine.examine(little(build))
+    assert row.status == NOT_RUN and "it answers no real numbers" in row.remark
+
+
 def missing():
     raise ImportError("not there")
 
