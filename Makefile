@@ -7,7 +7,7 @@ export PYTHONUNBUFFERED := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test prove fuzz mutants strec lint check gpu clean
+.PHONY: demo test prove fuzz mutants coverage strec lint check gpu clean
 
 $(READY): pyproject.toml setup.py
 	@$(PYTHON) tests/set_up.py $(VENV)
@@ -27,6 +27,9 @@ fuzz: $(READY)
 
 mutants: $(READY)
 	$(RUN) -m vitkern lab mutants
+
+coverage: $(READY)
+	$(RUN) -m vitkern coverage --out docs/coverage.md
 
 strec: $(READY)
 	$(RUN) -m vitkern strec demo

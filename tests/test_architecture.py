@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BASE = {"dispatch", "plans", "register", "reference", "testing"}
 ALLOWED = {
+    "announce": {"interop"},
     "faults": set(),
     "dispatch": {"faults"},
     "twice": set(),
@@ -23,7 +24,8 @@ ALLOWED = {
     "ops": {"ops", "kernels", *BASE},
     "nn": {"nn", "ops", "dispatch"},
     "models": {"models", "nn", "ops", "dispatch"},
-    "interop": {"interop", "nn", "ops", "dispatch", "faults"},
+    "interop": {"announce", "interop", "nn", "ops", "dispatch", "faults"},
+    "covering": {"covering", "interop"},
     "explaining": {"explaining", "interop", "ops", "dispatch"},
     "lab": {"lab", "kernels", "nn", "ops", "report", *BASE},
     "strec": {"strec", "models", "nn", "ops", "dispatch", "report"},

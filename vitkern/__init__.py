@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from vitkern.announce import announce as _announce
+
 __version__ = "0.1.0"
 
 # Public name -> where it lives; imported on first use, so that `import vitkern` stays quick and touches no GPU.
@@ -82,6 +84,9 @@ else:
         value = getattr(importlib.import_module(_PUBLIC[name]), name)
         globals()[name] = value
         return value
+
+
+_announce()
 
 
 def __dir__() -> list[str]:

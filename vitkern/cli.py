@@ -1,4 +1,4 @@
-"""``python -m vitkern``: info, check, models, accelerate, explain, lab, strec; a module each in `vitkern.commands`."""
+"""``python -m vitkern``: `COMMANDS`, a module each in `vitkern.commands`."""
 
 import argparse
 import importlib
@@ -8,7 +8,7 @@ from types import ModuleType
 from vitkern import __version__
 from vitkern.commands import outcome
 
-COMMANDS = ("info", "check", "models", "accelerate", "explain", "lab", "strec")
+COMMANDS = ("info", "check", "models", "accelerate", "coverage", "explain", "lab", "strec")
 
 
 def parser(modules: dict[str, ModuleType]) -> argparse.ArgumentParser:

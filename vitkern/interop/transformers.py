@@ -1,20 +1,18 @@
 """``attn_implementation="vitkern"`` for transformers: an attention and a mask function under one name.
 
-Importing this module registers both, as a process must that loads a model which was built by this name and stored
-whole. Without the mask function transformers would drop padding masks for a name that it does not know.
+`vitkern.announce` makes the name known as soon as transformers is imported. Without the mask function transformers
+would drop padding masks for a name that it does not know.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface
+from transformers import masking_utils, modeling_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from vitkern import dispatch
+from vitkern.announce import NAME
 from vitkern.ops.attention import attention
-
-NAME = "vitkern"
 
 # What models hand on to every attention function and does not change the result. The mask holds the sliding window.
 HARMLESS = frozenset(
@@ -38,8 +36,8 @@ KNOWN = frozenset(("dropout", "is_causal", "position_bias", "scaling", "softcap"
 
 def register() -> None:
     """Make ``attn_implementation="vitkern"`` known to transformers. Done on import as well; harmless twice."""
-    AttentionInterface.register(NAME, attention_forward)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    modeling_utils.AttentionInterface.register(NAME, attention_forward)
+    masking_utils.AttentionMaskInterface.register(NAME, masking_utils.sdpa_mask)
 
 
 def attention_forward(
