@@ -3,8 +3,10 @@ nothing: what they are handed is compared."""
 
 import enum
 import gc
+import re
 import sys
 import weakref
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy
@@ -82,6 +84,21 @@ def test_what_a_tape_is():
     lines = source.splitlines()
     assert lines[0] == "def play(t0, t1, t2, t3, t4, t5):" and lines[-1].startswith("    return (t6, ")
     assert sum("data_ptr" in line for line in lines) == 1
+
+
+def test_the_page_shows_a_tape(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "host.md").read_text()
+    program, shown = re.search(r"^```python\n(.*?)^```\n\n```\n(.*?)^```", page, re.DOTALL | re.MULTILINE).groups()
+    exec(program.replace('device="cuda", ', ""), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(shown.splitlines()) + 1  # an empty line at its end
+    for line, expected in zip(printed, shown.splitlines(), strict=False):
+        assert without_numbers(line).startswith(without_numbers(expected.removesuffix("...)")))
+
+
+def without_numbers(line):
+    """Which constants there are, and how many programs, is Triton's and the architecture's."""
+    return re.sub(r"\bc\d+\b|(?<=\()\d+(?=, 1, 1, now)", "_", line)
 
 
 CHANGES = {
