@@ -4,19 +4,26 @@ Kernels are compiled, for this GPU or, where there is none, for one that is not 
 returns is taken: nothing waits for a result. "usual" is the way through the dispatcher of torch.library, with all
 checks and choices; "planned" what a second call of the same shapes does (`vitkern.plans`). Where there is no GPU, what
 PyTorch does between two kernels, as adding up partial sums, is computed on the CPU and counts.
+
+"blocks" in place of an operator are those of timm: one as it is, in PyTorch's own operators on tiny tensors, and then
+accelerated.
 """
 
+import importlib.util
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from torch import nn
 
 from benchmarks.cases import QUICK
 from benchmarks.runs import tensors_of
+from benchmarks.tiny import Pair, pairs
 from vitkern import plans
 from vitkern.commands.numbers import whole
 from vitkern.lab.compiling import fake_gpu
@@ -25,6 +32,8 @@ from vitkern.report import BadInput, near_matches, progress, table
 
 ARCH, SHARED = 90, 232448  # of the GPU that is not there
 HEADER = ("case", "forward: usual", "planned", "launches", "with backward: usual", "planned", "launches")
+BLOCKS = "blocks"
+BLOCKS_HEADER = ("block of timm", "forward: original", "accelerated", "with backward: original", "accelerated")
 
 
 class Cost(NamedTuple):
@@ -37,24 +46,34 @@ class Cost(NamedTuple):
 
 def add_arguments(parser) -> None:
     names = sorted({case.op for case in QUICK})
-    parser.add_argument("op", nargs="*", help=f"of {', '.join(names)}; all unless given")
+    parser.add_argument("op", nargs="*", help=f"of {', '.join(names)}, or {BLOCKS}; all unless given")
     parser.add_argument("--calls", type=whole(1), default=200, help="in each of ten samples, the best of which counts")
 
 
 def run(arguments) -> int:
-    names = [case.op for case in QUICK]
+    names = [case.op for case in QUICK] + [BLOCKS]
     for name in arguments.op:
         if name not in names:
             raise BadInput(f"no operator is called {name!r}.{near_matches(name, names)}")
+    asked, installed = arguments.op or names, importlib.util.find_spec("timm") is not None
+    if BLOCKS in arguments.op and not installed:
+        raise BadInput(f"{BLOCKS}: timm is not installed. Install it with: pip install timm")
+    rows, of_blocks = [], []
     with _gpu() as device:
         unit = _best(_bare(device), arguments.calls)
-        rows = []
         for case in QUICK:
-            if not arguments.op or case.op in arguments.op:
+            if case.op in asked:
                 progress(f"{case.op}: {case}")
                 rows.append(_row(case, device, arguments.calls, unit))
+        for pair in pairs(device) if BLOCKS in asked and installed else ():
+            progress(f"{BLOCKS}: {pair}")
+            of_blocks.append(_row_of(pair, arguments.calls))
     print(f"start of a kernel with three arguments: {unit:.1f} us; in the table, microseconds (multiples of it)\n")
-    print(table(HEADER, rows))
+    if rows:
+        print(table(HEADER, rows))
+    if of_blocks:
+        print("\n" * bool(rows) + "microseconds (multiples of the original's)\n")
+        print(table(BLOCKS_HEADER, of_blocks))
     return 0
 
 
@@ -88,17 +107,24 @@ def _bare(device: torch.device) -> Callable[[], object]:
 
 def _best(call: Callable[[], object], calls: int) -> float:
     """Microseconds of this thread's own time, so that other processes count less."""
-    for _ in range(calls // 2 + 1):
-        call()
-    samples = []
-    for _ in range(10):
-        begun = time.thread_time()
-        for _ in range(calls):
+    return _in_turn([call], calls)[0]
+
+
+def _in_turn(functions: Sequence[Callable[[], object]], calls: int) -> list[float]:
+    """The best of each, whose samples are taken in turn."""
+    for call in functions:
+        for _ in range(calls // 2 + 1):
             call()
-        samples.append((time.thread_time() - begun) / calls * 1e6)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    return min(samples)
+    samples: list[list[float]] = [[] for _ in functions]
+    for _ in range(10):
+        for call, found in zip(functions, samples, strict=True):
+            begun = time.thread_time()
+            for _ in range(calls):
+                call()
+            found.append((time.thread_time() - begun) / calls * 1e6)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+    return list(map(min, samples))
 
 
 def _row(case: Layer, device: torch.device, calls: int, unit: float) -> tuple[str, ...]:
@@ -120,6 +146,23 @@ def _row(case: Layer, device: torch.device, calls: int, unit: float) -> tuple[st
     for call in (forward, training):
         cost = _cost(call, calls)
         found += [_times(cost.usual, unit), _times(cost.planned, unit), str(cost.launches)]
+    return tuple(found)
+
+
+def _row_of(pair: Pair, calls: int) -> tuple[str, ...]:
+    models = pair.original, pair.accelerated
+
+    def forward(model: nn.Module) -> object:
+        with torch.no_grad():
+            return model(pair.x)
+
+    def training(model: nn.Module) -> object:
+        return engine([model(pair.x)], list(model.parameters()))
+
+    found = [str(pair)]
+    for call in (forward, training):
+        original, accelerated = _in_turn([partial(call, model) for model in models], calls)
+        found += [f"{original:.1f}", _times(accelerated, original)]
     return tuple(found)
 
 
@@ -148,4 +191,4 @@ def _cost(call: Callable[[], object], calls: int) -> Cost:
 
 
 def _times(value: float, unit: float) -> str:
-    return f"{value:.1f} ({value / unit:.1f}x)"
+    return f"{value:.1f} ({value / unit:.2f}x)"

@@ -79,12 +79,13 @@ class Plan:
             return operator.planned.apply(*args, self)
         return self.played(operator, operator.implementation, args, shares=True)
 
-    def differentiate(self, operator: "KernelOp", args: Sequence[Any]) -> Any:
-        """The launcher of the gradients of ``operator``. Its tensors are described anew: hooks may have saved them in
-        another layout."""
-        tensors = [value if isinstance(value, Tensor) else None for value in args]
-        switches = _eager(tensors[operator.graded])  # the first output
-        described = None if switches is None else _described(tensors)
+    def differentiate(
+        self, operator: "KernelOp", grads: Sequence[Tensor | None], saved: Sequence[Tensor], args: Sequence[Any]
+    ) -> Any:
+        """The launcher of the gradients of ``operator``. Its tensors, ``grads`` and what was ``saved``, are described
+        anew: hooks may have saved them in another layout, and ``.data`` may be another tensor by now."""
+        switches = _eager(saved[0])
+        described = None if switches is None else _described((*grads, *saved))
         if described is None:
             return operator.backward_overload(*args)
         part = operator.name, switches, tuple(args[-1]), described

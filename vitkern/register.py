@@ -93,7 +93,7 @@ class KernelOp:
             inputs[slot] = tensor
         asked = ctx.needs_input_grad
         needs = [inputs[slot] is not None and asked[slot] for slot in self.slots]
-        computed = self._gradients(grads, outputs, inputs, needs, getattr(ctx, "plan", None))
+        computed = self._gradients(grads, outputs, inputs, needs, saved, getattr(ctx, "plan", None))
         result: list[Tensor | None] = [None] * len(inputs)
         for slot, needed, value in zip(self.slots, needs, computed, strict=True):
             if needed:
@@ -106,6 +106,7 @@ class KernelOp:
         outputs: Sequence[Tensor],
         inputs: Sequence,
         needs: list[bool],
+        saved: Sequence[Tensor],
         plan: Plan | None,
     ) -> tuple[Tensor | None, ...]:
         """By the kernel; where they are to be differentiated in turn, with a graph of the formula."""
@@ -116,7 +117,7 @@ class KernelOp:
             counts = len(grads), len(outputs)
             found = Gradients.apply(self.backward_overload, self.fallback, self.slots, needs, counts, *args)
         elif plan is not None:
-            found = plan.differentiate(self, (*args, needs))
+            found = plan.differentiate(self, grads, saved, (*args, needs))
         else:
             found = self.backward_overload(*args, needs)
         return found if isinstance(found, tuple) else (found,)

@@ -6,7 +6,6 @@ would drop padding masks for a name that it does not know.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import masking_utils, modeling_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -31,7 +30,7 @@ HARMLESS = frozenset(
         "use_cache",
     )
 )
-KNOWN = frozenset(("dropout", "is_causal", "position_bias", "scaling", "softcap"))  # to `attention_forward`
+KNOWN = frozenset(("dropout", "is_causal", "position_bias", "scaling", "softcap"))  # to every attention function
 
 
 def register() -> None:
@@ -51,6 +50,7 @@ def attention_forward(
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs,
 ) -> tuple[Tensor, Tensor | None]:
     """The function behind ``attn_implementation="vitkern"``.
@@ -61,9 +61,11 @@ def attention_forward(
         attention_mask: broadcastable to (B, H, N, M): bool, True attends; or additive, then it may have a gradient.
         dropout: of attention weights; the caller passes 0 outside training.
         position_bias: broadcastable to (B, H, N, M), added to the scores, with a gradient.
-        softcap: scores s become softcap * tanh(s / softcap) before anything is added; in PyTorch.
+        softcap: scores s become softcap * tanh(s / softcap) before anything is added.
+        s_aux: (H,) attention sinks: one more score of each head, for a key whose value is 0.
 
-    Where calls are recorded (`vitkern.dispatch.is_recorded`), transformers' own function for SDPA is.
+    Where calls are recorded (`vitkern.dispatch.is_recorded`), transformers' own function for SDPA is, or the plain
+    formula, where SDPA knows no caps and sinks.
 
     Returns:
         ((B, N, H, Dv) contiguous, attention weights (B, H, N, M) if ``output_attentions`` is given, else None).
@@ -77,7 +79,9 @@ def attention_forward(
             f"attention_forward: unknown arguments: got {', '.join(sorted(strangers))} from {type(module).__name__}; "
             'expected none that could change the result. Use attn_implementation="sdpa" or "eager" for this model.'
         )
-    if dispatch.is_recorded(query) and not (dispatch.is_forced() or kwargs.get("output_attentions")):
+    wants_weights = bool(kwargs.get("output_attentions"))
+    recorded = dispatch.is_recorded(query) and not dispatch.is_forced()
+    if recorded and not wants_weights and softcap is None and s_aux is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal,
             position_bias=position_bias, **kwargs,
@@ -94,15 +98,14 @@ def attention_forward(
     bias, mask = position_bias, attention_mask
     if mask is not None and mask.requires_grad:
         bias, mask = (mask if bias is None else bias + mask), None
-    if kwargs.get("output_attentions") or softcap is not None:
-        out, weights = _in_steps(query, key, value, bias, mask, causal, scaling, dropout, softcap)
-        return out, weights if kwargs.get("output_attentions") else None
-    dims = value.shape[-1]
-    if dims != key.shape[-1]:
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        query, key, value = _of_one_size(query, key, value)
-    out = attention(query, key, value, bias=bias, mask=mask, causal=causal, scale=scaling, dropout_p=dropout)
-    return out[..., :dims].transpose(1, 2).contiguous(), None
+    if recorded or wants_weights:
+        out, weights = _in_steps(query, key, value, bias, mask, causal, scaling, dropout, softcap, s_aux)
+        return out, weights if wants_weights else None
+    out = attention(
+        query, key, value, bias=bias, mask=mask, causal=causal, scale=scaling, dropout_p=dropout,
+        softcap=softcap, sinks=s_aux,
+    )  # fmt: skip
+    return out.transpose(1, 2).contiguous(), None
 
 
 def unknown(arguments: dict[str, object]) -> list[str]:
@@ -111,14 +114,8 @@ def unknown(arguments: dict[str, object]) -> list[str]:
     return [name for name, given in arguments.items() if given is not None and name not in known]
 
 
-def _of_one_size(*parts: Tensor) -> list[Tensor]:
-    """Heads filled up with zeros to the largest: they change no score, and no value that is kept."""
-    dims = max(part.shape[-1] for part in parts)
-    return [F.pad(part, (0, dims - part.shape[-1])) for part in parts]
-
-
-def _in_steps(query, key, value, bias, mask, causal, scaling, dropout, softcap):
-    """The plain formula, where the attention weights are asked for, or scores are capped."""
+def _in_steps(query, key, value, bias, mask, causal, scaling, dropout, softcap, sinks):
+    """The plain formula, where the attention weights are asked for, or calls are recorded that SDPA cannot do."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -130,7 +127,10 @@ def _in_steps(query, key, value, bias, mask, causal, scaling, dropout, softcap):
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     if causal:
         scores = scores.masked_fill(scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1), float("-inf"))
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.to(scores.dtype).view(-1, 1, 1).expand(*scores.shape[:-1], 1)), -1)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    weights = weights if sinks is None else weights[..., :-1]
     weights = torch.dropout(weights, dropout, train=dropout > 0.0)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
