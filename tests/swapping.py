@@ -60,8 +60,10 @@ def assert_same_gradients(model: nn.Module, other: nn.Module, images: torch.Tens
 
 
 def assert_unchanged(model: nn.Module, images: torch.Tensor, limit: float = 1e-8) -> Report:
-    """Accelerating ``model`` changes no logit (float32, eval) and no gradient (float64, train; ``limit`` is larger where
-    the original computes a part of it in float32) -> report of a copy."""
+    """Accelerating ``model`` changes no logit (float32, eval) and no gradient (float64, train) -> report of a copy.
+
+    ``limit``: of what is in float64; larger where the original computes a part of it in float32.
+    """
     swapped = copy.deepcopy(model)
     report = vitkern.accelerate(swapped)
     model.eval(), swapped.eval()

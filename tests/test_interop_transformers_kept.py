@@ -13,6 +13,7 @@ import torch
 import transformers as hf
 from swapping import assert_near, randomise
 from torch import nn
+from transformers.models.sam_hq import modeling_sam_hq
 from transformers.models.videoprism import configuration_videoprism, modeling_videoprism
 
 import vitkern
@@ -159,6 +160,11 @@ def levit():
 def sam():
     vision = dict(VISION, mlp_dim=64, output_channels=8, global_attn_indexes=[0])
     return hf.SamVisionModel(hf.SamVisionConfig(**vision)), dict(pixel_values=pictures())
+
+
+def sam_hq():
+    vision = dict(VISION, mlp_dim=64, output_channels=8, global_attn_indexes=[0])
+    return modeling_sam_hq.SamHQVisionModel(hf.SamHQVisionConfig(**vision)), dict(pixel_values=pictures())
 
 
 def vit(**changes):
@@ -338,7 +344,7 @@ def test_copies_are_swapped_too(build):
 
 
 def test_pickled_models_load_in_another_process(tmp_path):
-    for build in (vit, sam, mistral):
+    for build in (vit, sam_hq, mistral):
         model, arguments = build()
         randomise(model.eval())
         vitkern.accelerate(model)
@@ -346,10 +352,11 @@ def test_pickled_models_load_in_another_process(tmp_path):
         torch.save((arguments, model(**arguments)[0].detach()), tmp_path / f"{build.__name__}.expected")
     code = """
 import torch
-for name in ("vit", "sam", "mistral"):
+for name in ("vit", "sam_hq", "mistral"):
     model = torch.load(f"{name}.model", weights_only=False)
     arguments, expected = torch.load(f"{name}.expected", weights_only=False)
     assert torch.allclose(model(**arguments)[0], expected, atol=1e-4), name
+    assert any(type(module).__module__.startswith("vitkern.") for module in model.modules()) or name == "mistral"
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     result = subprocess.run(

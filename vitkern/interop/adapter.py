@@ -151,10 +151,9 @@ def adapter_of(kind: type) -> type[Adapter] | None:
     return _made[kind]
 
 
-def _again(kind: type[nn.Module]) -> nn.Module:
+def _again(kind: type) -> nn.Module:
     """A bare module of the adapter for ``kind``, or of ``kind`` where there is none any more."""
-    adapter: type[nn.Module] = adapter_of(kind) or kind
-    return adapter.__new__(adapter)
+    return nn.Module.__new__(adapter_of(kind) or kind)
 
 
 def known_base(kind: type) -> str | None:

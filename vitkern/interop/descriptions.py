@@ -12,7 +12,9 @@ DESCRIPTIONS = {
     "transformers.models.beit.modeling_beit.BeitLayer": "transformers_beit.BeitLayer",
     "transformers.models.clap.modeling_clap.ClapAudioLayer": "transformers_donut.DonutSwinLayer",
     "transformers.models.cvt.modeling_cvt.CvtSelfAttention": "transformers_cvt.CvtSelfAttention",
-    "transformers.models.data2vec.modeling_data2vec_vision.Data2VecVisionLayer": "transformers_beit.Data2VecVisionLayer",
+    "transformers.models.data2vec.modeling_data2vec_vision.Data2VecVisionLayer": (
+        "transformers_beit.Data2VecVisionLayer"
+    ),
     "transformers.models.data2vec.modeling_data2vec_vision.Data2VecVisionSdpaSelfAttention": (
         "transformers_beit.Data2VecVisionSdpaSelfAttention"
     ),
@@ -64,7 +66,7 @@ def exemplar_of(kind: type) -> str | None:
 
 @functools.cache
 def near_miss(kind: type) -> str | None:
-    """Why ``kind``, which is called like a class with a description, and as it is, is no copy of it; None: it is not."""
+    """Why ``kind``, with the name and the arguments of a class that has a description, is no copy of it, or None."""
     for path in _candidates(kind):
         exemplar = _load(path)
         if exemplar is not None and kind.__name__.endswith(exemplar.__name__) and _takes(kind) >= _takes(exemplar):

@@ -1,4 +1,4 @@
-"""Deformable DETR of transformers and its descendants: points are sampled and summed without a tensor of the samples."""
+"""Deformable DETR of transformers and its descendants: points are sampled and summed, and no sample is stored."""
 
 from torch import Tensor, nn
 

@@ -20,7 +20,7 @@ fusion.WRAPPERS.append(modeling_vit.ViTMLP)
 
 
 class ViTLayer(Adapter):
-    """`transformers.models.vit.modeling_vit.ViTLayer`: norm, attention, norm, MLP, and one dropout after each branch."""
+    """`transformers.models.vit.modeling_vit.ViTLayer`: norm, attention, norm, MLP, one dropout after each branch."""
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
