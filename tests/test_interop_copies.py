@@ -18,6 +18,7 @@ from transformers.models.maskformer.modeling_maskformer_swin import MaskFormerSw
 from transformers.models.sam_hq.modeling_sam_hq import SamHQVisionModel
 
 import vitkern
+from vitkern.interop import transformers_eager, transformers_mobilevit
 
 hf.logging.set_verbosity_error()
 VIT = dict(
@@ -140,6 +141,13 @@ FAMILIES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def everywhere(monkeypatch):
+    """As if kernels ran here: the ops themselves go to PyTorch."""
+    for module in (transformers_eager, transformers_mobilevit):
+        monkeypatch.setattr(module, "runs_kernel", lambda *args: True)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_and_gradients_stay(name):
     build, shape, arguments = FAMILIES[name]
@@ -226,3 +234,16 @@ def test_the_sampling_operator_does_the_attention_of_the_module_around_it():
         assert by["encoder.layers.0.self_attn"] == "encoder.layers.0.self_attn.attn"
         assert not [kept for kept in report.kept if kept.name == "encoder.layers.0.self_attn"]
     assert "1 on" not in str(report)
+
+
+@pytest.mark.parametrize(
+    "name", ["data2vec", "cvt", "mobilevit", "mobilevit v2", "pvt", "pvt v2", "glpn", "timesformer"]
+)
+def test_where_no_kernel_runs_the_original_does(name, monkeypatch):
+    build, shape, _ = FAMILIES[name]
+    model = randomise(build()).eval()
+    expected = model(pictures(*shape))[0]
+    report = vitkern.accelerate(model, only=lambda module, name: "Attention" in type(module).__name__)
+    assert report.attention and all(entry.needs_kernel for entry in report)
+    monkeypatch.undo()
+    assert torch.equal(model(pictures(*shape))[0], expected)

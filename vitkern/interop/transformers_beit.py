@@ -4,7 +4,6 @@ from torch import Tensor, nn
 from transformers.models.beit import modeling_beit
 
 import vitkern.interop.transformers_swin  # noqa: F401  makes activations and parts of MLPs known
-from vitkern.dispatch import autocast, runs_kernel
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
 from vitkern.interop.structure import like
@@ -91,19 +90,13 @@ class Data2VecVisionSelfAttention(Eager):
         resolution: tuple[int, int] | None = None,
     ) -> tuple[Tensor, ...]:
         rest = output_attentions, relative_position_bias, interpolate_pos_encoding, resolution
-        if output_attentions or self.drops():
+        if output_attentions or self.closed(hidden_states):
             return super().forward(hidden_states, *rest)
         return (self.attend(hidden_states, hidden_states, bias=all_of_bias(self, hidden_states, *rest[1:])),)
 
 
 class Data2VecVisionSdpaSelfAttention(Eager):
-    """`transformers.models.data2vec.modeling_data2vec_vision.Data2VecVisionSdpaSelfAttention`. The original runs where
-    no kernel does."""
-
-    @classmethod
-    def fit(cls, module: nn.Module) -> Fit:
-        fit = super().fit(module)
-        return Fit(fit.ops, (*fit.reasons, "the original runs where no kernel does"), True) if fit.ops else fit
+    """`transformers.models.data2vec.modeling_data2vec_vision.Data2VecVisionSdpaSelfAttention`."""
 
     def forward(
         self,
@@ -115,7 +108,7 @@ class Data2VecVisionSdpaSelfAttention(Eager):
     ) -> tuple[Tensor, Tensor | None]:
         rest = output_attentions, relative_position_bias, interpolate_pos_encoding, resolution
         drops = self.training and self.config.attention_probs_dropout_prob > 0.0  # whatever its dropout module says
-        if output_attentions or drops or not runs_kernel("attention", autocast(hidden_states)):
+        if output_attentions or drops or self.closed(hidden_states):
             return super().forward(hidden_states, *rest)
         return self.attend(hidden_states, hidden_states, bias=all_of_bias(self, hidden_states, *rest[1:])), None
 

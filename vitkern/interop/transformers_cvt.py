@@ -12,7 +12,7 @@ class CvtSelfAttention(Eager):
     """`transformers.models.cvt.modeling_cvt.CvtSelfAttention`."""
 
     def forward(self, hidden_state: Tensor, height: int, width: int) -> Tensor:
-        if self.drops():
+        if self.closed(hidden_state):
             return super().forward(hidden_state, height, width)
         first, tokens = hidden_state.tensor_split([1 if self.with_cls_token else 0], 1)
         image = as_image("CvtSelfAttention", tokens, (height, width))

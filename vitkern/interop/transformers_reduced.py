@@ -17,7 +17,7 @@ class PvtEfficientSelfAttention(Eager):
     def forward(
         self, hidden_states: Tensor, height: int, width: int, output_attentions: bool = False
     ) -> tuple[Tensor, ...]:
-        if output_attentions or self.drops():
+        if output_attentions or self.closed(hidden_states):
             return super().forward(hidden_states, height, width, output_attentions)
         keys = hidden_states
         if self.sequences_reduction_ratio > 1:
@@ -31,7 +31,7 @@ class GLPNEfficientSelfAttention(Eager):
     def forward(
         self, hidden_states: Tensor, height: int, width: int, output_attentions: bool = False
     ) -> tuple[Tensor, ...]:
-        if output_attentions or self.drops():
+        if output_attentions or self.closed(hidden_states):
             return super().forward(hidden_states, height, width, output_attentions)
         keys = hidden_states
         if self.sr_ratio > 1:
@@ -47,7 +47,7 @@ class PvtV2SelfAttention(Eager):
     def forward(
         self, hidden_states: Tensor, height: int, width: int, output_attentions: bool = False
     ) -> tuple[Tensor, ...]:
-        if output_attentions or self.drops():
+        if output_attentions or self.closed(hidden_states):
             return super().forward(hidden_states, height, width, output_attentions)
         keys, size = hidden_states, (height, width)
         if self.linear_attention:
