@@ -70,6 +70,23 @@ FAMILIES = {
     "vit msn": (lambda: hf.ViTMSNModel(hf.ViTMSNConfig(**VIT)), (2, 3, 32, 32), {}),
     "ijepa": (lambda: hf.IJepaModel(hf.IJepaConfig(**VIT)), (2, 3, 32, 32), {}),
     "ast": (lambda: hf.ASTModel(hf.ASTConfig(**VIT, max_length=24, num_mel_bins=16)), (2, 24, 16), {}),
+    "clip": (lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**VIT)), (2, 3, 32, 32), {}),
+    "siglip 2": (
+        lambda: hf.Siglip2VisionModel(hf.Siglip2VisionConfig(**VIT, num_patches=16, vision_use_head=False)),
+        (2, 16, 192),
+        dict(pixel_attention_mask=torch.ones(2, 16), spatial_shapes=torch.tensor([[4, 4], [2, 8]])),
+    ),
+    "owlvit": (lambda: hf.OwlViTVisionModel(hf.OwlViTVisionConfig(**VIT)), (2, 3, 32, 32), {}),
+    "yolos": (
+        lambda: hf.YolosModel(hf.YolosConfig(**VIT | dict(image_size=[32, 32]), num_detection_tokens=3)),
+        (2, 3, 32, 32),
+        {},
+    ),
+    "videomae": (
+        lambda: hf.VideoMAEModel(hf.VideoMAEConfig(**VIT, num_frames=2, tubelet_size=1, use_mean_pooling=False)),
+        (1, 2, 3, 32, 32),
+        {},
+    ),
     "dinov2 with registers": (
         lambda: hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**VIT, mlp_ratio=2)),
         (2, 3, 32, 32),

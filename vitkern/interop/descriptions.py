@@ -11,6 +11,7 @@ from vitkern.interop.structure import difference
 DESCRIPTIONS = {
     "transformers.models.beit.modeling_beit.BeitLayer": "transformers_beit.BeitLayer",
     "transformers.models.clap.modeling_clap.ClapAudioLayer": "transformers_donut.DonutSwinLayer",
+    "transformers.models.clip.modeling_clip.CLIPEncoderLayer": "transformers_clip.EncoderLayer",
     "transformers.models.cvt.modeling_cvt.CvtSelfAttention": "transformers_cvt.CvtSelfAttention",
     "transformers.models.data2vec.modeling_data2vec_vision.Data2VecVisionLayer": (
         "transformers_beit.Data2VecVisionLayer"
@@ -42,11 +43,13 @@ DESCRIPTIONS = {
     "transformers.models.pvt.modeling_pvt.PvtEfficientSelfAttention": "transformers_reduced.PvtEfficientSelfAttention",
     "transformers.models.pvt_v2.modeling_pvt_v2.PvtV2SelfAttention": "transformers_reduced.PvtV2SelfAttention",
     "transformers.models.sam.modeling_sam.SamVisionLayer": "transformers_sam.SamVisionLayer",
+    "transformers.models.siglip.modeling_siglip.SiglipEncoderLayer": "transformers_clip.EncoderLayer",
     "transformers.models.swin.modeling_swin.SwinLayer": "transformers_swin.SwinLayer",
     "transformers.models.swinv2.modeling_swinv2.Swinv2Layer": "transformers_swin.Swinv2Layer",
     "transformers.models.timesformer.modeling_timesformer.TimesformerSelfAttention": (
         "transformers_eager.TimesformerSelfAttention"
     ),
+    "transformers.models.videomae.modeling_videomae.VideoMAELayer": "transformers_clip.VideoMAELayer",
     "transformers.models.vilt.modeling_vilt.ViltSelfAttention": "transformers_eager.SelfAttention",
     "transformers.models.visual_bert.modeling_visual_bert.VisualBertSelfAttention": "transformers_eager.SelfAttention",
     "transformers.models.vit.modeling_vit.ViTLayer": "transformers_vit.ViTLayer",
