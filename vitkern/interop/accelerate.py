@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from vitkern.interop.adapter import ADAPTERS, Adapter, adapter_of, known_base, path_of
+from vitkern.interop.adapter import Adapter, adapter_of, known_base, path_of
 from vitkern.interop.attends import attends
+from vitkern.interop.descriptions import near_miss
 from vitkern.interop.graphed import install
 from vitkern.interop.report import Attention, Kept, Report, Swapped
 from vitkern.ops.bypass import pristine
@@ -16,6 +18,7 @@ Predicate = Callable[[nn.Module, str], bool]
 Only = Predicate | str | Iterable[str] | None
 Exchange = Callable[[nn.Module], Callable[[], str | None] | str]
 
+NO_ADAPTER = "no adapter for this class"
 SWAPPED_ALREADY = "already swapped"
 
 
@@ -58,6 +61,7 @@ def accelerate(model: nn.Module, only: Only = None, *, cuda_graph: bool = False)
             kind: type = module.adapted if isinstance(module, Adapter) else type(module)
             if attends(kind):
                 report.attention.append(Attention(name, type(module), by))
+        _credit_parts(model, report)
         if cuda_graph:
             report.graphs, take_away = install(model)
             report.undo.append(take_away)
@@ -74,18 +78,19 @@ def _swap(
     whose work it took over."""
     kind: type = type(module)
     adapter = _adapter_of(module)
-    if adapter is None and not attends(kind):
+    unlike = near_miss(kind) if adapter is None else None
+    if adapter is None and unlike is None and not attends(kind):
         return None
     if not allowed(module, name):
         report.kept.append(Kept(name, kind, "left out by only"))
         return None
     if adapter is None:
-        put_back = exchange(module)
+        put_back = exchange(module) if unlike is None or attends(kind) else NO_ADAPTER
         if not isinstance(put_back, str):
             report.undo.append(put_back)
             report.swapped.append(Swapped(name, kind, ("attention",)))
             return name
-        adapter = put_back
+        adapter = unlike if put_back == NO_ADAPTER and unlike is not None else put_back
     if isinstance(adapter, str):
         report.kept.append(Kept(name, kind, adapter))
         return name if adapter.startswith(SWAPPED_ALREADY) else None
@@ -106,6 +111,14 @@ def _swap(
     return name
 
 
+def _credit_parts(model: nn.Module, report: Report) -> None:
+    """A module whose attention is done by a part of it that was swapped is not kept."""
+    swapped = [name for name, module in model.named_modules() if isinstance(module, Adapter) and module.within]
+    parts = {name.rpartition(".")[0]: name for name in swapped}
+    report.kept = [kept for kept in report.kept if kept.name not in parts or kept.reason != NO_ADAPTER]
+    report.attention = [replace(each, by=each.by or parts.get(each.name)) for each in report.attention]
+
+
 def _adapter_of(module: nn.Module) -> type[Adapter] | str | None:
     """Its adapter, or why it cannot be swapped; None where no adapter concerns it."""
     kind: type = type(module)
@@ -113,7 +126,7 @@ def _adapter_of(module: nn.Module) -> type[Adapter] | str | None:
         if issubclass(kind, Adapter) and Adapter in kind.__mro__ and kind.__module__.startswith("vitkern."):
             return SWAPPED_ALREADY
         return f"{SWAPPED_ALREADY}, and its class changed since"
-    base = None if path_of(kind) in ADAPTERS else known_base(kind)
+    base = known_base(kind)
     if base is not None:
         if any(parent.__name__ == "FSDPModule" for parent in kind.__mro__):
             return "sharded already: accelerate first, then fully_shard"
@@ -148,7 +161,7 @@ def _exchanger(model: nn.Module) -> Exchange:
         for pretrained in filter(_is_pretrained, model.modules()):  # the outer ones first
             owners.update({id(module): pretrained for module in pretrained.modules()})
     if not owners:
-        return lambda module: "no adapter for this class"
+        return lambda module: NO_ADAPTER
     from vitkern.interop import transformers_exchange
 
     seen: dict = {}

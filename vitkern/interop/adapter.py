@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 from torch import nn
 
 from vitkern import dispatch
+from vitkern.interop.descriptions import DESCRIPTIONS, exemplar_of
 from vitkern.ops.bypass import pristine, watched
 
 # Class of the library -> adapter here. Read by name, so that a library is imported only once a model uses it.
-ADAPTERS = {
+ADAPTERS = DESCRIPTIONS | {
     "timm.layers.attention.Attention": "timm.Attention",
     "timm.models.vision_transformer.Block": "timm.Block",
     "timm.models.swin_transformer.WindowAttention": "timm_swin.WindowAttention",
@@ -43,13 +44,6 @@ ADAPTERS = {
     "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": "torchvision_swin.ShiftedWindowAttentionV2",
     "torchvision.models.swin_transformer.SwinTransformerBlock": "torchvision_swin.SwinTransformerBlock",
     "torchvision.models.swin_transformer.SwinTransformerBlockV2": "torchvision_swin.SwinTransformerBlockV2",
-    "transformers.models.vit.modeling_vit.ViTLayer": "transformers_vit.ViTLayer",
-    "transformers.models.deit.modeling_deit.DeiTLayer": "transformers_vit.DeiTLayer",
-    "transformers.models.dinov2.modeling_dinov2.Dinov2Layer": "transformers_dinov2.Dinov2Layer",
-    "transformers.models.vitdet.modeling_vitdet.VitDetLayer": "transformers_vitdet.VitDetLayer",
-    "transformers.models.sam.modeling_sam.SamVisionLayer": "transformers_sam.SamVisionLayer",
-    "transformers.models.swin.modeling_swin.SwinLayer": "transformers_swin.SwinLayer",
-    "transformers.models.swinv2.modeling_swinv2.Swinv2Layer": "transformers_swin.Swinv2Layer",
 }
 
 
@@ -77,9 +71,13 @@ class Adapter(_Adapted):
     or functions, and calls are not recorded (`vitkern.dispatch.is_recorded`): the graph is then the original's. The
     name stays that of the original, since wrapping policies find layers by it; ``print(model)`` shows it with Vitkern
     in front.
+
+    One that derives from no library's class is a description: it serves the class it was written for and all copies of
+    it (`vitkern.interop.descriptions`), each as the base of an adapter that `adapter_of` makes.
     """
 
     covers: ClassVar[tuple[str, ...]] = ()  # names of children whose work an adapter takes over
+    within: ClassVar[bool] = False  # it does the attention of the module around it
     adapted: ClassVar[type[nn.Module]]  # the library's class
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -99,6 +97,14 @@ class Adapter(_Adapted):
             f"torch.jit.script: the model is accelerated: got {self._get_name()}; expected modules whose source "
             "TorchScript can read. Call report.restore() first, or use torch.jit.trace."
         )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """One that was made of a description is found by the class that it adapts, and made again."""
+        reduced = super().__reduce_ex__(protocol)
+        kind = type(self)
+        if not isinstance(reduced, tuple) or kind is not _made.get(kind.adapted):
+            return reduced
+        return (_again, (kind.adapted,), *reduced[2:])
 
     def _get_name(self) -> str:
         return f"Vitkern{super()._get_name()}"
@@ -122,20 +128,40 @@ def path_of(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+_made: dict[type, type[Adapter]] = {}  # class of a library: the adapter that a description became for it
+
+
 @functools.cache
 def adapter_of(kind: type) -> type[Adapter] | None:
-    """The adapter for exactly this class, imported now; None where there is none.
+    """The adapter for exactly this class, imported or made of a description now; None where there is none.
 
     Raises:
         ImportError: there is one, but the installed version of the library has no place for it.
     """
-    target = ADAPTERS.get(path_of(kind))
+    path = path_of(kind)
+    target = ADAPTERS.get(path if path in ADAPTERS else exemplar_of(kind) or "")
     if target is None:
         return None
     module, name = target.split(".")
-    return getattr(importlib.import_module(f"vitkern.interop.{module}"), name)
+    found: type[Adapter] = getattr(importlib.import_module(f"vitkern.interop.{module}"), name)
+    if found.adapted is not object:
+        return found
+    names = {"__module__": found.__module__, "__qualname__": kind.__qualname__, "__doc__": found.__doc__}
+    _made[kind] = type(kind.__name__, (found, kind), names)
+    return _made[kind]
+
+
+def _again(kind: type) -> nn.Module:
+    """A bare module of the adapter for ``kind``, or of ``kind`` where there is none any more."""
+    return nn.Module.__new__(adapter_of(kind) or kind)
 
 
 def known_base(kind: type) -> str | None:
-    """The adapted class that ``kind`` derives from, if it is a subclass of one."""
-    return next((path_of(base) for base in kind.__mro__[1:] if path_of(base) in ADAPTERS), None)
+    """The adapted class that ``kind`` derives from, if it is a subclass of one and has no adapter itself."""
+    if _is_known(kind):
+        return None
+    return next((path_of(base) for base in kind.__mro__[1:] if _is_known(base)), None)
+
+
+def _is_known(kind: type) -> bool:
+    return path_of(kind) in ADAPTERS or exemplar_of(kind) is not None

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from vitkern.dispatch import is_eager
+from vitkern.interop.structure import like
 from vitkern.ops.bypass import all_plain, ordinary, plain
 from vitkern.ops.layernorm_glu import layernorm_glu
 from vitkern.ops.layernorm_mlp import layernorm_mlp
 from vitkern.ops.token_mixing import token_mixing
 
-# Classes an adapter may look through. Each library's module adds its own.
+# Classes an adapter may look through, they and their copies. Each library's module adds its own.
 LAYER_NORMS: list[type] = [nn.LayerNorm]
 ACTIVATIONS: dict[type, str] = {nn.GELU: "gelu"}
 GATES: dict[type, str] = {nn.Identity: "identity", nn.ReLU: "relu", nn.Sigmoid: "sigmoid", nn.SiLU: "silu"}
@@ -67,7 +68,7 @@ class Mlp(NamedTuple):
 def obstacle(mlp: Mlp, training: bool | None = None) -> str | None:
     """Why the parts cannot be one op just now, or None. ``training``: as if the dropouts were in that mode."""
     norm, layer_scale, drop_path = mlp.norm, mlp.layer_scale, mlp.drop_path
-    if type(norm) not in LAYER_NORMS:
+    if not like(type(norm), *LAYER_NORMS):
         return f"its norm is a {type(norm).__name__}"
     if len(norm.normalized_shape) != 1 or getattr(norm, "_fast_norm", False):
         return "its LayerNorm is over several dimensions, or timm's fast one"
@@ -79,12 +80,12 @@ def obstacle(mlp: Mlp, training: bool | None = None) -> str | None:
         if not ordinary(linear.weight):
             return "its linear's weight is no ordinary floating-point tensor"
     for module in mlp.wrappers:
-        if type(module) not in WRAPPERS:
+        if not like(type(module), *WRAPPERS):
             return f"it is a {type(module).__name__}"
     for module in mlp.between:
         if not silent(module, training):
             return _loud(module)
-    if drop_path is not None and type(drop_path) not in DROP_PATHS:
+    if drop_path is not None and not like(type(drop_path), *DROP_PATHS):
         return f"its stochastic depth is a {type(drop_path).__name__}"
     if isinstance(layer_scale, Tensor):
         if not ordinary(layer_scale):
@@ -92,7 +93,7 @@ def obstacle(mlp: Mlp, training: bool | None = None) -> str | None:
         if layer_scale.shape != norm.normalized_shape:
             return "its layer scale is not one factor for each channel"
         layer_scale = None
-    elif layer_scale is not None and type(layer_scale) not in LAYER_SCALES:
+    elif layer_scale is not None and not like(type(layer_scale), *LAYER_SCALES):
         return f"its layer scale is a {type(layer_scale).__name__}"
     if mlp.value is not None and (mlp.value.bias is None) != (mlp.fc1.bias is None):
         return "of gate and value one has a bias"
@@ -178,10 +179,14 @@ def residual(x: Tensor, branch: Tensor, source: nn.Module, *after: nn.Module) ->
         and is_eager(x, branch)
         and branch.dtype == x.dtype
         and plain(source, nn.Linear, *LAYER_NORMS)
-        and all(silent(module) or (plain(module, *DROP_PATHS) and not module.training) for module in after)
+        and all(silent(module) or (_drops_paths(module) and not module.training) for module in after)
     ):
         return branch.add_(x)
     return x + branch
+
+
+def _drops_paths(module: nn.Module) -> bool:
+    return plain(module, type(module)) and like(type(module), *DROP_PATHS)
 
 
 def mlp_fit(mlp: Mlp) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -7,6 +7,7 @@ from transformers.models.dinov2 import modeling_dinov2 as modeling
 
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.structure import like
 
 fusion.ACTIVATIONS[activations.GELUActivation] = "gelu"
 fusion.GATES[activations.SiLUActivation] = "silu"
@@ -14,7 +15,7 @@ fusion.WRAPPERS += [modeling.Dinov2MLP, modeling.Dinov2SwiGLUFFN, modeling.Dinov
 fusion.DROP_PATHS.append(modeling.Dinov2DropPath)
 
 
-class Dinov2Layer(Adapter, modeling.Dinov2Layer):
+class Dinov2Layer(Adapter):
     """`transformers.models.dinov2.modeling_dinov2.Dinov2Layer`."""
 
     @classmethod
@@ -27,12 +28,12 @@ class Dinov2Layer(Adapter, modeling.Dinov2Layer):
     @staticmethod
     def _parts(layer: nn.Module) -> fusion.Mlp | None:
         mlp, scale = layer.mlp, layer.layer_scale2
-        if type(scale) is not modeling.Dinov2LayerScale:
+        if not like(type(scale), modeling.Dinov2LayerScale):
             return None
         after = dict(wrappers=(mlp, scale), layer_scale=scale.lambda1, drop_path=layer.drop_path)
-        if type(mlp) is modeling.Dinov2MLP:
+        if like(type(mlp), modeling.Dinov2MLP):
             return fusion.Mlp(layer.norm2, mlp.fc1, mlp.activation_fn, mlp.fc2, **after)
-        if type(mlp) is not modeling.Dinov2SwiGLUFFN:
+        if not like(type(mlp), modeling.Dinov2SwiGLUFFN):
             return None
         linears = mlp.gate_proj, mlp.act_fn, mlp.down_proj
         return fusion.Mlp(layer.norm2, *linears, **after, gate="pair", value=mlp.up_proj)

@@ -7,13 +7,14 @@ from transformers.models.sam import modeling_sam
 import vitkern.interop.transformers_vit  # noqa: F401  makes the activations known
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
-from vitkern.ops.bypass import plain, untouched
+from vitkern.interop.structure import like, plain_like
+from vitkern.ops.bypass import untouched
 from vitkern.ops.decomposed_attention import projected_decomposed_attention
 
 fusion.WRAPPERS.append(modeling_sam.SamMLPBlock)
 
 
-class SamVisionLayer(Adapter, modeling_sam.SamVisionLayer):
+class SamVisionLayer(Adapter):
     """`transformers.models.sam.modeling_sam.SamVisionLayer`. Once attention weights were asked for, its attention is
     hooked, and the original runs."""
 
@@ -32,13 +33,13 @@ class SamVisionLayer(Adapter, modeling_sam.SamVisionLayer):
     @staticmethod
     def attention_obstacle(attn: nn.Module, training: bool) -> str | None:
         """Why bypassing the attention module would change something, or None; its projections are called."""
-        if not plain(attn, modeling_sam.SamVisionAttention, modeling_sam.SamVisionSdpaAttention):
+        if not plain_like(attn, modeling_sam.SamVisionAttention, modeling_sam.SamVisionSdpaAttention):
             return "it is replaced or hooked"
         if not (untouched(attn.qkv) and untouched(attn.proj)):
             return "its qkv or proj is hooked"
         if not attn.use_rel_pos:
             return "it has no decomposed relative positions"
-        drops = type(attn) is modeling_sam.SamVisionAttention and attn.dropout > 0.0  # the fused one never does
+        drops = like(type(attn), modeling_sam.SamVisionAttention) and attn.dropout > 0.0  # the fused one never does
         return "its dropout is active" if drops and training else None
 
     @staticmethod

@@ -8,6 +8,7 @@ from transformers.models.swinv2 import modeling_swinv2
 import vitkern.interop.transformers_vit  # noqa: F401  makes the activations known
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.structure import plain_like
 from vitkern.ops.bypass import plain, untouched
 from vitkern.ops.window_attention import projected_window_attention
 
@@ -17,7 +18,7 @@ fusion.WRAPPERS += [modeling_swin.SwinMLP, modeling_swinv2.Swinv2Intermediate, m
 _DROPOUT_NOTE = "attention dropout is active in training, and windows have none: the original layer runs then"
 
 
-class SwinLayer(Adapter, modeling_swin.SwinLayer):
+class SwinLayer(Adapter):
     """`transformers.models.swin.modeling_swin.SwinLayer`. Asked for attention weights, the original runs."""
 
     covers = ("attention",)
@@ -34,8 +35,8 @@ class SwinLayer(Adapter, modeling_swin.SwinLayer):
     def open_attention(attn: nn.Module) -> bool:
         """Whether bypassing the attention module changes nothing; its projections are called."""
         return (
-            plain(attn, modeling_swin.SwinAttention)
-            and plain(attn.relative_position_bias, modeling_swin.SwinRelativePositionBias)
+            plain_like(attn, modeling_swin.SwinAttention)
+            and plain_like(attn.relative_position_bias, modeling_swin.SwinRelativePositionBias)
             and all(untouched(linear) for linear in (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj))
         )
 
@@ -73,7 +74,7 @@ class SwinLayer(Adapter, modeling_swin.SwinLayer):
         return self.dropout(self.mlp(self.layernorm_after(x))) + x, None
 
 
-class Swinv2Layer(Adapter, modeling_swinv2.Swinv2Layer):
+class Swinv2Layer(Adapter):
     """`transformers.models.swinv2.modeling_swinv2.Swinv2Layer`, which adds its mask twice."""
 
     covers = ("attention",)
@@ -92,9 +93,9 @@ class Swinv2Layer(Adapter, modeling_swinv2.Swinv2Layer):
         """Whether bypassing the attention modules changes nothing; their projections are called."""
         attn, output = attention.self, attention.output
         return (
-            plain(attention, modeling_swinv2.Swinv2Attention)
-            and plain(attn, modeling_swinv2.Swinv2SelfAttention)
-            and plain(output, modeling_swinv2.Swinv2SelfOutput)
+            plain_like(attention, modeling_swinv2.Swinv2Attention)
+            and plain_like(attn, modeling_swinv2.Swinv2SelfAttention)
+            and plain_like(output, modeling_swinv2.Swinv2SelfOutput)
             and plain(attn.dropout, nn.Dropout)
             and all(untouched(linear) for linear in (attn.query, attn.key, attn.value, output.dense))
         )

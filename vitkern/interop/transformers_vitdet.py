@@ -7,14 +7,15 @@ from transformers.models.vitdet import modeling_vitdet
 import vitkern.interop.transformers_vit  # noqa: F401  makes the activations known
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
-from vitkern.ops.bypass import plain, untouched
+from vitkern.interop.structure import plain_like
+from vitkern.ops.bypass import untouched
 from vitkern.ops.decomposed_attention import projected_decomposed_attention
 
 fusion.DROP_PATHS.append(modeling_vitdet.VitDetDropPath)
 fusion.WRAPPERS.append(modeling_vitdet.VitDetMlp)
 
 
-class VitDetLayer(Adapter, modeling_vitdet.VitDetLayer):
+class VitDetLayer(Adapter):
     """`transformers.models.vitdet.modeling_vitdet.VitDetLayer`. Asked for attention weights, the original runs."""
 
     covers = ("attention",)
@@ -30,7 +31,7 @@ class VitDetLayer(Adapter, modeling_vitdet.VitDetLayer):
     @staticmethod
     def attention_obstacle(attn: nn.Module) -> str | None:
         """Why bypassing the attention module would change something, or None; its projections are called."""
-        if not plain(attn, modeling_vitdet.VitDetAttention):
+        if not plain_like(attn, modeling_vitdet.VitDetAttention):
             return "it is replaced or hooked"
         if not (untouched(attn.qkv) and untouched(attn.proj)):
             return "its qkv or proj is hooked"
