@@ -59,8 +59,8 @@ def offline() -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def _refuse(event: str, arguments: tuple) -> None:
-    if not _watch["closed"] or event not in REACHING:
+def _refuse(event: str, arguments: tuple, watch: dict = _watch) -> None:  # at the very end modules are empty
+    if not watch["closed"] or event not in REACHING:
         return
     address = arguments[-1] if event in ("socket.connect", "socket.sendto") else arguments[0]
     if isinstance(address, str | bytes) and event in ("socket.connect", "socket.sendto"):
