@@ -8,12 +8,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitkern.interop.adapter import Adapter, path_of
 from vitkern.interop.around import within
-from vitkern.ops.bypass import pristine
+from vitkern.ops.bypass import _is_genuine, _run_by, pristine
 
 MOST = 0.5  # of the parameters: around less the joins cost what is won
 
 _TORCH = """activation batchnorm channelshuffle container conv dropout flatten fold instancenorm linear normalization
 padding pixelshuffle pooling sparse transformer upsampling"""
+_MOVING = ("cuda", "float", "half", "to")  # which transformers wraps, and no forward calls of a module
 # Of models that keep something of a call, or draw random numbers in evaluation, none is here.
 _TRANSFORMERS = """beit bit clip convnext convnextv2 data2vec deit dinov2 dinov2_with_registers dinov3_vit dpt
 efficientnet focalnet glpn hiera ijepa levit mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 poolformer pvt pvt_v2
@@ -51,36 +52,50 @@ class Apart:
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
         self._reason = next(filter(None, map(why_not, modules)), None)
-        self._kinds = {type(module) for module in modules}
+        kinds = {_library_class(type(module)) for module in modules}
+        self._pristine = [kind for kind in kinds if pristine(kind)]
+        self._others = [(kind, *found) for kind in kinds if not pristine(kind) for found in _run_by(kind)]
         self._norms = [module for module in modules if isinstance(module, _BatchNorm)]
 
     def why_not(self) -> str | None:
         """Why they are not, now."""
-        patched = next(filter(None, map(_patched, self._kinds)), None)
-        return self._reason or patched or next(filter(None, map(_normalises, self._norms)), None)
+        if self._reason is not None:
+            return self._reason
+        patched = next((kind for kind in self._pristine if not pristine(kind)), None)
+        changed = (kind for kind, base, name, found in self._others if vars(base).get(name) is not found)
+        patched = patched or next(changed, None)
+        if patched is not None:
+            return _is_patched(patched)
+        return next(filter(None, map(_normalises, self._norms)), None)
 
 
 def why_not(module: nn.Module) -> str | None:
     """Why ``module`` itself, its children aside, is not known to keep images apart."""
-    kind = type(module)
-    reason = _unknown(_path_of(kind)) or _patched(kind)
-    if reason is None and "forward" in vars(module):
-        return f"the forward of a {_path_of(kind)} is overridden on the instance"
-    return reason or (_normalises(module) if isinstance(module, _BatchNorm) else None)
+    kind = _library_class(type(module))
+    reason = _unknown(path_of(kind))
+    if reason is not None:
+        return reason
+    if not pristine(kind) and not all(_is_genuine(*found) for found in _run_by(kind) if found[1] not in _MOVING):
+        return _is_patched(kind)
+    if "forward" in vars(module):
+        return f"the forward of a {path_of(kind)} is overridden on the instance"
+    return _normalises(module) if isinstance(module, _BatchNorm) else None
 
 
-def _path_of(kind: type[nn.Module]) -> str:
-    return path_of(kind.adapted if issubclass(kind, Adapter) else within(kind))
+def _library_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of a module before vitkern exchanged it."""
+    kind = within(kind)
+    return kind.adapted if issubclass(kind, Adapter) and kind.__module__.startswith("vitkern.") else kind
 
 
-def _patched(kind: type[nn.Module]) -> str | None:
-    return None if pristine(within(kind)) else f"{_path_of(kind)} is patched, or decorated by somebody"
+def _is_patched(kind: type[nn.Module]) -> str:
+    return f"{path_of(kind)} is patched, or decorated by somebody"
 
 
 def _normalises(norm: _BatchNorm) -> str | None:
     if norm.running_mean is not None:
         return None
-    return f"a {_path_of(type(norm))} without running statistics normalises by those of the batch"
+    return f"a {path_of(_library_class(type(norm)))} without running statistics normalises by those of the batch"
 
 
 @functools.cache

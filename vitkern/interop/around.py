@@ -1,5 +1,6 @@
 """A model whose calls go through something of ours: the exchange of its class, and what copies of it are."""
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -48,7 +49,7 @@ def stand_around(model: nn.Module, runner: Runner, held: str, copied: bool = Fal
     return take_away
 
 
-def within(kind: type) -> type:
+def within(kind: type[nn.Module]) -> type[nn.Module]:
     """The class that ``kind`` was before."""
     while "_vitkern_around" in vars(kind):
         kind = vars(kind)["_vitkern_around"]
@@ -74,6 +75,8 @@ def _exchanged(kind: Any, held: str, copied: bool) -> Any:
     def twin(self: nn.Module, but: str | None) -> Any:
         made = kind.__new__(kind)
         vars(made).update((name, value) for name, value in vars(self).items() if name != but)
+        if held in vars(made):
+            vars(made)[held] = copy.copy(vars(made)[held])  # which knows no model
         return made
 
     def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:

@@ -81,6 +81,8 @@ class SideBySide:
         """The number of shares of a call; `Whole` where no call is shared out now."""
         if self.model is None or self.failed is not None:
             raise Whole(self.failed or "a copy has no model")
+        if dispatch.is_seen() or watched() or profiler._is_profiler_enabled:
+            raise Whole("the call is traced, transformed, profiled or watched by somebody")
         if self.model.training:
             raise Whole("the model is in training mode")
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.model.parameters()):
@@ -95,8 +97,6 @@ class SideBySide:
     def _kind(self, call: Call, threads: int) -> Hashable:
         if call.images < 2 or -(-call.images // threads) * threads > (1 + IDLE) * call.images:
             raise Whole(f"a batch of {call.images} leaves some of {threads} threads without work")
-        if not dispatch.is_eager(*call.tensors) or watched() or profiler._is_profiler_enabled:
-            raise Whole("the call is traced, transformed, profiled or watched by somebody")
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors):
             raise Whole("gradients are enabled: use torch.inference_mode() or torch.no_grad()")
         autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")

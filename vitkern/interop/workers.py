@@ -2,24 +2,24 @@
 
 import contextvars
 import os
+import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any
 
 import torch
 
 
 class Workers:
-    """As many threads as were asked for last. They work for one call at a time.
+    """As many threads as were asked for last. They work for one call at a time, and end with the process.
 
     PyTorch and its libraries (OpenMP, oneDNN, MKL) keep the number of threads inside operators by calling thread: that
     of a worker is one for good, and nobody else's changes.
     """
 
     def __init__(self) -> None:
-        self._executor: ThreadPoolExecutor | None = None
-        self._count = 0
+        self._workers: list[_Worker] = []
         self._taken = threading.Lock()
 
     def run(self, parts: list[Callable[[], Any]]) -> list[Any] | None:
@@ -33,60 +33,71 @@ class Workers:
             return None
         futures: list[Future] = []
         try:
-            try:
-                executor = self._ready(len(parts))
-                futures += [executor.submit(_as_here(part)) for part in parts]
-            except RuntimeError:  # no thread can be started; at the end of the process none may
+            if not self._ready(len(parts)):
                 return None
+            futures += [worker.do(_as_here(part)) for worker, part in zip(self._workers, parts, strict=True)]
             wait(futures)
             return [future.result() for future in futures]
         finally:
             wait(futures)  # after an interrupt, too, nothing runs on behind the caller's back, unless by a second one
             self._taken.release()
 
-    def _ready(self, count: int) -> ThreadPoolExecutor:
-        if self._executor is None or self._count != count:
-            if self._executor is not None:
-                self._executor.shutdown(wait=False)
-            self._executor = None  # where none can be started
-            self._executor, self._count = _start(count), count
-        return self._executor
+    def _ready(self, count: int) -> bool:
+        """Whether there are ``count`` workers now.
+
+        The number that a thread has set is what threads that PyTorch has not seen yet start with. So this is put back,
+        by a thread of its own, as it was.
+        """
+        while len(self._workers) > count:
+            self._workers.pop().end()
+        if len(self._workers) == count:
+            return True
+        try:
+            default = _elsewhere(torch.get_num_threads)
+            while len(self._workers) < count:
+                self._workers.append(_Worker())
+            _elsewhere(lambda: torch.set_num_threads(default))
+        except RuntimeError:  # no thread can be started
+            torch.set_num_threads(torch.get_num_threads())
+            return False
+        return True
 
 
-def _start(count: int) -> ThreadPoolExecutor:
-    """``count`` threads, all started.
+class _Worker:
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="vitkern-images", daemon=True).start()
+        self.do(_settle).result()
 
-    What a thread sets its number to is what threads that PyTorch has not seen yet start with. So this is put back, by
-    a thread of its own, as it was.
-    """
-    executor = ThreadPoolExecutor(count, "vitkern-images")
-    (default,) = _elsewhere(torch.get_num_threads)
-    all_there = threading.Barrier(count)
+    def do(self, job: Callable[[], Any]) -> Future:
+        """``job()``, to come."""
+        future: Future = Future()
+        self._jobs.put((job, future))
+        return future
 
-    def settle() -> None:
-        torch.get_num_threads()  # PyTorch's first question of a thread sets its number: now, not later
-        torch.set_num_threads(1)
-        all_there.wait()
+    def end(self) -> None:
+        """Once it has done what it was given."""
+        self._jobs.put(None)
 
-    try:
-        for future in [executor.submit(settle) for _ in range(count)]:
-            future.result()
-    except BaseException:
-        all_there.abort()
-        executor.shutdown(wait=False)
-        raise
-    finally:
-        _elsewhere(lambda: torch.set_num_threads(default))
-    return executor
+    def _work(self) -> None:
+        for job, future in iter(self._jobs.get, None):
+            try:
+                future.set_result(job())
+            except BaseException as error:
+                future.set_exception(error)
+            del job, future  # idle, it holds nothing of a call
 
 
-def _elsewhere(ask: Callable[[], Any]) -> list[Any]:
-    """[``ask()``], in a new thread."""
-    answers: list[Any] = []
-    thread = threading.Thread(target=lambda: answers.append(ask()))
-    thread.start()
-    thread.join()
-    return answers
+def _settle() -> None:
+    torch.get_num_threads()  # PyTorch's first question of a thread sets its number: now, not later
+    torch.set_num_threads(1)
+
+
+def _elsewhere(ask: Callable[[], Any]) -> Any:
+    """``ask()``, in a new thread."""
+    answer: Future = Future()
+    threading.Thread(target=lambda: answer.set_result(ask())).start()
+    return answer.result()
 
 
 def _as_here(part: Callable[[], Any]) -> Callable[[], Any]:
