@@ -197,7 +197,7 @@ def raises_on_shares(x):
 UNLIKE = {
     "another result": (lambda: mlp(nn.Softmax(dim=0)), None, "another result than all together"),
     "another structure": (lambda: mlp(nn.Flatten(0)), None, "first dimension is not that of the images"),
-    "random numbers": (mlp, lambda x: torch.rand(1), "draws random numbers"),
+    "random numbers": (mlp, lambda x: torch.rand(1), "random numbers are drawn"),
     "an argument": (lambda: nn.Sequential(nn.ReLU(inplace=True)).eval(), None, "writes into an argument"),
     "an error": (mlp, raises_on_shares, "a share of the images fails alone: ZeroDivisionError: of a share"),
 }
@@ -219,11 +219,11 @@ def test_modules_that_keep_something(later, spy):
     model, side = shared(mlp())
 
     def keep(x):
-        if not later or x.dim() == 3:
+        if not later or x.shape[1] == 3:
             model[0].kept = object()
 
     spy.look = keep
-    model(torch.zeros(4, 4)), model(torch.zeros(4, 2, 4)), model(torch.zeros(4, 2, 4))
+    model(torch.zeros(4, 2, 4)), model(torch.zeros(4, 3, 4)), model(torch.zeros(4, 3, 4))
     assert side.shared == 0 and "a module keeps something" in str(side)
 
 
@@ -257,6 +257,13 @@ def test_kinds_are_few():
 @contextlib.contextmanager
 def hooked(model):
     handle = model[0].register_forward_hook(lambda *_: None)
+    yield
+    handle.remove()
+
+
+@contextlib.contextmanager
+def all_hooked(_):
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     yield
     handle.remove()
 
@@ -319,6 +326,7 @@ class Mode(torch.overrides.TorchFunctionMode):
 OFF = {
     "gradients": (lambda model: torch.enable_grad(), "gradients are enabled"),
     "a hook inside": (hooked, "forward hook"),
+    "a hook on all modules": (all_hooked, "watched by somebody"),
     "one thread": (one_thread, "one thread"),
     "a patched class": (patched, "torch.nn.modules.linear.Linear is patched"),
     "a forward of an instance": (overridden, "overridden on the instance"),
@@ -407,6 +415,13 @@ def test_where_others_record_or_transform():
     ):
         torch.testing.assert_close(answer, expected)
     assert side.shared == 0 and set(side.whole) <= {"the call is traced, transformed, profiled or watched by somebody"}
+
+
+def test_scripted_as_its_class_is():
+    """TorchScript looks up names where the forward was written."""
+    model, _ = shared(nn.GELU().eval())
+    x = torch.randn(4, 4)
+    assert torch.equal(torch.jit.script(model)(x), model(x))
 
 
 # Errors and other threads
@@ -571,7 +586,8 @@ def test_a_replica_runs_whole():
     model, side = shared(mlp())
     replica = model._replicate_for_data_parallel()
     replica._modules = model._modules
-    assert torch.equal(replica(torch.ones(4, 4)), model(torch.ones(4, 4))) and side.model is model
+    assert torch.equal(replica(torch.ones(4, 4)), model(torch.ones(4, 4)))
+    assert side.model is model and side.shared == 0  # the second was the first that it saw
 
 
 class Mine(nn.Module):
@@ -602,6 +618,10 @@ NOWHERE = {
     "a norm": (
         lambda: nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False)),
         "a torch.nn.modules.batchnorm.BatchNorm1d without running statistics",
+    ),
+    "rows that are written": (
+        lambda: nn.Sequential(nn.Embedding(4, 4, max_norm=1.0)),
+        "a torch.nn.modules.sparse.Embedding with max_norm writes into its weight",
     ),
     "a bag": (lambda: nn.Sequential(nn.EmbeddingBag(4, 4)), "its offsets count from the first row of the batch"),
 }

@@ -79,6 +79,8 @@ def why_not(module: nn.Module) -> str | None:
         return _is_patched(kind)
     if "forward" in vars(module):
         return f"the forward of a {path_of(kind)} is overridden on the instance"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return f"a {path_of(kind)} with max_norm writes into its weight"
     return _normalises(module) if isinstance(module, _BatchNorm) else None
 
 

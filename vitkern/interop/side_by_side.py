@@ -215,8 +215,9 @@ def install(
     module = side.model
     assert module is not None
     if HELD in vars(module):
-        vars(module)[HELD].model = module  # it may be a copy
-        return vars(module)[HELD], lambda: None  # who came first takes it away
+        first = vars(module)[HELD]
+        first.model, first.always = module, first.always or wanted is True  # it may be a copy
+        return first, lambda: None  # who came first takes it away
     if wanted is None and any(tensor.device.type != "cpu" for tensor in (*module.parameters(), *module.buffers())):
         return None, lambda: None
     side.failed = found if isinstance(found, str) else obstacle(module)

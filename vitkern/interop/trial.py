@@ -87,7 +87,7 @@ class Outside:
     def check(self) -> None:
         """Raise `Refused` if it is another since."""
         if not torch.equal(self._random, torch.get_rng_state()):
-            raise Refused("its forward draws random numbers")
+            raise Refused("random numbers are drawn in a call, or by another thread meanwhile")
         if not all(_same(tensor, before) for tensor, before in self._tensors):
             raise Refused("its forward writes into an argument")
 

@@ -35,7 +35,8 @@ class Workers:
         try:
             if not self._ready(len(parts)):
                 return None
-            futures += [worker.do(_as_here(part)) for worker, part in zip(self._workers, parts, strict=True)]
+            for worker, part in zip(self._workers, parts, strict=True):
+                futures.append(worker.do(_as_here(part)))
             wait(futures)
             return [future.result() for future in futures]
         finally:
@@ -54,9 +55,11 @@ class Workers:
             return True
         try:
             default = _elsewhere(torch.get_num_threads)
-            while len(self._workers) < count:
-                self._workers.append(_Worker())
-            _elsewhere(lambda: torch.set_num_threads(default))
+            try:
+                while len(self._workers) < count:
+                    self._workers.append(_Worker())
+            finally:
+                _elsewhere(lambda: torch.set_num_threads(default))
         except RuntimeError:  # no thread can be started
             torch.set_num_threads(torch.get_num_threads())
             return False
@@ -103,28 +106,21 @@ def _elsewhere(ask: Callable[[], Any]) -> Any:
 def _as_here(part: Callable[[], Any]) -> Callable[[], Any]:
     """``part`` under the modes of this thread: gradients, inference, autocast, context variables."""
     context = contextvars.copy_context()
-    grad, inference, casts = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _autocast()
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    casts, dtype, cache = (
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
+        torch.is_autocast_cache_enabled(),
+    )
 
     def done() -> Any:
-        before = _autocast()
-        _set_autocast(*casts)  # not a block of autocast: the end of one empties the cache of all
-        try:
-            with torch.inference_mode(inference), torch.set_grad_enabled(grad):
-                return context.run(part)
-        finally:
-            _set_autocast(*before)
+        torch.set_autocast_enabled("cpu", casts)  # not a block of autocast, whose end empties the cache of all threads
+        torch.set_autocast_dtype("cpu", dtype)
+        torch.set_autocast_cache_enabled(cache)
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+            return context.run(part)
 
     return done
-
-
-def _autocast() -> tuple[bool, torch.dtype, bool]:
-    return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()
-
-
-def _set_autocast(enabled: bool, dtype: torch.dtype, cache: bool) -> None:
-    torch.set_autocast_enabled("cpu", enabled)
-    torch.set_autocast_dtype("cpu", dtype)
-    torch.set_autocast_cache_enabled(cache)
 
 
 WORKERS = Workers()
