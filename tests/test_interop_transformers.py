@@ -10,6 +10,7 @@ from swapping import assert_near, assert_same_gradients, assert_unchanged, gradi
 from torch import nn
 
 import vitkern
+from vitkern.interop.apart import why_not
 from vitkern.interop.transformers import attention_forward, register
 from vitkern.interop.transformers_exchange import SeenConfig
 
@@ -334,3 +335,26 @@ def test_gradient_checkpointing():
     vitkern.accelerate(swapped)
     getattr(swapped, "activation_checkpointing_enable", swapped.gradient_checkpointing_enable)()
     assert_same_gradients(model, swapped, pictures(40, 56).double())
+
+
+def test_images_side_by_side():
+    model, images = vit().eval(), torch.cat([pictures(), pictures()])
+    side = vitkern.accelerate(model, images_side_by_side=True).side_by_side
+    labels, threads = torch.tensor([0, 1, 2, 0]), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.no_grad():
+            whole, beside = model(pixel_values=images), model(pixel_values=images)
+            losses = [model(pixel_values=images, labels=labels).loss for _ in range(2)]
+    finally:
+        torch.set_num_threads(threads)
+    assert side.shared == 1 and type(beside) is type(whole) and list(beside) == list(whole)
+    assert_near(beside.logits, whole.logits, 1e-5, "shared out")
+    assert torch.equal(*losses) and "first dimension is not that of the images" in str(side)
+
+
+def test_what_compares_images_with_texts_is_not_shared_out():
+    model = clip()
+    side = vitkern.accelerate(model, images_side_by_side=True).side_by_side
+    assert side.where == "" or isinstance(model.get_submodule(side.where), hf.PreTrainedModel)
+    assert "compares each image with each text" in why_not(model)

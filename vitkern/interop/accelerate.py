@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from vitkern.interop import side_by_side
 from vitkern.interop.adapter import Adapter, adapter_of, known_base, path_of
 from vitkern.interop.attends import attends
 from vitkern.interop.descriptions import near_miss
@@ -22,7 +23,9 @@ NO_ADAPTER = "no adapter for this class"
 SWAPPED_ALREADY = "already swapped"
 
 
-def accelerate(model: nn.Module, only: Only = None, *, cuda_graph: bool = False) -> Report:
+def accelerate(
+    model: nn.Module, only: Only = None, *, cuda_graph: bool = False, images_side_by_side: bool | None = None
+) -> Report:
     """Make ``model`` run on vitkern where it can, in place, and say what was done.
 
     Modules of timm, torchvision and transformers that vitkern knows get another class, a subclass that overrides
@@ -38,6 +41,13 @@ def accelerate(model: nn.Module, only: Only = None, *, cuda_graph: bool = False)
             call, at most `vitkern.interop.graphs.LIMIT` of them, and replayed. What cannot be runs as it would without,
             and ``report.graphs`` says why: gradients, training, hooks inside the model, a CPU, arguments that are no
             plain values, control flow on values. Copies of the model have no graphs.
+        images_side_by_side: for inference on a CPU: the images of a batch are shared out over as many threads as
+            PyTorch has, each with one inside operators, around the largest module in which images are known not to
+            meet: the model, or a part with most of its parameters. Unless given, where it pays, in a model that is on a
+            CPU now; True, however little there is to do; False, nowhere. ``report.side_by_side`` says where, and why
+            calls run whole: gradients, training, hooks inside, a first call of its kind, which is compared, batches
+            that leave threads without work. Results are as accurate, and the same bits as one thread gives for each
+            share.
 
     Returns:
         A `Report`: print it, iterate over its swaps, `restore()` the model, or use it as a context manager that
@@ -62,6 +72,9 @@ def accelerate(model: nn.Module, only: Only = None, *, cuda_graph: bool = False)
             if attends(kind):
                 report.attention.append(Attention(name, type(module), by))
         _credit_parts(model, report)
+        if images_side_by_side is not False:
+            report.side_by_side, end = side_by_side.install(model, images_side_by_side, allowed)
+            report.undo.append(end)
         if cuda_graph:
             report.graphs, take_away = install(model)
             report.undo.append(take_away)

@@ -1,4 +1,4 @@
-"""What of a model its CUDA graphs depend on, in a form that is quickly compared: loops in C over its modules' dicts."""
+"""What of a model a way to run it depends on, in a form that is quickly compared: loops in C over its modules."""
 
 from itertools import chain
 from operator import attrgetter
@@ -13,7 +13,7 @@ _training, _dtype = attrgetter("training"), attrgetter("dtype")
 class Census:
     """The modules of ``model``, and where its parameters and buffers lie.
 
-    A module's other attributes are not looked at: what is changed there after a capture is not seen.
+    A module's other attributes are not looked at: what is changed there is not seen.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -35,13 +35,16 @@ class Census:
         children = chain.from_iterable(map(dict.values, self._children))
         return (*map(id, children), *map(type, self._modules), *(own.get("forward") for own in self._own))
 
-    def obstacle(self) -> str | None:
-        """Why no call can be replayed now."""
-        if any(map(_training, self._modules)):
-            return "the model, or a part of it, is in training mode: call eval() first"
-        if any(self._hooks):
-            return "a module in the model has a forward hook, which a replay would skip"
-        return None
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def training(self) -> bool:
+        """Whether the model, or a part of it, is in training mode."""
+        return any(map(_training, self._modules))
+
+    def hooked(self) -> bool:
+        """Whether a module in the model has a forward hook."""
+        return any(self._hooks)
 
     def tensors(self) -> list[Tensor]:
         """Parameters and buffers."""

@@ -165,9 +165,10 @@ class Graphs:
             self._census, self._places, self._own = census, places, own
         devices |= self._own
         self._check_device(devices)
-        reason = census.obstacle()
-        if reason is not None:
-            raise Refused(reason)
+        if census.training():
+            raise Refused("the model, or a part of it, is in training mode: call eval() first")
+        if census.hooked():
+            raise Refused("a module in the model has a forward hook, which a replay would skip")
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*given, *tensors)):
             raise Refused("gradients are enabled: use torch.inference_mode() or torch.no_grad()")
         if not devices:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vitkern import dispatch, faults
 from vitkern.interop.adapter import path_of
 from vitkern.interop.graphs import Graphs
+from vitkern.interop.side_by_side import SideBySide
 from vitkern.ops.bypass import watched
 
 # Where a module's attention runs.
@@ -65,7 +66,8 @@ class Attention:
 class Report:
     """The result of `vitkern.accelerate`. Iterating gives the `Swapped` entries; `kept` holds the others, and
     ``attention`` every module of the model that computes attention. ``graphs``: its CUDA graphs, where they were asked
-    for.
+    for. ``side_by_side``: how images of a batch are shared out over threads, or why they are not; None where this is
+    switched off, or the model is on no CPU.
 
     As a context manager it restores the model on exit.
     """
@@ -76,6 +78,7 @@ class Report:
     attention: list[Attention] = field(default_factory=list)
     undo: list[Callable[[], str | None]] = field(default_factory=list, repr=False)
     graphs: Graphs | None = field(default=None, repr=False)
+    side_by_side: SideBySide | None = field(default=None, repr=False)
 
     def restore(self) -> None:
         """Put back what this call of accelerate exchanged. Calling it again does nothing.
@@ -111,17 +114,17 @@ class Report:
         if self.swapped:
             lines = [f"swapped {len(self.swapped)} of {total} modules"]
         elif total:
-            lines = [f"swapped nothing: {total} modules were looked at, and the model is as it was"]
+            lines = [f"swapped nothing: {total} modules were looked at, and all are as they were"]
         else:
-            lines = ["swapped nothing: no module here is of a class that vitkern knows, and the model is as it was"]
+            lines = ["swapped nothing: no module here is of a class that vitkern knows, and all are as they were"]
         lines += _counted((path_of(entry.original), "->", ", ".join(entry.ops)) for entry in self.swapped)
         notes = [(path_of(entry.original), note) for entry in self.swapped for note in entry.notes]
         if notes:
             lines += ["of these, in part", *_counted(notes)]
         if self.kept:
             lines += ["kept", *_counted((path_of(entry.kind), entry.reason) for entry in self.kept)]
-        graphs = [] if self.graphs is None else [str(self.graphs)]
-        return "\n".join(lines + self.who_attends() + self.where() + graphs)
+        around = [str(runner) for runner in (self.side_by_side, self.graphs) if runner is not None]
+        return "\n".join(lines + self.who_attends() + self.where() + around)
 
     def who_attends(self) -> list[str]:
         """One line: how many modules compute attention, and how many do it on a kernel, on vitkern's PyTorch path, and
