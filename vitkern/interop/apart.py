@@ -16,9 +16,10 @@ _TORCH = """activation batchnorm channelshuffle container conv dropout flatten f
 padding pixelshuffle pooling sparse transformer upsampling"""
 _MOVING = ("cuda", "float", "half", "to")  # which transformers wraps, and no forward calls of a module
 # Of models that keep something of a call, or draw random numbers in evaluation, none is here.
-_TRANSFORMERS = """beit bit clip convnext convnextv2 data2vec deit dinov2 dinov2_with_registers dinov3_vit dpt
-efficientnet focalnet glpn hiera ijepa levit mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 poolformer pvt pvt_v2
-regnet resnet sam segformer siglip siglip2 swin swinv2 vit vit_msn vitdet vitpose_backbone yolos"""
+_TRANSFORMERS = """beit bit clip convnext convnextv2 cvt data2vec deit dinov2 dinov2_with_registers dinov3_vit
+donut.modeling_donut_swin dpt efficientnet focalnet glpn hiera ijepa levit maskformer.modeling_maskformer_swin
+mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 poolformer pvt pvt_v2 regnet resnet sam segformer siglip siglip2 swin
+swinv2 vit vit_msn vitdet vitpose_backbone yolos"""
 # Modules of Python whose classes all do, but for those below.
 _PACKAGES = (
     *(f"torch.nn.modules.{name}" for name in _TORCH.split()),
