@@ -199,7 +199,10 @@ def test_copies_of_a_swapped_model(name):
     assert not any("vitkern" in type(module).__module__ for module in model.modules())
 
 
-@pytest.mark.parametrize("name", ["donut", "pvt", "timesformer", "cvt", "flava", "data2vec, eager", "mobilevit"])
+HOOKED = ["donut", "pvt", "timesformer", "cvt", "flava", "data2vec, eager", "mobilevit", "mobilevit v2", "videomae"]
+
+
+@pytest.mark.parametrize("name", HOOKED)
 @pytest.mark.parametrize("part", ["ropout", "attn_drop", "value", "qkv", "dense"])
 def test_hooks_keep_their_effect(name, part):
     """On what is bypassed, and on what is called."""
