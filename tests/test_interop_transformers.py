@@ -212,8 +212,10 @@ def test_composite_models_and_a_part_of_a_larger_module():
     expected = model(**call)
     outer = nn.ModuleDict({"clip": model})
     with vitkern.accelerate(outer) as report:
-        towers = [f"clip.{tower}_model.encoder.layers.{i}.self_attn" for tower in ("text", "vision") for i in range(2)]
-        assert [(entry.name, entry.ops) for entry in report] == [(name, ("attention",)) for name in towers]
+        layers = [f"clip.{tower}_model.encoder.layers.{i}" for tower in ("text", "vision") for i in range(2)]
+        parts = ("", "layernorm_mlp"), (".self_attn", "attention")
+        swapped = [(entry.name, *entry.ops) for entry in report]
+        assert swapped == [(layer + part, op) for layer in layers for part, op in parts]
         actual = model(**call)
         assert_near(actual.text_embeds, expected.text_embeds, 2e-5, "text, causal and padded")
         assert_near(actual.image_embeds, expected.image_embeds, 2e-5, "vision")

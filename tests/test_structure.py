@@ -165,7 +165,7 @@ PAIRS = {
         forward("f(a=x, b=1)", function("f", "b, a", "b - a")),
         False,
     ),
-    "a global for a local": (forward("[y for x in x]", "y = 1"), forward("[y for y in x]", "y = 1"), False),
+    "a global for a local": (forward("[a for b in x]", "a = b = 1"), forward("[b for b in x]", "a = b = 1"), False),
     "a constant": (forward("c * x", "c = 1"), forward("d * x", "d = 1"), True),
     "another constant": (forward("c * x", "c = 1"), forward("c * x", "c = 2"), False),
     "a name that nobody has": (forward("nothing(x)"), forward("nobody(x)"), False),

@@ -125,11 +125,11 @@ def _swap(
 
 
 def _credit_parts(model: nn.Module, report: Report) -> None:
-    """A module whose attention is done by a part of it that was swapped is not kept."""
+    """A module whose attention is done by a part of it that was swapped is not kept: it does it on vitkern itself."""
     swapped = [name for name, module in model.named_modules() if isinstance(module, Adapter) and module.within]
-    parts = {name.rpartition(".")[0]: name for name in swapped}
-    report.kept = [kept for kept in report.kept if kept.name not in parts or kept.reason != NO_ADAPTER]
-    report.attention = [replace(each, by=each.by or parts.get(each.name)) for each in report.attention]
+    around = {name.rpartition(".")[0] for name in swapped}
+    report.kept = [kept for kept in report.kept if kept.name not in around or kept.reason != NO_ADAPTER]
+    report.attention = [replace(e, by=e.name) if e.name in around else e for e in report.attention]
 
 
 def _adapter_of(module: nn.Module) -> type[Adapter] | str | None:
