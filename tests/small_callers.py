@@ -82,6 +82,7 @@ CALLERS = {
     "hiera, units": (hiera.MaskUnitAttention(32, 32, 2, 4, 4, use_mask_unit_attn=True), (1, 32, 32), ()),
     "hiera": (hiera.MaskUnitAttention(32, 32, 2), TOKENS, ()),
     "hieradet": (hieradet_sam2.MultiScaleAttention(32, 32, 2, nn.MaxPool2d(2)), LAST, ()),
+    "iformer": (iformer.SHMA(32), IMAGE, ()),
     "iformer, windows": (iformer.SHMA(32, window_size=3), IMAGE, ()),
     "caformer": (metaformer.Attention(32, head_dim=16), TOKENS, ()),
     "nest": (nest.Attention(32, num_heads=2), (1, 2, 9, 32), ()),

@@ -1,5 +1,5 @@
-"""timm's modules that call scaled_dot_product_attention, swapped and on the kernel in the interpreter, against the
-unswapped ones."""
+"""timm's modules that call scaled_dot_product_attention or multiply out their scores, swapped and on the kernel in the
+interpreter, against the unswapped ones."""
 
 import copy
 import sys
@@ -10,25 +10,48 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from small_callers import CALLERS
+from small_products import PRODUCTS
 from swapping import assert_near, randomise
 
 import vitkern
-from vitkern.interop import sdpa_calls
+from vitkern.interop import sdpa_calls, timm_channels, timm_products
 
 pytestmark = pytest.mark.interpreter
 
 
-@pytest.mark.parametrize("name", CALLERS)
+MODULES = CALLERS | PRODUCTS
+
+
+def counted(function, ran):
+    return lambda *args, **options: (ran.append(options), function(*args, **options))[1]
+
+
+def lay_out_gradients(module):
+    """Of BatchNorm as its inputs are: where they differ, PyTorch 2.15 differentiates it wrongly on a CPU."""
+
+    def hook(norm, given, out):
+        out.register_hook(torch.Tensor.contiguous)
+
+    for part in module.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.register_forward_pre_hook(lambda norm, given: given[0].contiguous())
+            part.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_a_swapped_module_runs_on_the_kernel(name, monkeypatch):
-    module, shape, arguments = CALLERS[name]
+    module, shape, arguments = MODULES[name]
     module = randomise(copy.deepcopy(module))
     module.eval()
     swapped, ran = copy.deepcopy(module), []
     report = vitkern.accelerate(swapped)
-    assert [entry.ops for entry in report] == [("attention",)]
-    kernel = sdpa_calls.attention
-    monkeypatch.setattr(sdpa_calls, "attention", lambda *a, **k: (ran.append(k), kernel(*a, **k))[1])
+    cross = "cross_covariance_attention"
+    op = cross if name == "edgenext" else "attention"
+    assert [entry.ops for entry in report] == [(op,)]
+    for place in (timm_channels,) if op == cross else (sdpa_calls, timm_products):
+        monkeypatch.setattr(place, op, counted(getattr(place, op), ran))
     x, results = torch.randn(shape, generator=torch.Generator().manual_seed(1)), []
+    lay_out_gradients(module), lay_out_gradients(swapped)
     for each, backend in ((module, "torch"), (swapped, "interpreter")):
         leaf = x.clone().requires_grad_()
         leaves = {"x": leaf, **dict(each.named_parameters())}
@@ -37,6 +60,7 @@ def test_a_swapped_module_runs_on_the_kernel(name, monkeypatch):
         }
         with vitkern.use_backend(backend):
             out = each(leaf, *arguments)
+            out = out[0] if isinstance(out, tuple) else out
             found = torch.autograd.grad(out.sin().sum(), list(leaves.values()), allow_unused=True)
         assert bool(ran) == (each is swapped)
         results.append({"out": out, **dict(zip(leaves, found, strict=True))})

@@ -13,7 +13,6 @@ from timm.models.lowformer import ConvAttention as TimmLowAttention
 from timm.models.metaformer import Attention as TimmMetaAttention
 from timm.models.nest import Attention as TimmNestAttention
 from timm.models.nextvit import EfficientAttention as TimmEfficientAttention
-from timm.models.visformer import Attention as TimmVisAttention
 from timm.models.vision_transformer import DiffParallelScalingBlock as TimmDiffParallelScalingBlock
 from timm.models.vision_transformer import ParallelScalingBlock as TimmParallelScalingBlock
 from timm.models.volo import Attention as TimmVoloAttention
@@ -67,10 +66,6 @@ class NestAttention(Caller, TimmNestAttention):
 
 class EfficientAttention(Caller, TimmEfficientAttention):
     """`timm.models.nextvit.EfficientAttention`."""
-
-
-class VisAttention(Caller, TimmVisAttention):
-    """`timm.models.visformer.Attention`."""
 
 
 class DiffParallelScalingBlock(Caller, TimmDiffParallelScalingBlock):
