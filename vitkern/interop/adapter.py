@@ -66,6 +66,8 @@ ADAPTERS = {
     "timm.layers.other_pool.SimPool1d": "timm_pooling.SimPool1d",
     "timm.layers.other_pool.SimPool2d": "timm_pooling.SimPool2d",
     "timm.layers.attention.AttentionRope": "timm_rope.AttentionRope",
+    "timm.models.eva.EvaBlock": "timm_eva.EvaBlock",
+    "timm.models.eva.EvaBlockPostNorm": "timm_eva.EvaBlockPostNorm",
     "timm.models.eva.EvaAttention": "timm_rope.EvaAttention",
     "timm.models.gemma4_vit.Gemma4Attention": "timm_rope.Gemma4Attention",
     "timm.models.crossvit.CrossAttention": "timm_products.CrossAttention",
