@@ -59,6 +59,16 @@ MODELS = {
         dict(img_size=32, patch_size=8, embed_dim=6, num_heads=4, depth=2, local_up_to_layer=1),
         {"GPSA": ("gated_positional_attention",), "MHSA": ("attention",), "Block": FUSED},
     ),
+    "eva02": Small(
+        "eva02_tiny_patch14_224",
+        dict(img_size=28, embed_dim=24, num_heads=3, depth=2, drop_path_rate=0.3, init_values=0.5),
+        {"EvaAttention": ("attention",), "EvaBlock": ("layernorm_glu",)},
+    ),
+    "eva, norm behind": Small(
+        "eva02_tiny_patch14_224",
+        dict(img_size=28, embed_dim=24, num_heads=3, depth=2, drop_path_rate=0.3, use_post_norm=True, swiglu_mlp=False),
+        {"EvaAttention": ("attention",), "EvaBlockPostNorm": FUSED},
+    ),
     "mixer": Small(
         MlpMixer,
         dict(img_size=32, patch_size=8, embed_dim=32, num_blocks=2, drop_path_rate=0.3),
@@ -70,6 +80,8 @@ SIZES = dict.fromkeys(MODELS, (32, 32)) | {
     "pvt": (64, 96),
     "pvt, linear": (64, 96),
     "twins": (64, 64),
+    "eva02": (28, 28),
+    "eva, norm behind": (28, 28),
 }
 
 

@@ -14,7 +14,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            vector = parameter.dim() == 1 or "table" in name or "logit_scale" in name
+            vector = parameter.dim() <= 1 or "table" in name or "logit_scale" in name
             spread = 0.3 if vector else parameter[0].numel() ** -0.5
             parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * spread)
     return model

@@ -1,10 +1,12 @@
-"""timm's attention between channels, DaViT's and XCiT's: q, k and v are read as the projection leaves them."""
+"""timm's attention between channels, DaViT's, XCiT's and EdgeNeXt's: q, k and v as the projection leaves them."""
 
 from timm.models.davit import ChannelAttention as TimmChannelAttention
 from timm.models.davit import ChannelAttentionV2 as TimmChannelAttentionV2
+from timm.models.edgenext import CrossCovarianceAttn as TimmCrossCovarianceAttn
 from timm.models.xcit import XCA as TimmXCA
 from torch import Tensor, nn
 
+from vitkern.dispatch import autocast, runs_kernel
 from vitkern.interop.adapter import Adapter, Fit
 from vitkern.interop.timm import WATCHED
 from vitkern.ops.bypass import plain
@@ -48,6 +50,24 @@ class XCA(Adapter, TimmXCA):
 
     def forward(self, x: Tensor) -> Tensor:
         if not plain(self.attn_drop, nn.Dropout) or (self.training and self.attn_drop.p > 0.0):
+            return super().forward(x)
+        out = cross_covariance_attention(_heads(self.qkv(x), self.num_heads), self.temperature)
+        return self.proj_drop(self.proj(out.flatten(2)))
+
+
+class CrossCovarianceAttn(Adapter, TimmCrossCovarianceAttn):
+    """`timm.models.edgenext.CrossCovarianceAttn`; the original where it drops attention weights, or no kernel runs."""
+
+    @classmethod
+    def fit(cls, module: nn.Module) -> Fit:
+        if not plain(module.attn_drop, nn.Dropout):
+            return WATCHED
+        return Fit(("cross_covariance_attention",), ("the original runs where no kernel does",), True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not plain(self.attn_drop, nn.Dropout) or (self.training and self.attn_drop.p > 0.0):
+            return super().forward(x)
+        if not runs_kernel("cross_covariance_attention", autocast(x), operator="channel_attention"):
             return super().forward(x)
         out = cross_covariance_attention(_heads(self.qkv(x), self.num_heads), self.temperature)
         return self.proj_drop(self.proj(out.flatten(2)))
