@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+import vitkern
 from vitkern.kernels.loop import reductions, starts
 from vitkern.kernels.loop.problem import CAPPED_LOGIT, UNIT_ROWS, Pair, Problem, dense_rows, per_token
 from vitkern.kernels.loop.stream import stream_forward
@@ -15,6 +16,7 @@ from vitkern.kernels.loop.stream_backward import stream_dkdv, stream_dq
 from vitkern.kernels.loop.stream_bias import stream_bias_gradient
 from vitkern.kernels.machine.choices import replaced
 from vitkern.kernels.tile.short_attention import LOG2_OF_E
+from vitkern.reference.dropout import keep_mask
 
 SCALE = 0.3
 
@@ -228,3 +230,15 @@ def test_maps_of_weights_and_of_relevance(per_head):
         torch.testing.assert_close(
             found.double(), whole if per_head else whole.sum(1, keepdim=True), rtol=2e-5, atol=2e-5
         )
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_the_formula_of_dropout_draws_the_kernels_mask(p):
+    """With one-hot values the output is the dropped probabilities."""
+    n = 24
+    q, k = torch.randn(2, 2, n, 32), torch.randn(2, 2, n, 32)
+    torch.manual_seed(7)
+    out = vitkern.attention(q, k, torch.eye(n, 32).expand(2, 2, n, 32), dropout_p=p)[..., :n]
+    torch.manual_seed(7)
+    seed = torch.randint(0, 2**62, (1,))
+    assert torch.equal(out != 0, keep_mask(seed, (2, 2, n, n), p))
