@@ -51,10 +51,9 @@ class Tape(TorchDispatchMode):
         with torch.no_grad():
             for function, args, kwargs, held in self.calls:
                 new = function(*args, **kwargs)
-                if not any(returned.alias_info for returned in function._schema.returns):  # else it is in place already
-                    for old, value in zip(tree_leaves(held), tree_leaves(new), strict=True):
-                        if isinstance(old, torch.Tensor):
-                            old.copy_(value)
+                for old, value in zip(tree_leaves(held), tree_leaves(new), strict=True):
+                    if isinstance(old, torch.Tensor) and old.data_ptr() != value.data_ptr():  # a reshape may copy
+                        old.copy_(value)
 
 
 class Graph:

@@ -1,6 +1,7 @@
 """What a plan depends on, and what is never planned. Kernels are compiled for a GPU that is not there, and start
 nothing: what they are handed is compared."""
 
+import contextlib
 import enum
 import gc
 import re
@@ -140,6 +141,7 @@ BLOCKS = {
     "no gradients": torch.no_grad,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "TF32": lambda: allowed(),
+    "TF32, by the newer switch": lambda: precision("tf32"),
     "another choice of blocks": lambda: replaced(),
 }
 
@@ -151,6 +153,19 @@ class allowed:
 
     def __exit__(self, *error):
         torch.backends.cuda.matmul.allow_tf32 = self.before
+
+
+@contextlib.contextmanager
+def precision(name):
+    """``fp32_precision``, of torch 2.9, beside which the older switch cannot be read."""
+    switch = torch.backends.cuda.matmul
+    if not hasattr(switch, "fp32_precision"):
+        pytest.skip("this torch has no fp32_precision")
+    before, switch.fp32_precision = switch.fp32_precision, name
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
 
 
 def replaced():

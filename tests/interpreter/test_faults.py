@@ -17,7 +17,7 @@ from vitkern import dispatch, faults
 from vitkern.lab.differentiating.gradient_check import operators
 from vitkern.lab.interpreting.sanitizer import MemoryFault
 from vitkern.lab.specimens import gathered
-from vitkern.reference.dropout import keep_mask, philox
+from vitkern.reference.dropout import philox
 
 pytestmark = pytest.mark.interpreter
 
@@ -286,18 +286,6 @@ def test_philox_is_the_published_one():
 
     assert first(0, 0) == 0x6627E8D5
     assert first(-1, 0xFFFFFFFF) == 0x408F276D
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_the_formula_of_dropout_draws_the_kernels_mask(p):
-    """With one-hot values the output is the dropped probabilities."""
-    n = 24
-    q, k = torch.randn(2, 2, n, 32), torch.randn(2, 2, n, 32)
-    torch.manual_seed(7)
-    out = vitkern.attention(q, k, torch.eye(n, 32).expand(2, 2, n, 32), dropout_p=p)[..., :n]
-    torch.manual_seed(7)
-    seed = torch.randint(0, 2**62, (1,))
-    assert torch.equal(out != 0, keep_mask(seed, (2, 2, n, n), p))
 
 
 def test_fork_after_kernels_ran():

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+import vitkern
 from vitkern.kernels.loop import reductions, starts
 from vitkern.kernels.loop.problem import CAPPED_LOGIT, UNIT_ROWS, Pair, Problem, dense_rows, per_token
 from vitkern.kernels.loop.stream import stream_forward
@@ -15,6 +16,7 @@ from vitkern.kernels.loop.stream_backward import stream_dkdv, stream_dq
 from vitkern.kernels.loop.stream_bias import stream_bias_gradient
 from vitkern.kernels.machine.choices import replaced
 from vitkern.kernels.tile.short_attention import LOG2_OF_E
+from vitkern.reference.dropout import keep_mask
 
 SCALE = 0.3
 
@@ -228,3 +230,28 @@ def test_maps_of_weights_and_of_relevance(per_head):
         torch.testing.assert_close(
             found.double(), whole if per_head else whole.sum(1, keepdim=True), rtol=2e-5, atol=2e-5
         )
+
+
+def kept(n, p):
+    """Weights that dropout keeps, of two samples and heads, and the seed. With one-hot values the output is the dropped
+    probabilities."""
+    q, k = torch.randn(2, 2, n, 32), torch.randn(2, 2, n, 32)
+    torch.manual_seed(7)
+    out = vitkern.attention(q, k, torch.eye(n, 32).expand(2, 2, n, 32), dropout_p=p)[..., :n]
+    torch.manual_seed(7)
+    return out != 0, torch.randint(0, 2**62, (1,))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_the_formula_of_dropout_draws_the_kernels_mask(p):
+    found, seed = kept(24, p)
+    assert torch.equal(found, keep_mask(seed, (2, 2, 24, 24), p))
+
+
+def test_a_weight_whose_number_is_the_probability_is_kept():
+    _, seed = kept(2, 0.5)
+    low, high = 0.0, 1.0  # float32 around the number of the first weight
+    for _ in range(60):
+        middle = torch.tensor((low + high) / 2).item()
+        low, high = (middle, high) if keep_mask(seed, (1, 1, 1, 1), middle) else (low, middle)
+    assert 0 < low < 1 and kept(2, low)[0][0, 0, 0, 0] and not kept(2, high)[0][0, 0, 0, 0]
