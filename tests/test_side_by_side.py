@@ -654,4 +654,4 @@ def test_choices():
 def test_what_is_swapped_is_known():
     """But for models of sounds, films, texts and places."""
     unknown = {path.split(".")[2] for path in ADAPTERS if _unknown(path)}
-    assert unknown == {"clap", "deformable_detr", "flava", "timesformer", "vilt", "visual_bert"}
+    assert unknown == {"clap", "deformable_detr", "flava", "timesformer", "videomae", "vilt", "visual_bert"}
