@@ -1,5 +1,7 @@
 """PVTv2's perceptron, with a convolution between its layers, and a block's branch of it (arXiv 2106.13797)."""
 
+from typing import TypeGuard
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -70,7 +72,7 @@ def conv_mlp_residual(
     return out
 
 
-def _is_silent(mlp: nn.Module, drop_path: nn.Module) -> bool:
+def _is_silent(mlp: nn.Module, drop_path: nn.Module) -> TypeGuard[ConvMlp]:
     """Whether nobody sees what is overwritten, nor drops any of it."""
     return (
         may_bypass(mlp, ConvMlp)
