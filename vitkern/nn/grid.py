@@ -15,7 +15,7 @@ def as_image(module: str, x: Tensor, size: tuple[int, int]) -> Tensor:
             f"{module}: tokens do not fill the image: got x of shape {tuple(x.shape)}, size={(height, width)}; "
             "expected (B, H * W, C). Give the size of the image that the tokens are of, without a class token."
         )
-    return x.transpose(1, 2).unflatten(2, (height, width))
+    return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # one image, too, keeps the strides of channels last
 
 
 def as_tokens(image: Tensor) -> Tensor:

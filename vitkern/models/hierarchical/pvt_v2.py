@@ -4,13 +4,13 @@ from collections.abc import Collection
 from typing import Any, cast
 
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from vitkern.models.backbone import Checkpointed
 from vitkern.models.head import init_conv, init_linear
 from vitkern.models.hierarchical.pyramid import Block, Pyramid
 from vitkern.models.registry import register
+from vitkern.nn.conv_mlp import ConvMlp, conv_mlp_residual
 from vitkern.nn.embed import ConvEmbed
 from vitkern.nn.grid import as_image, as_tokens
 from vitkern.nn.layernorm import LayerNorm
@@ -20,34 +20,11 @@ from vitkern.nn.spatial_reduction_attention import SpatialReductionAttention
 PAPER = "PVT v2: Improved Baselines with Pyramid Vision Transformer, Wang et al. 2021, arXiv 2106.13797"
 
 
-class ConvMlp(nn.Module):
-    """``fc2(gelu(dwconv(fc1(x))))``, a depthwise 3 x 3 convolution between the layers (section 3.3).
-
-    Args:
-        dim: channels C. hidden_dim: between the layers. drop: dropout after GELU and after ``fc2``, in training.
-        relu: one precedes the convolution, as in PVTv2-Li.
-    """
-
-    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0, *, relu: bool = False) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
-        self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
-        self.drop = nn.Dropout(drop)
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, N, C), tokens of an image of ``size`` -> the same shape."""
-        x = self.relu(self.fc1(x))
-        x = as_tokens(self.dwconv(as_image("ConvMlp", x, size)))
-        return self.drop(self.fc2(self.drop(F.gelu(x))))
-
-
 class ConvBlock(Block):
     """x + attn(norm1(x)), then x + mlp(norm2(x)), an MLP that sees the image."""
 
     def feed(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        return x + self.drop_path2(self.mlp(self.norm2(x), size))
+        return conv_mlp_residual(x, self.norm2, self.mlp, self.drop_path2, size)
 
 
 class Stage(Checkpointed):
