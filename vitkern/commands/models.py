@@ -42,10 +42,11 @@ def _describe(name: str) -> int:
             model = create_model(name)
     except (ValueError, NotImplementedError) as error:
         raise BadInput(str(error).removeprefix("create_model: ")) from None
-    costs = count_costs(model)
+    inputs = getattr(model, "longest_inputs", model.example_inputs)()
+    costs = count_costs(model, *inputs)
     kernels = ", ".join(f"{op} x {count}" for op, count in sorted(costs.kernels.items())) or "none"
     print(found)
-    of = "" if found.input_size else f" for {' and '.join(str(x.shape[1]) for x in model.example_inputs())} tokens"
+    of = "" if found.input_size else f" for {' and '.join(str(x.shape[1]) for x in inputs)} tokens"
     print(f"  GMACs       {costs.macs / 1e9:.2f}{of}")
     print(f"  activations {costs.activations / 1e6:.2f} M")
     print(f"  operators   {kernels}")
