@@ -136,6 +136,8 @@ def page() -> str:
         "| " + " | ".join(head) + " |",
         "|" + " --- |" * len(head),
         *(_row(system, agreement.get(system.title, {})) for system in SYSTEMS),
+        "",
+        *(f"{system.title}: {system.note}" for system in SYSTEMS if system.note),
     ]
     return "\n".join(lines) + "\n"
 

@@ -29,6 +29,13 @@ def test_multiply_adds_are_those_of_the_papers(name, gmacs):
     assert costs(name).macs / 1e9 == pytest.approx(gmacs, rel=0.02)
 
 
+def test_a_detector_costs_what_its_paper_says_at_the_mean_size():
+    """173 (arXiv 2010.04159, table 1), as DETR counts: the mean over images of COCO (arXiv 2005.12872)."""
+    with torch.device("meta"):
+        found = count_costs(models.create_model("deformable_detr"), torch.zeros(1, 3, 800, 1130))
+    assert found.macs / 1e9 == pytest.approx(173, rel=0.005)
+
+
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "swinv2_tiny_window8_256"])
 def test_multiply_adds_are_those_of_timm(name):
     timm = pytest.importorskip("timm", reason="timm is the reference of this test")
