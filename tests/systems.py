@@ -95,9 +95,9 @@ SYSTEMS = (
         HF,
         HF,
         "deformable_detr_model",
-        note="with refinement each layer of the decoder has a class head of its own, as the authors'; transformers ties "
-        "them until a checkpoint has several, and of its default of 2 classes counts 40,709,852 where 40,712,422 are "
-        "here. The paper's 173 GMACs are a mean over images of COCO: 800 x 1333 pixels, of which `--describe` tells, cost "
-        "203.7, 800 x 1130 cost 173.4.",
+        note="with refinement each layer of the decoder has a class head of its own, as the authors'; transformers "
+        "ties them until a checkpoint has several, and of its default of 2 classes counts 40,709,852 where 40,712,422 "
+        "are here. The paper's 173 GMACs are a mean over images of COCO: 800 x 1333 pixels, of which `--describe` "
+        "tells, cost 203.7, 800 x 1130 cost 173.4.",
     ),
 )

@@ -11,17 +11,18 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> int:
-    from vitkern.models import describe, hub, list_models
+    from vitkern.models import describe, list_models
+    from vitkern.models.registry import hub_names
 
     if arguments.describe is not None:
         return _describe(arguments.describe)
     pattern = arguments.pattern
     names = list_models(pattern)
     if pattern != "*":
-        names += fnmatch.filter(hub.CONFIGS, pattern)
+        names += fnmatch.filter(hub_names(), pattern)
     if not names:
         raise BadInput(
-            f"no model matches {pattern!r}.{near_matches(pattern.strip('*'), [*list_models(), *hub.CONFIGS])}"
+            f"no model matches {pattern!r}.{near_matches(pattern.strip('*'), [*list_models(), *hub_names()])}"
         )
     rows = []
     for name in names:
