@@ -121,7 +121,7 @@ def plan_of(op: str, tensors: Sequence[Tensor | None], options: tuple) -> Plan:
     ``options``: all that are no tensors.
     """
     first = tensors[0]
-    stays = type(first) in dispatch.PLAIN and first.is_cpu and not dispatch.INTERPRETED
+    stays = first is not None and type(first) in dispatch.PLAIN and first.is_cpu and not dispatch.INTERPRETED
     switches = _eager(first, stays)
     described = None if switches is None else _described(tensors)
     if first is None or switches is None or described is None:
