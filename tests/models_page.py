@@ -137,6 +137,10 @@ def head() -> list[str]:
     ]
 
 
+def notes() -> list[str]:
+    return ["", *(f"{system.title}: {system.note}" for system in SYSTEMS if system.note)]
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE.parent))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -144,4 +148,4 @@ if __name__ == "__main__":
         measure(sys.argv[sys.argv.index("--measure") + 1 :])
     agreement = json.loads(RECORD.read_text())
     rows = [row(system, agreement.get(system.title, {})) for system in SYSTEMS]
-    PAGE.write_text("\n".join([*head(), *rows]) + "\n")
+    PAGE.write_text("\n".join([*head(), *rows, *notes()]) + "\n")

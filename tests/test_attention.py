@@ -152,6 +152,26 @@ def test_nan_in_a_query_reaches_its_row_only(dtype, m):
     assert out[0, 1, 2].isnan().all() and out.isnan().sum() == out.shape[-1]
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("low, masks", [(2, 1), (20, 0)])
+def test_an_exported_graph_takes_few_and_many_keys(low, masks, strict):
+    """NaN included, without a guard: only where there may be few keys is there a mask."""
+    length = torch.export.Dim("n", min=low, max=64)
+
+    class Attend(torch.nn.Module):
+        def forward(self, qkv):
+            return attention_qkvpacked(qkv)
+
+    program = torch.export.export(
+        Attend(), (torch.randn(2, 33, 3, 2, 8),), dynamic_shapes=({1: length},), strict=strict
+    )
+    for n in (low, 64):
+        qkv = torch.randn(2, n, 3, 2, 8)
+        qkv[0, 1, 0, 1, 2] = torch.nan
+        torch.testing.assert_close(program.module()(qkv), attention_qkvpacked(qkv), equal_nan=True)
+    assert sum("ones" in str(node.target) for node in program.graph.nodes) == masks
+
+
 @pytest.mark.parametrize("return_lse", [False, True])
 @pytest.mark.parametrize("m", [3, 19])
 def test_layout_is_tokens_first(m, return_lse):

@@ -179,6 +179,8 @@ def test_what_is_no_batch_of_images(name):
     for shape in ((1, channels + 1, *size), (channels, *size)):
         with pytest.raises(ValueError, match=r"not a batch of images: got shape .*; expected \(B, 3, height, width\)"):
             model(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"(got|img_size=) ?\(0, 64\).*; expected "):
+        model(torch.zeros(1, channels, 0, 64))
 
 
 def test_maps_are_asked_for_where_there_are_some():

@@ -29,6 +29,13 @@ def test_multiply_adds_are_those_of_the_papers(name, gmacs):
     assert costs(name).macs / 1e9 == pytest.approx(gmacs, rel=0.02)
 
 
+def test_a_detector_costs_what_its_paper_says_at_the_mean_size():
+    """173 (arXiv 2010.04159, table 1), as DETR counts: the mean over images of COCO (arXiv 2005.12872)."""
+    with torch.device("meta"):
+        found = count_costs(models.create_model("deformable_detr"), torch.zeros(1, 3, 800, 1130))
+    assert found.macs / 1e9 == pytest.approx(173, rel=0.005)
+
+
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "swinv2_tiny_window8_256"])
 def test_multiply_adds_are_those_of_timm(name):
     timm = pytest.importorskip("timm", reason="timm is the reference of this test")
@@ -85,11 +92,25 @@ def test_the_command_describes_one_model(capsys):
         assert part in said
 
 
+def _sequence_macs(tokens, channels, depth):
+    """Four projections, an MLP four times as wide, q k^T and what it weighs."""
+    return depth * (12 * tokens * channels**2 + 2 * tokens**2 * channels)
+
+
 @pytest.mark.parametrize(
-    "name, said", [("bert_base", "0.51 for 6 tokens"), ("transformer_base", "0.34 for 6 and 5 tokens")]
+    "name, macs, tokens",
+    [
+        ("bert_base", _sequence_macs(512, 768, 12) + 768**2, "512"),
+        ("igpt_small", _sequence_macs(1024, 512, 24) + 1024 * 512**2, "1024"),
+        (
+            "transformer_base",
+            2 * _sequence_macs(1024, 512, 6) + 6 * (4 * 1024 * 512**2 + 2 * 1024**2 * 512) + 1024 * 512 * 37000,
+            "1024 and 1024",
+        ),
+    ],
 )
-def test_the_command_says_of_how_many_tokens(capsys, name, said):
+def test_the_command_describes_the_longest_sequence(capsys, name, macs, tokens):
     import argparse
 
     assert run_command(argparse.Namespace(pattern="*", describe=name)) == 0
-    assert f"GMACs       {said}\n" in capsys.readouterr().out
+    assert f"GMACs       {macs / 1e9:.2f} for {tokens} tokens\n" in capsys.readouterr().out

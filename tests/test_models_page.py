@@ -10,12 +10,14 @@ from systems import SYSTEMS
 
 from vitkern.models import list_models
 
-HEAD, LINES = models_page.head(), models_page.PAGE.read_text().splitlines()
+HEAD, NOTES, LINES = models_page.head(), models_page.notes(), models_page.PAGE.read_text().splitlines()
 
 
 def test_the_page_has_a_row_for_each_system():
-    assert LINES[: len(HEAD)] == HEAD, "run python tests/models_page.py"
-    assert [line.split(" | ")[0] for line in LINES[len(HEAD) :]] == [f"| {system.title}" for system in SYSTEMS]
+    assert LINES[: len(HEAD)] == HEAD and LINES[-len(NOTES) :] == NOTES, "run python tests/models_page.py"
+    assert [line.split(" | ")[0] for line in LINES[len(HEAD) : -len(NOTES)]] == [
+        f"| {system.title}" for system in SYSTEMS
+    ]
 
 
 @pytest.mark.walk(6)

@@ -61,6 +61,29 @@ def test_hooks_on_queries_and_keys_fire(build, qk_norm, name):
     torch.testing.assert_close(module(x), expected)
 
 
+CALLED = {
+    "Attention": (lambda: vnn.Attention(16, 2, qk_norm=True), ()),
+    "ParallelBlock": (lambda: vnn.ParallelBlock(16, 2), ()),
+    "ClassAttention": (lambda: vnn.ClassAttention(16, 2), ()),
+    "SpatialReductionAttention": (lambda: vnn.SpatialReductionAttention(16, 2, sr_ratio=2), ((4, 6),)),
+    "ConvolutionalAttention": (lambda: vnn.ConvolutionalAttention(16, 2), ((4, 6),)),
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_hooks_on_the_dropout_of_weights_fire(name):
+    """They are given weights whose rows sum to 1, and what they return counts."""
+    build, more = CALLED[name]
+    module, x = randomise(build()).double().eval(), torch.randn(2, 24, 16, dtype=torch.float64)
+    expected, seen = module(x, *more), []
+    module.attn_drop.register_forward_hook(lambda _, args, weights: seen.append(weights))
+    torch.testing.assert_close(module(x, *more), expected)
+    torch.testing.assert_close(seen[0].sum(-1), torch.ones(seen[0].shape[:-1], dtype=torch.float64))
+    assert len(seen) == 1 and seen[0].shape[:2] == (2, 2)
+    module.attn_drop.register_forward_hook(lambda _, args, weights: 0.5 * weights)
+    assert not torch.allclose(module(x, *more), expected)
+
+
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 6), (5, 1), (1, 1)], ids=str)
 @pytest.mark.parametrize("version", [1, 2])
 def test_patch_merging(size, version):

@@ -535,13 +535,15 @@ def test_threads_play_one_plan():
     assert not wrong and len(plans._plans) == 5
 
 
-def test_without_a_gpu_nothing_is_planned():
-    """The PyTorch path pays for no key."""
+def test_without_a_gpu_no_kernel_is_planned():
+    """The PyTorch path is; of tensors without memory it is not."""
     from vitkern import dispatch
 
     before, dispatch._any_device = dispatch._any_device, False
     try:
-        assert plan_of()._key is None
+        norm()
+        assert plan_of().checked and not is_planned()
+        assert plan_of(x=X.to("meta"), weight=W.to("meta"))._key is None
     finally:
         dispatch._any_device = before
 

@@ -95,8 +95,9 @@ def test_pyramids_are_published_by_transformers(cache, name):
     cache(hub_id, randomise(theirs.eval()).state_dict())
     image = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
-        ours = models.create_model(name, pretrained=True, **shape).eval()(image)
-        torch.testing.assert_close(ours, theirs(image).logits, rtol=1e-4, atol=1e-4)
+        for asked in (name, hub_id):
+            ours = models.create_model(asked, pretrained=True, **shape).eval()(image)
+            torch.testing.assert_close(ours, theirs(image).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_detectors_have_an_address(cache):

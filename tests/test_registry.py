@@ -109,9 +109,20 @@ def test_ids_without_a_configuration_resolve(name, architecture, classes, eps):
         hub.config(name)
 
 
+def test_ids_that_models_name_resolve():
+    ids = models.registry.published_ids()
+    assert len(ids) == 5 + 4 + 3 + 2 + 5  # CvT, PVT, iGPT, BERT, Deformable DETR
+    for hub_id, name in ids.items():
+        found, own = models.registry.resolve(hub_id), models.registry.resolve(name)
+        assert (found.name, found.build, found.arguments) == (hub_id, own.build, own.arguments)
+    assert models.describe("microsoft/cvt-13").parameters == models.describe("cvt_13").parameters
+
+
 @pytest.mark.parametrize(
     "name, near",
     [
+        ("microsoft/cvt-14", "microsoft/cvt-13"),
+        ("bert-base-uncased", "google-bert/bert-base-uncased"),
         ("vit_base_patch16_225", "vit_base_patch16_224"),
         ("swin_tiny", "swin_tiny_patch4_window7_224"),
         ("google/vit-base-patch16-225", "google/vit-base-patch16-224"),

@@ -3,7 +3,8 @@
 A `Plan` is of calls of a public function that agree in all that a decision depends on: sizes, strides, dtypes, devices
 and alignment of tensors, the other arguments, and what is switched for the process: the backend asked for, TF32,
 autocast, what a fault has taught. The first such call checks its arguments, chooses, and records the launchers that it
-runs (`vitkern.tape`); a later one checks nothing, chooses nothing, and goes past the dispatcher of torch.library.
+runs (`vitkern.tape`); a later one checks nothing, chooses nothing, and goes past the dispatcher of torch.library. On
+the CPU, where nothing is launched, a plan says that arguments are checked and that PyTorch runs.
 
 Only plain eager calls are planned. Within torch.compile, export, tracing, torch.func, a mode or a profile, with
 subclasses of tensors, and where Triton's launch hooks listen, every call goes its usual way.
@@ -38,14 +39,14 @@ if dispatch.HAS_TRITON:
 
 
 class Plan:
-    """Of calls of the public function ``op``. ``known``: such a call was found right before, and runs on a kernel.
-    ``casts``: autocast may be on."""
+    """Of calls of the public function ``op``. ``checked``: such a call was found right before. ``known``: and runs on a
+    kernel. ``casts``: autocast may be on. ``stays``: calls that run in PyTorch are planned, too."""
 
-    __slots__ = ("_choice", "_grades", "_key", "_tapes", "casts", "known", "layouts", "op")
+    __slots__ = ("_choice", "_grades", "_key", "_stays", "_tapes", "casts", "checked", "known", "layouts", "op")
 
-    def __init__(self, op: str, key: Hashable | None, grades: bool, casts: bool) -> None:
-        self.op, self.known, self.casts = op, False, casts
-        self._key, self._grades = key, grades
+    def __init__(self, op: str, key: Hashable | None, grades: bool, casts: bool, stays: bool = False) -> None:
+        self.op, self.checked, self.known, self.casts = op, False, False, casts
+        self._key, self._grades, self._stays = key, grades, stays
         self._choice: tuple | None = None
         self._tapes: dict[Any, Tape | None] = {}  # None: the launcher cannot be recorded
         self.layouts: dict[KernelOp, Any] = {}  # of the arguments of an operator
@@ -54,9 +55,11 @@ class Plan:
         self, tensors: Iterable[Tensor | None], reasons: Iterable[str] = (), operator: str | None = None
     ) -> bool:
         """`dispatch.runs_kernel`, where it is not known. The caller has checked all arguments."""
+        if self.checked:
+            return self.known
         runs = dispatch.runs_kernel(self.op, tensors, reasons, operator)
-        if runs and self._key is not None:
-            self.known = True
+        if self._key is not None and (runs or self._stays):
+            self.checked, self.known = True, runs
             _keep(self._key, self)
         return runs
 
@@ -119,7 +122,8 @@ def plan_of(op: str, tensors: Sequence[Tensor | None], options: tuple) -> Plan:
     ``options``: all that are no tensors.
     """
     first = tensors[0]
-    switches = _eager(first)
+    stays = first is not None and type(first) in dispatch.PLAIN and first.is_cpu and not dispatch.INTERPRETED
+    switches = _eager(first, stays)
     described = None if switches is None else _described(tensors)
     if first is None or switches is None or described is None:
         return Plan(op, None, False, True)
@@ -131,7 +135,7 @@ def plan_of(op: str, tensors: Sequence[Tensor | None], options: tuple) -> Plan:
         found = _plans.get(key)
     except TypeError:  # an option that is a list, say
         return Plan(op, None, False, True)
-    return Plan(op, key, grades, switches[-1] is not None) if found is None else found
+    return Plan(op, key, grades, switches[-1] is not None, stays) if found is None else found
 
 
 def dispatched(op: str, implementation: Callable, args: Sequence[Any]) -> Any:
@@ -165,12 +169,12 @@ def _keep(key: Hashable, made: Plan) -> None:
             _plans.pop(next(iter(_plans)), None)
 
 
-def _eager(first: Any) -> tuple | None:
+def _eager(first: Any, stays: bool = False) -> tuple | None:
     """What of the process decides how a call runs: `_switches`, and the dtype of autocast, which also holds for what
-    PyTorch computes between launches. None where calls are not planned."""
+    PyTorch computes between launches. None where calls are not planned; ``stays``: those that run in PyTorch are."""
     if not dispatch.HAS_TRITON or type(first) not in dispatch.PLAIN:
         return None
-    if not (first.is_cuda or interpreted.value or dispatch.switches()[1]):
+    if not (stays or first.is_cuda or interpreted.value or dispatch.switches()[1]):
         return None
     if dispatch.is_seen() or profiler._is_profiler_enabled or _is_watched() or not enabled.value:
         return None

@@ -11,17 +11,18 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> int:
-    from vitkern.models import describe, hub, list_models
+    from vitkern.models import describe, list_models
+    from vitkern.models.registry import hub_names
 
     if arguments.describe is not None:
         return _describe(arguments.describe)
     pattern = arguments.pattern
     names = list_models(pattern)
     if pattern != "*":
-        names += fnmatch.filter(hub.CONFIGS, pattern)
+        names += fnmatch.filter(hub_names(), pattern)
     if not names:
         raise BadInput(
-            f"no model matches {pattern!r}.{near_matches(pattern.strip('*'), [*list_models(), *hub.CONFIGS])}"
+            f"no model matches {pattern!r}.{near_matches(pattern.strip('*'), [*list_models(), *hub_names()])}"
         )
     rows = []
     for name in names:
@@ -42,10 +43,11 @@ def _describe(name: str) -> int:
             model = create_model(name)
     except (ValueError, NotImplementedError) as error:
         raise BadInput(str(error).removeprefix("create_model: ")) from None
-    costs = count_costs(model)
+    inputs = getattr(model, "longest_inputs", model.example_inputs)()
+    costs = count_costs(model, *inputs)
     kernels = ", ".join(f"{op} x {count}" for op, count in sorted(costs.kernels.items())) or "none"
     print(found)
-    of = "" if found.input_size else f" for {' and '.join(str(x.shape[1]) for x in model.example_inputs())} tokens"
+    of = "" if found.input_size else f" for {' and '.join(str(x.shape[1]) for x in inputs)} tokens"
     print(f"  GMACs       {costs.macs / 1e9:.2f}{of}")
     print(f"  activations {costs.activations / 1e6:.2f} M")
     print(f"  operators   {kernels}")

@@ -30,8 +30,9 @@ def load_pretrained(model: nn.Module, name: str, overrides: Mapping[str, Any]) -
         OSError: neither in its cache nor to be fetched.
         ValueError: nothing is published under the name, or it does not fit what ``overrides`` made of the model.
     """
-    published = name in hub.CONFIGS or name in hub.FORMER
-    hub_id = name if published else getattr(model, "hub_ids", {}).get(name)
+    ids = getattr(model, "hub_ids", {})
+    published = name in hub.CONFIGS or name in hub.FORMER or name in ids.values()
+    hub_id = name if published else ids.get(name)
     if hub_id is not None:
         load_weights(model, _fetched(hub_id))
     else:

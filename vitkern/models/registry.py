@@ -86,7 +86,7 @@ def resolve(name: str) -> Architecture:
     if found is not None:
         return found
     base, changes = hub.resolve(name)
-    found = _architectures.get(base)
+    found = _architectures.get(published_ids().get(base, base))
     if found is None:
         near = _near(name) or _near(base)
         remedy = f"Did you mean {', '.join(near)}?" if near else "vitkern.list_models() lists them."
@@ -99,9 +99,20 @@ def resolve(name: str) -> Architecture:
 
 def _near(name: str) -> list[str]:
     """Up to five names that contain ``name``, then such as are spelled alike."""
-    known = [*list_models(), *hub.CONFIGS, *hub.FORMER]
+    known = [*list_models(), *hub_names()]
     within = [candidate for candidate in known if name.lower() in candidate.lower()]
     return list(dict.fromkeys([*within, *difflib.get_close_matches(name, known, n=5, cutoff=0.5)]))[:5]
+
+
+def published_ids() -> dict[str, str]:
+    """Hub ids in the ``hub_ids`` of models, each with the name of its architecture."""
+    ids = {name: getattr(found.build, "hub_ids", {}).get(name) for name, found in _architectures.items()}
+    return {hub_id: name for name, hub_id in ids.items() if hub_id is not None}
+
+
+def hub_names() -> list[str]:
+    """Every hub id that `resolve` knows."""
+    return [*hub.CONFIGS, *hub.FORMER, *published_ids()]
 
 
 def create_model(

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitkern.models.backbone import Checkpointed, PooledBackbone, Results
 from vitkern.models.conv_norm import ConvNormAct
 from vitkern.models.head import ClassifierHead, init_linear
-from vitkern.nn.embed import check_images, pair
+from vitkern.nn.embed import check_images, check_pixels, pair
 
 
 class Stem(nn.Module):
@@ -125,6 +125,7 @@ class StagedNet(PooledBackbone):
     def _check(self, x: Tensor) -> None:
         name = type(self).__name__
         check_images(name, x, self.in_chans)
+        check_pixels(name, x)
         if x.shape[2] % self.multiple or x.shape[3] % self.multiple:
             raise ValueError(
                 f"{name}: blocks of tokens do not divide the image: got {tuple(x.shape[2:])}; expected multiples of "

@@ -1,5 +1,7 @@
 """Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.2; ViT, arXiv 2010.11929)."""
 
+from typing import Any
+
 import torch.nn as nn
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from vitkern.ops.qk_norm_attention import qk_norm_attention
 
 class Attention(nn.Module):
     """softmax(q k^T / sqrt(D)) v over H heads of D channels, with projections; named as in `timm.layers.Attention`.
+    Where ``attn_drop`` is not a plain module (hooks), it is called, on all weights (B, H, N, N).
 
     Args:
         dim: channels C; ``num_heads`` divides it.
@@ -51,10 +54,26 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        dropout_p = self.attn_drop.p if self.training else 0.0
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, N, 3, H, D)
-        out = normed_attention(qkv, self.q_norm, self.k_norm, dropout_p)
-        return self.proj_drop(self.proj(out.flatten(2)))
+        return self.proj_drop(self.proj(attended(self, qkv).flatten(2)))
+
+
+def attended(module: Any, qkv: Tensor) -> Tensor:
+    """Attention of qkv (B, N, 3, H, D) by the norms and the dropout of ``module`` -> (B, N, H, D)."""
+    if may_bypass(module.attn_drop, nn.Dropout):
+        dropout_p = module.attn_drop.p if module.training else 0.0
+        return normed_attention(qkv, module.q_norm, module.k_norm, dropout_p)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
+    return dropped_attention(module, module.q_norm(q), module.k_norm(k), v).transpose(1, 2)
+
+
+def dropped_attention(module: Any, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """Attention of q (B, H, N, D) over k, v (B, H, M, D) by the dropout of ``module`` -> (B, H, N, D). Where that is no
+    plain module (hooks), it is called, on all weights (B, H, N, M)."""
+    if may_bypass(module.attn_drop, nn.Dropout):
+        return attention(q, k, v, scale=scale, dropout_p=module.attn_drop.p if module.training else 0.0)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return module.attn_drop(((q * scale) @ k.transpose(-1, -2)).softmax(-1)) @ v
 
 
 def normed_attention(qkv: Tensor, q_norm: nn.Module, k_norm: nn.Module, dropout_p: float = 0.0) -> Tensor:

@@ -3,7 +3,9 @@
 import torch.nn as nn
 from torch import Tensor
 
+from vitkern.nn.attention import dropped_attention
 from vitkern.nn.heads import head_dim
+from vitkern.ops.bypass import may_bypass
 from vitkern.ops.class_attention import class_attention
 
 
@@ -46,6 +48,10 @@ class ClassAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C), the class token first -> (B, 1, C)."""
         q = self.q(x[:, 0]).unflatten(-1, (self.num_heads, 1, self.head_dim))  # (B, H, 1, D)
-        dropout_p = self.attn_drop.p if self.training else 0.0
-        out = class_attention(q, x, self.k, self.v, dropout_p=dropout_p)  # (B, 1, H, D)
+        if may_bypass(self.attn_drop, nn.Dropout):
+            dropout_p = self.attn_drop.p if self.training else 0.0
+            out = class_attention(q, x, self.k, self.v, dropout_p=dropout_p)  # (B, 1, H, D)
+        else:
+            k, v = (project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for project in (self.k, self.v))
+            out = dropped_attention(self, q, k, v).transpose(1, 2)
         return self.proj_drop(self.proj(out.flatten(2)))

@@ -7,9 +7,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkern.nn.attention import dropped_attention
 from vitkern.nn.grid import as_image, as_tokens
 from vitkern.nn.heads import head_dim
-from vitkern.ops.attention import attention
 from vitkern.ops.bypass import may_bypass
 from vitkern.ops.sizes import fixed
 
@@ -102,6 +102,5 @@ class ConvolutionalAttention(nn.Module):
 
         q = heads(self.conv_proj_q, self.proj_q)
         k, v = heads(self.conv_proj_k, self.proj_k), heads(self.conv_proj_v, self.proj_v)
-        dropout_p = self.attn_drop.p if self.training else 0.0
-        out = attention(q, k, v, scale=self.scale, dropout_p=dropout_p).transpose(1, 2)
+        out = dropped_attention(self, q, k, v, self.scale).transpose(1, 2)
         return self.proj_drop(self.proj(out.flatten(2)))

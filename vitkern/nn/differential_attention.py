@@ -25,7 +25,8 @@ class DifferentialAttention(nn.Module):
         qk_norm: RMSNorm over the D channels of each query and key.
         scale_norm: RMSNorm before the output projection.
         proj_bias: the output projection has a bias.
-        attn_drop: dropout of the weights of each softmax, 0 <= p < 1, in training.
+        attn_drop: dropout of the weights of each softmax, 0 <= p < 1, in training. Read, not
+            called: its hooks do not run.
         proj_drop: dropout after the output projection, in training.
         depth: number of the block, from 0: lambda_init is 0.8 - 0.6 exp(-0.3 depth).
         dual_lambda: lambda is exp(lambda_a) - exp(lambda_b) + lambda_init, two numbers.

@@ -30,6 +30,12 @@ def check_images(module: str, x: Tensor, in_chans: int) -> None:
         )
 
 
+def check_pixels(module: str, x: Tensor) -> None:
+    """Refuses images (B, in_chans, height, width) of nothing, where a module takes any size."""
+    if 0 in x.shape[2:]:
+        raise ValueError(f"{module}: an image has no pixels: got {tuple(x.shape[2:])}; expected 1 or more each way.")
+
+
 class Stem(nn.Module):
     """What makes tokens of an image: its sizes, and the images that it takes. `PatchEmbed` is the plain one.
 
@@ -80,6 +86,7 @@ class Stem(nn.Module):
                 f"{name}: patches do not divide the image: got {tuple(x.shape[2:])}; "
                 f"expected multiples of {self.patch_size}."
             )
+        check_pixels(name, x)
 
 
 class PatchEmbed(Stem):

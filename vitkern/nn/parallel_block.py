@@ -5,7 +5,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitkern.nn.attention import normed_attention
+from vitkern.nn.attention import attended
 from vitkern.nn.heads import head_dim
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layers import DropPath, LayerScale
@@ -98,5 +98,4 @@ class ParallelBlock(nn.Module):
 
     def _attended(self, qkv: Tensor) -> Tensor:
         """(B, N, 3, H, D) -> (B, N, C)."""
-        dropout_p = self.attn_drop.p if self.training else 0.0
-        return normed_attention(qkv, self.q_norm, self.k_norm, dropout_p).flatten(2)
+        return attended(self, qkv).flatten(2)

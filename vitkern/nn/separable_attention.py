@@ -20,7 +20,8 @@ class SeparableSelfAttention(nn.Module):
 
     Args:
         embed_dim: channels C.
-        attn_drop: dropout of the softmax's weights; above 0, in training, PyTorch computes the attention.
+        attn_drop: dropout of the softmax's weights; above 0, in training, PyTorch computes the attention. Read, not
+            called: its hooks do not run.
         proj_drop: dropout of the result.
         bias: the convolutions have one.
         patch_size: pixels, divides the height and the width.

@@ -6,10 +6,10 @@ from typing import Any
 import torch.nn as nn
 from torch import Tensor
 
+from vitkern.nn.attention import dropped_attention
 from vitkern.nn.grid import as_image, as_tokens
 from vitkern.nn.heads import head_dim
 from vitkern.nn.layernorm import LayerNorm
-from vitkern.ops.attention import attention
 
 POOLED = 7  # rows and columns of keys of linear reduction
 
@@ -95,6 +95,5 @@ def attend(module: Any, x: Tensor, keys: Tensor) -> Tensor:
     """x (B, N, C) attends to keys (B, M, C), by the projections and the dropouts of ``module``."""
     q = module.q(x).unflatten(-1, (module.num_heads, -1))  # (B, N, H, D)
     k, v = module.kv(keys).unflatten(-1, (2, module.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, M, D) each
-    dropout_p = module.attn_drop.p if module.training else 0.0
-    out = attention(q.transpose(1, 2), k, v, dropout_p=dropout_p).transpose(1, 2)
+    out = dropped_attention(module, q.transpose(1, 2), k, v).transpose(1, 2)
     return module.proj_drop(module.proj(out.flatten(2)))

@@ -87,7 +87,7 @@ class WindowAttention(_Windowed):
         qkv_bias: q, k and v projections have a bias.
         wrap: "image" rolls, then pads (timm); "padded" pads, then rolls (transformers, torchvision). Equal where
             windows divide the image.
-        attn_drop: dropout of the attention weights, in training.
+        attn_drop: dropout of the attention weights, in training. Read, not called: its hooks do not run.
         proj_drop: dropout after the output projection, in training.
 
     Raises:

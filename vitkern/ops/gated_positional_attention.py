@@ -61,12 +61,12 @@ def gated_positional_attention(
     """
     op = "gated_positional_attention"
     call = plan_of(op, (qk, v, position_weights, gate), (grid, scale, dropout_p))
-    if not call.known:
+    if not call.checked:
         checks.check_tensor(op, "qk", qk, ndim=5)
         checks.check_tensor(op, "v", v, ndim=4)
     if call.casts:
         qk, v = autocast(qk, v)
-    if not call.known:
+    if not call.checked:
         _check(op, qk, v, position_weights, gate)
         checks.check_scale(op, scale)
         checks.check_probability(op, "dropout_p", dropout_p)

@@ -93,7 +93,7 @@ def layernorm(
     """
     op, tensors = "layernorm", (x, weight, bias, residual)
     call = plan_of(op, tensors, (eps,))
-    if not call.known:
+    if not call.checked:
         checks.check_tensor(op, "x", x)
         check_norm(op, x, weight, bias, eps)
         check_residual(op, x, residual)

@@ -56,7 +56,7 @@ def qk_norm_attention(
     """
     op, parameters = "qk_norm_attention", (q_weight, q_bias, k_weight, k_bias)
     call = plan_of(op, (qkv, *parameters), (norm, eps, scale))
-    if not call.known:
+    if not call.checked:
         checks.check_tensor(op, "qkv", qkv, ndim=5)
         checks.check_shape(op, "qkv", qkv, (None, None, 3, None, None), "(B, N, 3, H, D)")
         if qkv.shape[-1] == 0:

@@ -101,11 +101,11 @@ def rmsnorm(
     """
     op, tensors = "rmsnorm", (x, weight, residual)
     call = plan_of(op, tensors, (eps,))
-    if not call.known:
+    if not call.checked:
         checks.check_tensor(op, "x", x)
     if eps is None:
         eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
-    if not call.known:
+    if not call.checked:
         check_norm(op, x, weight, None, eps)
         check_residual(op, x, residual)
     dtype = output_dtype(x) if call.casts else x.dtype

@@ -159,7 +159,7 @@ def token_mixing(
     op = "token_mixing"
     tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, row_scale)
     call = plan_of(op, tensors, (eps, act))
-    if not call.known:
+    if not call.checked:
         checks.check_tensor(op, "x", x, ndim=3)
         check_norm(op, x, norm_weight, norm_bias, eps, "norm_")
         _check_linears(op, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)

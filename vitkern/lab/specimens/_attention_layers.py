@@ -149,6 +149,7 @@ LAYERS = (
     _sized("short-d64-tokens-256", "a whole tile", 6, 256, 64),
     _sized("short-bias-49", "a window of Swin-T", 3, 49, 32, bias=True),
     _sized("short-cross", "few queries", 8, 33, 64, keys=200),
+    _sized("short-padded-40", "padded sentences", 8, 40, 64, everywhere=True, masked=True),
     *(_sized(f"short-d{d}-odd", "odd heads", 3, 49, d) for d in (20, 24, 36)),
     *(_sized(f"short-d{d}-mobilevit", "MobileViT-S", 4, n, d, everywhere=True) for n, d in ((64, 48), (16, 60))),
     *(_sized(f"short-{n}-by-{m}", "few tokens", 8, n, 64, keys=m, everywhere=True) for n, m in FEW),

@@ -12,7 +12,7 @@ from vitkern.models.backbone import Backbone, Checkpointed, Results
 from vitkern.models.head import init_linear
 from vitkern.models.mlp import build_mlp
 from vitkern.models.registry import register
-from vitkern.nn.embed import check_images, pair
+from vitkern.nn.embed import check_images, check_pixels, pair
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_mlp import mlp_residual
 from vitkern.nn.layers import DropPath, drop_path_rates
@@ -39,6 +39,7 @@ class Embedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, height, width) -> (B, ceil(height / 4), ceil(width / 4), C)."""
         check_images("NeighborhoodTransformer", x, self.in_chans)
+        check_pixels("NeighborhoodTransformer", x)
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 

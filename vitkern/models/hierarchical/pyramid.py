@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitkern.models.backbone import Backbone
 from vitkern.models.head import check_pool, pool
-from vitkern.nn.embed import ConvEmbed, check_images, pair
+from vitkern.nn.embed import ConvEmbed, check_images, check_pixels, pair
 from vitkern.nn.grid import as_image
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.nn.layernorm_mlp import mlp_residual
@@ -129,6 +129,7 @@ class Pyramid(Backbone):
                 f"{name}: the image is too small: got {tuple(x.shape[2:])}; "
                 f"expected {self.smallest} pixels or more each way. Resize the image."
             )
+        check_pixels(name, x)
         return x
 
     def as_map(self, x: Tensor, size: tuple[int, int], index: int) -> tuple[Tensor, Tensor | None]:

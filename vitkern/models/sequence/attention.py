@@ -23,7 +23,7 @@ class SelfAttention(Attention):
 
     Args:
         causal: a token attends to itself and those before it.
-        dim, num_heads, attn_drop: as in `vitkern.nn.Attention`.
+        dim, num_heads: as in `vitkern.nn.Attention`. attn_drop: too, but read, not called: its hooks do not run.
     """
 
     def __init__(self, dim: int, num_heads: int, *, causal: bool = False, attn_drop: float = 0.0) -> None:
@@ -46,7 +46,7 @@ class CrossAttention(nn.Module):
 
     Args:
         dim: channels C of both; ``num_heads`` divides it.
-        attn_drop: dropout of the attention weights, 0 <= p < 1, in training.
+        attn_drop: dropout of the attention weights, 0 <= p < 1, in training. Read, not called: its hooks do not run.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``dim``.

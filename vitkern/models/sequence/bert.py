@@ -109,10 +109,14 @@ class Bert(Checkpointed):
         """What `forward` takes, on one line."""
         return f"tokens (B, N), ids below {self.embed.num_embeddings}, N <= {self.max_len}"
 
-    def example_inputs(self, batch: int = 1) -> tuple[Tensor]:
-        """Six tokens a sequence, on the model's device."""
-        ids = torch.arange(batch * 6, device=self.embed.weight.device).view(batch, 6)
+    def example_inputs(self, batch: int = 1, tokens: int = 6) -> tuple[Tensor]:
+        """So many tokens a sequence, on the model's device."""
+        ids = torch.arange(batch * tokens, device=self.embed.weight.device).view(batch, tokens)
         return (ids % self.embed.num_embeddings,)
+
+    def longest_inputs(self) -> tuple[Tensor]:
+        """One sequence of as many tokens as there are positions: 512 as it is published (appendix A.2)."""
+        return self.example_inputs(tokens=self.max_len)
 
     def reset_classifier(self, num_classes: int) -> None:
         """A new classifier of ``num_classes`` logits, with random weights; 0: none."""

@@ -95,10 +95,14 @@ class ImageGPT(Checkpointed):
         """What `forward` takes, on one line."""
         return f"tokens (B, N), ids up to the start token {self.start_id}, which is the first, N <= {self.num_pixels}"
 
-    def example_inputs(self, batch: int = 1) -> tuple[Tensor]:
-        """The start token and three pixels, or as many as there are, on the model's device."""
-        pixels = torch.arange(batch * 4, device=self.embed.weight.device).view(batch, 4) % self.num_classes
+    def example_inputs(self, batch: int = 1, tokens: int = 4) -> tuple[Tensor]:
+        """The start token and pixels, so many in all, or as many as there are, on the model's device."""
+        pixels = torch.arange(batch * tokens, device=self.embed.weight.device).view(batch, tokens) % self.num_classes
         return (self.behind_start(pixels[:, : self.num_pixels]),)
+
+    def longest_inputs(self) -> tuple[Tensor]:
+        """All of one picture: 32 x 32 pixels as it is published."""
+        return self.example_inputs(tokens=self.num_pixels)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training: norms and biases."""

@@ -101,10 +101,15 @@ class Transformer(Checkpointed):
         """What `forward` takes, on one line."""
         return f"source (B, S) and target (B, T), ids below {self.num_classes}, S and T <= {self.max_len}"
 
-    def example_inputs(self, batch: int = 1) -> tuple[Tensor, Tensor]:
-        """A source of 6 tokens and a target of 5, on the model's device."""
-        ids = torch.arange(batch * 6, device=self.embed.weight.device).view(batch, 6) % self.num_classes
-        return ids, ids[:, :5]
+    def example_inputs(self, batch: int = 1, tokens: int = 6) -> tuple[Tensor, Tensor]:
+        """A source of so many tokens and a target of one less, on the model's device."""
+        ids = torch.arange(batch * tokens, device=self.embed.weight.device).view(batch, tokens) % self.num_classes
+        return ids, ids[:, :-1]
+
+    def longest_inputs(self) -> tuple[Tensor, Tensor]:
+        """A source and a target of as many tokens as there are positions. The paper names no length."""
+        source, _ = self.example_inputs(tokens=self.max_len)
+        return source, source
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed in training."""

@@ -80,12 +80,12 @@ def attention(
     """
     op = "attention"
     call = plan_of(op, (q, k, v, bias, mask, key_padding_mask, sinks), (causal, scale, dropout_p, softcap))
-    if not call.known:
+    if not call.checked:
         for name, tensor in (("q", q), ("k", k), ("v", v)):
             checks.check_tensor(op, name, tensor, ndim=4)
     if call.casts:
         q, k, v = autocast(q, k, v)
-    if not call.known:
+    if not call.checked:
         checks.check_same(op, q=q, k=k, v=v)
         _check_heads(op, q, k, v)
         _check_terms(op, q, k, bias, mask, key_padding_mask, causal, scale, dropout_p)
@@ -138,12 +138,12 @@ def attention_qkvpacked(
     """
     op = "attention_qkvpacked"
     call = plan_of(op, (qkv, bias, mask, key_padding_mask, sinks), (causal, scale, dropout_p, softcap))
-    if not call.known:
+    if not call.checked:
         checks.check_tensor(op, "qkv", qkv, ndim=5)
         checks.check_shape(op, "qkv", qkv, (None, None, 3, None, None), "(B, N, 3, H, D)")
     if call.casts:
         (qkv,) = autocast(qkv)
-    if not call.known:
+    if not call.checked:
         q, k, v = _heads_of(qkv)
         _check_heads(op, q, k, v)
         _check_terms(op, q, k, bias, mask, key_padding_mask, causal, scale, dropout_p)

@@ -12,7 +12,7 @@ from vitkern.ops.sizes import fixed
 from vitkern.reference import attention as reference
 from vitkern.reference.dropout import keep_mask
 
-_VECTOR = 16  # below so many keys PyTorch's CPU kernel turns a query row of NaN into zeros
+_VECTOR = 16  # below so many keys PyTorch's CPU kernel turns a query row of NaN into zeros, unless it has a mask
 
 
 def attention_in_pytorch(
@@ -31,13 +31,15 @@ def attention_in_pytorch(
 ) -> tuple[Tensor, Tensor | None]:
     """The checked arguments of `vitkern.ops.attention.attention` -> out (B, H, N, Dv), and lse where it is wanted. SDPA
     knows neither caps nor sinks: with these the formula runs, and holds all scores."""
-    if return_lse or softcap or sinks is not None or (not q.is_cuda and k.shape[2] < _VECTOR):
+    if return_lse or softcap or sinks is not None:
         with no_autocast(q):
             out, lse = reference.attention(
                 q, k, v, bias=bias, mask=mask, key_padding_mask=key_padding_mask,
                 causal=causal, scale=scale, dropout_p=dropout_p, softcap=softcap, sinks=sinks, return_lse=True,
             )  # fmt: skip
         return out.transpose(1, 2).contiguous().transpose(1, 2), lse.float()
+    if mask is None and bias is None and key_padding_mask is None and not q.is_cuda and _may_be_short(k.shape[2]):
+        mask = torch.ones(1, 1, 1, k.shape[2], dtype=torch.bool, device=q.device)
     if key_padding_mask is not None:
         keys = key_padding_mask[:, None, None, :]
         mask = keys if mask is None else mask & keys if mask.dtype == torch.bool else mask.masked_fill(~keys, -math.inf)
@@ -104,6 +106,15 @@ def packed_kernel_in_pytorch(qkv: Tensor, *arguments: Any) -> tuple[Tensor, Tens
     """`kernel_in_pytorch` for the packed launcher: qkv (B, N, 3, H, D)."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     return kernel_in_pytorch(q, k, v, *arguments)
+
+
+def _may_be_short(keys: int) -> bool:
+    """In an exported graph of any length: unless no length of its range is. A guard would narrow that range."""
+    if torch.compiler.is_exporting():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy
+
+        return not statically_known_true(keys >= _VECTOR)
+    return keys < _VECTOR
 
 
 def _term_dtype(q: Tensor) -> torch.dtype:

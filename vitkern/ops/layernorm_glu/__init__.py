@@ -142,7 +142,7 @@ def layernorm_glu(
     weights = (norm_weight, norm_bias, fc1_weight, fc1_bias, value_weight, value_bias, fc2_weight, fc2_bias)
     tensors = (x, *weights, layer_scale, row_scale)
     call = plan_of(op, tensors, options)
-    if not call.known:
+    if not call.checked:
         checks.check_tensor(op, "x", x)
         check_norm(op, x, norm_weight, norm_bias, eps, "norm_")
         _check_options(op, act, norm, norm_weight, norm_bias)

@@ -135,7 +135,7 @@ def layernorm_mlp(
     op = "layernorm_mlp"
     tensors = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, layer_scale, row_scale)
     call = plan_of(op, tensors, (eps, act, post_norm))
-    if not call.known:
+    if not call.checked:
         checks.check_tensor(op, "x", x)
         check_norm(op, x, norm_weight, norm_bias, eps, "norm_")
         _check_linears(op, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
