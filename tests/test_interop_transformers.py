@@ -309,6 +309,17 @@ def test_attention_function_against_sdpa(case, weights):
         assert torch.allclose(p.sum(-1), torch.ones_like(p.sum(-1)))
 
 
+def test_a_query_without_keys_has_weights_and_a_result_of_zero():
+    """As a padded token to the left of a sliding window."""
+    module, (q, k, v) = types.SimpleNamespace(num_key_value_groups=1, is_causal=False), qkv()
+    mask = torch.ones(1, 1, 6, 6, dtype=torch.bool)
+    mask[..., 2, :] = False
+    for weights in (False, True):
+        out, p = attention_forward(module, q, k, v, mask, output_attentions=weights)
+        assert out[:, 2].eq(0).all() and out.isfinite().all() and out[:, 1].ne(0).all()
+    assert p[:, :, 2].eq(0).all() and torch.allclose(p[:, :, 1].sum(-1), torch.ones(2, 4, dtype=p.dtype))
+
+
 @pytest.mark.parametrize("name", ["cu_seq_lens_q", "cache", "something_new"])
 def test_arguments_that_change_the_result_are_refused(name):
     with pytest.raises(NotImplementedError, match=name):

@@ -130,6 +130,7 @@ def _in_steps(query, key, value, bias, mask, causal, scaling, dropout, softcap, 
     if sinks is not None:
         scores = torch.cat((scores, sinks.to(scores.dtype).view(-1, 1, 1).expand(*scores.shape[:-1], 1)), -1)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    weights = weights.masked_fill(scores.amax(-1, keepdim=True) == float("-inf"), 0.0)  # nothing to attend to
     weights = weights if sinks is None else weights[..., :-1]
     weights = torch.dropout(weights, dropout, train=dropout > 0.0)
     return (weights @ value).transpose(1, 2).contiguous(), weights
