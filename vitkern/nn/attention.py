@@ -8,7 +8,7 @@ from torch import Tensor
 from vitkern.nn.heads import head_dim
 from vitkern.nn.layernorm import LayerNorm
 from vitkern.ops.attention import attention, attention_qkvpacked
-from vitkern.ops.bypass import may_bypass
+from vitkern.ops.bypass import may_bypass, plain
 from vitkern.ops.qk_norm_attention import qk_norm_attention
 
 
@@ -60,7 +60,7 @@ class Attention(nn.Module):
 
 def attended(module: Any, qkv: Tensor) -> Tensor:
     """Attention of qkv (B, N, 3, H, D) by the norms and the dropout of ``module`` -> (B, N, H, D)."""
-    if may_bypass(module.attn_drop, nn.Dropout):
+    if plain(module.attn_drop, nn.Dropout):
         dropout_p = module.attn_drop.p if module.training else 0.0
         return normed_attention(qkv, module.q_norm, module.k_norm, dropout_p)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
@@ -70,7 +70,7 @@ def attended(module: Any, qkv: Tensor) -> Tensor:
 def dropped_attention(module: Any, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """Attention of q (B, H, N, D) over k, v (B, H, M, D) by the dropout of ``module`` -> (B, H, N, D). Where that is no
     plain module (hooks), it is called, on all weights (B, H, N, M)."""
-    if may_bypass(module.attn_drop, nn.Dropout):
+    if plain(module.attn_drop, nn.Dropout):
         return attention(q, k, v, scale=scale, dropout_p=module.attn_drop.p if module.training else 0.0)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return module.attn_drop(((q * scale) @ k.transpose(-1, -2)).softmax(-1)) @ v

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vitkern.nn.attention import dropped_attention
 from vitkern.nn.heads import head_dim
-from vitkern.ops.bypass import may_bypass
+from vitkern.ops.bypass import plain
 from vitkern.ops.class_attention import class_attention
 
 
@@ -48,7 +48,7 @@ class ClassAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C), the class token first -> (B, 1, C)."""
         q = self.q(x[:, 0]).unflatten(-1, (self.num_heads, 1, self.head_dim))  # (B, H, 1, D)
-        if may_bypass(self.attn_drop, nn.Dropout):
+        if plain(self.attn_drop, nn.Dropout):
             dropout_p = self.attn_drop.p if self.training else 0.0
             out = class_attention(q, x, self.k, self.v, dropout_p=dropout_p)  # (B, 1, H, D)
         else:
