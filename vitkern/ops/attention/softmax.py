@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitkern.dispatch import no_autocast
+from vitkern.dispatch import is_transformed, no_autocast
 from vitkern.ops.sizes import fixed
 from vitkern.reference import attention as reference
 from vitkern.reference.dropout import keep_mask
@@ -30,15 +30,17 @@ def attention_in_pytorch(
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The checked arguments of `vitkern.ops.attention.attention` -> out (B, H, N, Dv), and lse where it is wanted. SDPA
-    knows neither caps nor sinks: with these the formula runs, and holds all scores."""
-    if return_lse or softcap or sinks is not None:
+    knows neither caps nor sinks: with these the formula runs, and holds all scores. So it does for few keys, whose
+    second derivatives it has."""
+    short = not q.is_cuda and _may_be_short(k.shape[2])
+    if return_lse or softcap or sinks is not None or (short and _has_derivatives(q, k, v, bias, mask)):
         with no_autocast(q):
             out, lse = reference.attention(
                 q, k, v, bias=bias, mask=mask, key_padding_mask=key_padding_mask,
                 causal=causal, scale=scale, dropout_p=dropout_p, softcap=softcap, sinks=sinks, return_lse=True,
             )  # fmt: skip
         return out.transpose(1, 2).contiguous().transpose(1, 2), lse.float()
-    if mask is None and bias is None and key_padding_mask is None and not q.is_cuda and _may_be_short(k.shape[2]):
+    if short and mask is None and bias is None and key_padding_mask is None:
         mask = torch.ones(1, 1, 1, k.shape[2], dtype=torch.bool, device=q.device)
     if key_padding_mask is not None:
         keys = key_padding_mask[:, None, None, :]
@@ -115,6 +117,14 @@ def _may_be_short(keys: int) -> bool:
 
         return not statically_known_true(keys >= _VECTOR)
     return keys < _VECTOR
+
+
+def _has_derivatives(*terms: Tensor | None) -> bool:
+    """In an exported graph they do not matter: whoever asks would narrow its lengths."""
+    if torch.compiler.is_exporting():
+        return False
+    graded = torch.is_grad_enabled() and any(term is not None and term.requires_grad for term in terms)
+    return graded or is_transformed()
 
 
 def _term_dtype(q: Tensor) -> torch.dtype:
