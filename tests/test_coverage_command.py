@@ -266,7 +266,6 @@ def test_weights_that_start_at_zero_become_random():
     assert all(parameter.std() > 0.05 for parameter in model.parameters())
 
 
-@pytest.mark.skipif(not PAGE.exists(), reason="docs/coverage.md is not there yet: run make coverage")
 def test_the_page_has_the_form_of_the_command():
     text = PAGE.read_text()
     for line in page.LEAD.format(versions="").strip().splitlines():
