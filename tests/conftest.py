@@ -3,8 +3,8 @@
 Triton reads TRITON_INTERPRET when a kernel is decorated, so a process either interprets kernels or compiles them. With
 it set, only tests/interpreter is collected; without it, everything else.
 
-A test marked ``walk(n)`` goes over all operators, models or tools: with --part one in n of its cases runs, others each
-time, as `make test` has it; without it all of them do, as in `make prove`.
+A test marked ``walk(n)`` goes over all operators, models or tools, or is a whole of what others test in parts: with
+--part one in n of its cases runs, others each time, as `make test` has it; without it all do, as in `make prove`.
 
 With pytest-randomly, of the extra ``test``, they run in an order that changes from run to run; its seed is printed.
 """

@@ -149,6 +149,7 @@ def test_no_process_outlives_an_interrupted_plan(monkeypatch):
     assert process.returncode == 7
 
 
+@pytest.mark.walk(3)
 def test_the_plan_runs_here_as_a_whole(tmp_path, monkeypatch, capsys):
     """In processes of their own, small: what each leaves can be read, and the next one goes on with it."""
     options = ("--mode", "forward", "--no-compile")

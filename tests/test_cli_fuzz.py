@@ -207,7 +207,7 @@ MODULES = {"check": check, "lab": lab, "models": models}
 ACCELERATE = dict(parsers(cli.parser({"accelerate": accelerate})))["accelerate",]
 
 
-@fuzzed(250)
+@fuzzed(120)
 @given(
     argv=st.one_of(st.lists(VALUES, max_size=4), *(command_lines(*one, LIKELY) for one in parsers(cli.parser(MODULES))))
 )
@@ -221,7 +221,7 @@ def test_info(place, argv):
     ends_well(cli.main, ["info", *argv], place, "info")
 
 
-@fuzzed(200)
+@fuzzed(100)
 @given(data=st.data())
 def test_the_benchmarks(place, idle, data):
     name = data.draw(st.sampled_from(("", *command.COMMANDS)))

@@ -27,7 +27,7 @@ ELSEWHERE = {("window_attention", integration.compiles_whole_with_changing_lengt
 PAIRS = [(name, check) for name in CASES for check in CHECKS if (name, check) not in ELSEWHERE]
 
 
-@pytest.mark.walk(3)
+@pytest.mark.walk(4)
 @pytest.mark.parametrize("name, check", PAIRS, ids=lambda value: getattr(value, "__name__", value))
 def test_operator(name, check):
     check(CASES[name])
@@ -225,6 +225,7 @@ def spoiled_tensor(tensor, rng):
 CONTRACT = re.compile(r"^(\w+): .+: got .+; expected .+", re.S)
 
 
+@pytest.mark.walk(3)
 def test_bad_arguments_meet_the_checks():
     """500 calls of each with one or two arguments spoiled. A call that is still right may succeed; any other raises a
     TypeError, ValueError or NotImplementedError in the words of the contract."""

@@ -113,6 +113,7 @@ CASES = {
 }
 
 
+@pytest.mark.walk(2)
 @pytest.mark.parametrize("case", CASES)
 def test_few_kernels_serve_all_image_sizes(case):
     counts = _counted(*CASES[case])

@@ -147,6 +147,7 @@ def test_a_hook_and_its_gradients(name, dim):
     agree(Run(*given, **hooks), Exact(*given, **exact))
 
 
+@pytest.mark.walk(3)
 @pytest.mark.parametrize("name", ["plain", "causal", "capped", "weighed"])
 @pytest.mark.parametrize("splits", [2, 3, 7])
 def test_splits(name, splits):

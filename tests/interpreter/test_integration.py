@@ -29,7 +29,7 @@ def test_every_registered_operator_has_a_case_and_flop_formulas():
             assert overload.overloadpacket in flop_registry, f"{overload}: no FLOP formula"
 
 
-@pytest.mark.walk(4)
+@pytest.mark.walk(6)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", CASES)
 def test_operator(name, check):
@@ -55,7 +55,7 @@ class Recorded(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.walk(4)
+@pytest.mark.walk(6)
 @pytest.mark.parametrize("layout", [integration.permuted, integration.expanded], ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize("name", CASES)
 def test_opcheck(name, layout):
