@@ -62,13 +62,13 @@ def suite(name: str) -> dict[str, Job]:
     if name == "prove":
         return {
             "compile": Job([*LAB, "compile", "--jobs", "2"]),
+            "every operator, model and tool": walks("tests", "tests/compiler"),
+            "every operator, interpreted": walks("tests/interpreter", interpreted=True),
             "fuzz": Job([*LAB, "fuzz", "--jobs", "1"]),
             "another Triton": Job([sys.executable, "tests/other_triton.py", "3.6"]),
             "gradients": Job([*LAB, "gradients"]),
             "edges": Job([*LAB, "edges"]),
             "offsets": Job([*LAB, "offsets"]),
-            "every operator, interpreted": walks("tests/interpreter", interpreted=True),
-            "every operator, model and tool": walks("tests", "tests/compiler"),
             "models learn": pytest("tests/learning"),
         }
     return {
