@@ -76,9 +76,8 @@ def suite(name: str) -> dict[str, Job]:
         "format": Job([sys.executable, "-m", "ruff", "format", "--check", "."]),
         "types": Job([sys.executable, "-m", "mypy"]),
         **split("kernels interpreted", "tests/interpreter/test_*.py", 2, interpreted=True),
-        "kernels compiled": pytest("tests/compiler"),
-        "on a GPU": pytest("tests/gpu"),
-        **split("tests", "tests/test_*.py", 4),
+        "kernels compiled, and on a GPU": pytest("tests/compiler", "tests/gpu"),
+        **split("tests", "tests/test_*.py", 3),
     }
 
 

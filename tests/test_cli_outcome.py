@@ -187,6 +187,7 @@ def test_a_reader_that_has_enough_is_no_error(unbuffered):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+@pytest.mark.walk(2)
 @pytest.mark.parametrize("unbuffered", ("", "1"))
 @pytest.mark.parametrize("arguments", (("models", "swin_tiny*"), ("models", "--help")))
 def test_a_full_disk_is_one_line(arguments, unbuffered):

@@ -72,7 +72,7 @@ def table() -> str:
     return "\n".join(lines + sorted(reason for reason in reasons if any(f" {tool}," in reason for tool in rows)))
 
 
-@pytest.mark.walk(3)
+@pytest.mark.walk(5)
 @pytest.mark.parametrize("tool, library", [cell(tool, library) for tool in TOOLS for library in LIBRARIES])
 def test_cell(tool, library):
     outcomes[tool, library] = WRONG

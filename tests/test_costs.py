@@ -16,6 +16,7 @@ def costs(name, **overrides):
         return count_costs(models.create_model(name, **overrides))
 
 
+@pytest.mark.walk(3)
 @pytest.mark.parametrize(
     "name, gmacs",
     [

@@ -27,7 +27,7 @@ ELSEWHERE = {("window_attention", integration.compiles_whole_with_changing_lengt
 PAIRS = [(name, check) for name in CASES for check in CHECKS if (name, check) not in ELSEWHERE]
 
 
-@pytest.mark.walk(4)
+@pytest.mark.walk(6)
 @pytest.mark.parametrize("name, check", PAIRS, ids=lambda value: getattr(value, "__name__", value))
 def test_operator(name, check):
     check(CASES[name])
@@ -51,7 +51,7 @@ def results(module, x, *more):
     return gradients(lambda x, *_: module(x, *more), [x.detach().clone().requires_grad_(), *module.parameters()])
 
 
-@pytest.mark.walk(3)
+@pytest.mark.walk(5)
 @pytest.mark.parametrize("name", MODULES)
 def test_module_is_copied_pickled_and_stored(name):
     case = MODULES[name]
@@ -86,7 +86,7 @@ def test_module_compiles_exports_and_checkpoints(name):
     agree(torch.autograd.grad(out, [again, *module.parameters()], weight), expected[1:])
 
 
-@pytest.mark.walk(3)
+@pytest.mark.walk(5)
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", MODULES)
 def test_module_is_traced_and_exported_to_onnx(name):

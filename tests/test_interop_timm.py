@@ -71,6 +71,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.walk(3)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_and_gradients_stay(variant):
     model = VARIANTS[variant]()

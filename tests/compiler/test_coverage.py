@@ -183,7 +183,7 @@ def combinations_of_model(monkeypatch):
     return call
 
 
-@pytest.mark.walk(3)
+@pytest.mark.walk(6)
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model[0])
 def test_what_models_launch_is_compiled(launched, combinations_of_model, model):
     for arch in ARCHITECTURES:

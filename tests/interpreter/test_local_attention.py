@@ -49,6 +49,7 @@ def check(problem, dtype):
         assert result.comparison.passed, result
 
 
+@pytest.mark.walk(3)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_against_float64(problem):
     check(problem, torch.float32)
