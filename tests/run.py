@@ -77,7 +77,7 @@ def suite(name: str) -> dict[str, Job]:
         "types": Job([sys.executable, "-m", "mypy"]),
         **split("kernels interpreted", "tests/interpreter/test_*.py", 2, interpreted=True),
         "kernels compiled, and on a GPU": pytest("tests/compiler", "tests/gpu"),
-        **split("tests", "tests/test_*.py", 3),
+        **split("tests", "tests/test_*.py", 5),
     }
 
 
