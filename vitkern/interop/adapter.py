@@ -92,6 +92,8 @@ ADAPTERS = DESCRIPTIONS | {
     "torchvision.models.swin_transformer.SwinTransformerBlockV2": "torchvision_swin.SwinTransformerBlockV2",
 }
 
+WAITS = "the original runs where no kernel does"  # the reason of a `Fit` that needs a kernel
+
 
 class Fit(NamedTuple):
     """What an adapter would do for one module: the ops that would run, why others would not, and whether the original
@@ -129,6 +131,8 @@ class Adapter(_Adapted):
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         cls.adapted = cls.__mro__[cls.__mro__.index(Adapter) + 1]
+        if cls.adapted is not object:
+            cls.__name__ = cls.adapted.__name__  # of several classes in one file; by __qualname__ it is pickled
         if "forward" in vars(cls):
             cls.forward = _where_open(cls, cls.forward)
 

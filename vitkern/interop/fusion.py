@@ -197,3 +197,8 @@ def mlp_fit(mlp: Mlp) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if obstacle(mlp, training=True) is not None:
         return (mlp.op,), ("MLP not fused in training: its dropout is active then",)
     return (mlp.op,), ()
+
+
+def fit_of(mlp: Mlp | None, module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """`mlp_fit` of what ``module``, a block's MLP, was taken apart into; None where it is of another kind."""
+    return mlp_fit(mlp) if mlp is not None else ((), (f"MLP not fused: it is a {type(module).__name__}",))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitkern.dispatch import autocast, runs_kernel
-from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.adapter import WAITS, Adapter, Fit
 from vitkern.ops.attention import attention
 
 _NAME = "scaled_dot_product_attention"
@@ -73,7 +73,6 @@ class Caller(Adapter):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        cls.__name__ = cls.adapted.__name__  # of several classes in one file; by __qualname__ it is pickled
         written: Any = cls.adapted.forward
         cls._names = {
             name: written.__globals__[name] for name in written.__code__.co_names if name in written.__globals__
@@ -84,7 +83,7 @@ class Caller(Adapter):
     def fit(cls, module: nn.Module) -> Fit:
         if not getattr(module, "fused_attn", True) or getattr(module, "einsum", False):
             return Fit((), ("it is set to compute its attention weights itself, where they can be hooked",))
-        return Fit(("attention",), ("the original runs where no kernel does",), True)
+        return Fit(("attention",), (WAITS,), True)
 
     def forward(self, *args: Any, **keywords: Any) -> Any:
         if _is_patched(type(self)):

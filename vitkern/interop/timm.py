@@ -57,16 +57,9 @@ def mlp_of(block: nn.Module) -> fusion.Mlp | None:
     return parts_of(own["norm2"], own["mlp"], own["drop_path2"], own.get("ls2"))
 
 
-def fit_of(parts: fusion.Mlp | None, mlp: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(ops, reasons) of ``mlp``, a timm block's."""
-    if parts is None:
-        return (), (f"MLP not fused: it is a {type(mlp).__name__}",)
-    return fusion.mlp_fit(parts)
-
-
 def mlp_fit(block: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """`fit_of` a block that names its parts as ViT's does."""
-    return fit_of(mlp_of(block), block.mlp)
+    """`vitkern.interop.fusion.fit_of` a block that names its parts as ViT's does."""
+    return fusion.fit_of(mlp_of(block), block.mlp)
 
 
 class Attention(Adapter, TimmAttention):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
-from vitkern.interop.timm import fit_of, mlp_fit, mlp_of, parts_of
+from vitkern.interop.timm import mlp_fit, mlp_of, parts_of
 
 
 class LayerScaleBlock(Adapter, TimmLayerScaleBlock):
@@ -17,7 +17,7 @@ class LayerScaleBlock(Adapter, TimmLayerScaleBlock):
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        return Fit(*fit_of(cls._parts(module), module.mlp))
+        return Fit(*fusion.fit_of(cls._parts(module), module.mlp))
 
     @staticmethod
     def _parts(block: nn.Module) -> fusion.Mlp | None:
@@ -36,8 +36,8 @@ class MixerBlock(Adapter, TimmMixerBlock):
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        tokens = fit_of(cls._tokens(module), module.mlp_tokens)
-        channels = fit_of(cls._channels(module), module.mlp_channels)
+        tokens = fusion.fit_of(cls._tokens(module), module.mlp_tokens)
+        channels = fusion.fit_of(cls._channels(module), module.mlp_channels)
         mixes = ("token_mixing",) if tokens[0] else ()
         return Fit((*mixes, *channels[0]), tuple(dict.fromkeys(tokens[1] + channels[1])))
 
@@ -68,7 +68,7 @@ class XCABlock(Adapter, TimmXCABlock):
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        return Fit(*fit_of(cls._parts(module), module.mlp))
+        return Fit(*fusion.fit_of(cls._parts(module), module.mlp))
 
     @staticmethod
     def _parts(block: nn.Module) -> fusion.Mlp | None:

@@ -7,7 +7,7 @@ from timm.models.xcit import XCA as TimmXCA
 from torch import Tensor, nn
 
 from vitkern.dispatch import autocast, runs_kernel
-from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.adapter import WAITS, Adapter, Fit
 from vitkern.interop.timm import WATCHED
 from vitkern.ops.bypass import plain
 from vitkern.ops.channel_attention import channel_attention, cross_covariance_attention
@@ -62,7 +62,7 @@ class CrossCovarianceAttn(Adapter, TimmCrossCovarianceAttn):
     def fit(cls, module: nn.Module) -> Fit:
         if not plain(module.attn_drop, nn.Dropout):
             return WATCHED
-        return Fit(("cross_covariance_attention",), ("the original runs where no kernel does",), True)
+        return Fit(("cross_covariance_attention",), (WAITS,), True)
 
     def forward(self, x: Tensor) -> Tensor:
         if not plain(self.attn_drop, nn.Dropout) or (self.training and self.attn_drop.p > 0.0):

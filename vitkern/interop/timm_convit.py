@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
-from vitkern.interop.timm import WATCHED, fit_of, parts_of
+from vitkern.interop.timm import WATCHED, parts_of
 from vitkern.nn.gated_positional_attention import attend
 from vitkern.ops.attention import attention_qkvpacked
 from vitkern.ops.bypass import plain
@@ -59,7 +59,7 @@ class Block(Adapter, TimmBlock):
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        return Fit(*fit_of(cls._parts(module), module.mlp))
+        return Fit(*fusion.fit_of(cls._parts(module), module.mlp))
 
     @staticmethod
     def _parts(block: nn.Module) -> fusion.Mlp | None:

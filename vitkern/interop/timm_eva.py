@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitkern.interop import fusion
 from vitkern.interop.adapter import Adapter, Fit
-from vitkern.interop.timm import fit_of, parts_of
+from vitkern.interop.timm import parts_of
 
 
 class EvaBlock(Adapter, TimmEvaBlock):
@@ -15,7 +15,7 @@ class EvaBlock(Adapter, TimmEvaBlock):
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        return Fit(*fit_of(cls._parts(module), module.mlp))
+        return Fit(*fusion.fit_of(cls._parts(module), module.mlp))
 
     @staticmethod
     def _parts(block: nn.Module) -> fusion.Mlp | None:
@@ -35,7 +35,7 @@ class EvaBlockPostNorm(Adapter, TimmEvaBlockPostNorm):
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        ops, reasons = fit_of(cls._parts(module), module.mlp)
+        ops, reasons = fusion.fit_of(cls._parts(module), module.mlp)
         if ops == ("layernorm_glu",):
             return Fit((), ("MLP not fused: its norm stands behind a gated MLP",))
         return Fit(ops, reasons)

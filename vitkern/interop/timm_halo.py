@@ -5,7 +5,7 @@ from timm.layers.halo_attn import PosEmbedRel
 from torch import Tensor, nn
 
 from vitkern.dispatch import autocast, runs_kernel
-from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.adapter import WAITS, Adapter, Fit
 from vitkern.nn.halo_attention import attend
 from vitkern.ops.bypass import plain
 
@@ -19,7 +19,7 @@ class HaloAttn(Adapter, TimmHaloAttn):
         if not plain(module.pos_embed, PosEmbedRel):
             return Fit((), ("its relative positions are replaced or hooked",))
         strided = module.block_stride > 1
-        return Fit(("halo_attention",), ("the original runs where no kernel does",) if strided else (), strided)
+        return Fit(("halo_attention",), (WAITS,) if strided else (), strided)
 
     def forward(self, x: Tensor) -> Tensor:
         whole = not any(size % self.block_size for size in x.shape[2:])

@@ -4,7 +4,7 @@ from timm.models.mobilevit import LinearSelfAttention as TimmLinearSelfAttention
 from torch import Tensor, nn
 
 from vitkern.dispatch import autocast, runs_kernel
-from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.adapter import WAITS, Adapter, Fit
 from vitkern.ops.bypass import plain
 from vitkern.ops.separable_attention import separable_attention
 
@@ -17,7 +17,7 @@ class LinearSelfAttention(Adapter, TimmLinearSelfAttention):
     def fit(cls, module: nn.Module) -> Fit:
         if not plain(module.attn_drop, nn.Dropout):
             return Fit((), ("attn_drop is hooked or replaced, and the op holds no context scores to give it",))
-        return Fit(("separable_attention",), ("the original runs where no kernel does",), True)
+        return Fit(("separable_attention",), (WAITS,), True)
 
     def forward(self, x: Tensor, x_prev: Tensor | None = None) -> Tensor:
         usual = x_prev is not None or not plain(self.attn_drop, nn.Dropout)

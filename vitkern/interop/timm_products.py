@@ -12,7 +12,7 @@ from timm.models.volo import ClassAttention as TimmClassAttention
 from torch import Tensor, nn
 
 from vitkern.dispatch import autocast, runs_kernel
-from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.adapter import WAITS, Adapter, Fit
 from vitkern.interop.timm import WATCHED
 from vitkern.ops.attention import attention
 from vitkern.ops.bypass import plain
@@ -23,15 +23,11 @@ class Multiplier(Adapter):
 
     reads: ClassVar[dict[str, type]] = {}  # children that are read, not called, beside attn_drop
 
-    def __init_subclass__(cls, **keywords: object) -> None:
-        super().__init_subclass__(**keywords)
-        cls.__name__ = cls.adapted.__name__  # of several classes in one file; by __qualname__ it is pickled
-
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
         if not cls._is_plain(module):
             return WATCHED
-        return Fit(("attention",), ("the original runs where no kernel does",), True)
+        return Fit(("attention",), (WAITS,), True)
 
     @classmethod
     def _is_plain(cls, module: nn.Module) -> bool:

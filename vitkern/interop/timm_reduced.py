@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitkern.dispatch import autocast, runs_kernel
 from vitkern.interop import fusion
-from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.adapter import WAITS, Adapter, Fit
 from vitkern.interop.timm import WATCHED, mlp_fit, mlp_of
 from vitkern.nn.grid import as_image, as_tokens
 from vitkern.nn.spatial_reduction_attention import attend
@@ -67,7 +67,7 @@ class Block(Adapter, TimmBlock):
 def _fit(module: nn.Module) -> Fit:
     if not plain(module.attn_drop, nn.Dropout):
         return WATCHED
-    return Fit(("attention",), ("the original runs where no kernel does",), True)
+    return Fit(("attention",), (WAITS,), True)
 
 
 def _runs(module: nn.Module, x: Tensor) -> bool:

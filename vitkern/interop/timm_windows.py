@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitkern.dispatch import autocast, runs_kernel
 from vitkern.interop import fusion
-from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.adapter import WAITS, Adapter, Fit
 from vitkern.interop.timm import mlp_fit, mlp_of
 from vitkern.nn.partition_attention import project_head_first
 from vitkern.ops.bypass import plain, untouched
@@ -20,7 +20,7 @@ from vitkern.ops.local_attention import local_attention
 from vitkern.ops.window_attention import projected_window_attention
 
 # In PyTorch, windows in place are faster on large images only: timm does well without a bias to learn or a shift.
-_ORIGINAL = ("the original runs where no kernel does",)
+_ORIGINAL = (WAITS,)
 _DROPOUT = ("attention dropout is active in training, and windows have none: the original attention runs then",)
 
 

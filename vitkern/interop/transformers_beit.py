@@ -1,5 +1,7 @@
 """BEiT and Data2VecVision of transformers: attention that adds relative positions, and the MLP as one op."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 from transformers.models.beit import modeling_beit
 
@@ -15,13 +17,13 @@ class BeitLayer(Adapter):
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        if not like(type(module.mlp), modeling_beit.BeitMLP):
-            return Fit((), (f"MLP not fused: it is a {type(module.mlp).__name__}",))
-        return Fit(*fusion.mlp_fit(cls.parts(module)))
+        return Fit(*fusion.fit_of(cls.parts(module), module.mlp))
 
     @staticmethod
-    def parts(layer: nn.Module) -> fusion.Mlp:
-        """The second half of the layer."""
+    def parts(layer: nn.Module) -> fusion.Mlp | None:
+        """The second half of the layer; None where its MLP is of another kind."""
+        if not like(type(layer.mlp), modeling_beit.BeitMLP):
+            return None
         mlp, scale = layer.mlp, layer.lambda_2
         linears = mlp.fc1, mlp.activation_fn, mlp.fc2
         after = dict(layer_scale=scale if isinstance(scale, Tensor) else None, drop_path=layer.drop_path)
@@ -35,7 +37,8 @@ class BeitLayer(Adapter):
         resolution: tuple[int, int] | None = None,
         **kwargs,
     ) -> Tensor:
-        if not like(type(self.mlp), modeling_beit.BeitMLP) or not fusion.fits(self.parts(self)):
+        mlp = self.parts(self)
+        if not fusion.fits(mlp):
             return super().forward(hidden_states, attention_mask, interpolate_pos_encoding, resolution, **kwargs)
         if self.relative_position_bias is not None:
             size = resolution[0] // self.patch_size, resolution[1] // self.patch_size
@@ -43,7 +46,7 @@ class BeitLayer(Adapter):
             attention_mask = bias if attention_mask is None else bias + attention_mask
         out, _ = self.attention(self.layernorm_before(hidden_states), attention_mask=attention_mask, **kwargs)
         x = self.drop_path(self.lambda_1 * self.dropout(out)) + hidden_states
-        return fusion.run(x, self.parts(self))
+        return fusion.run(x, mlp)
 
 
 class Data2VecVisionLayer(Adapter):
@@ -81,6 +84,8 @@ class Data2VecVisionLayer(Adapter):
 class Data2VecVisionSelfAttention(Eager):
     """`transformers.models.data2vec.modeling_data2vec_vision.Data2VecVisionSelfAttention`."""
 
+    beside: ClassVar[tuple[None, ...]] = ()  # what stands in place of the weights
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -88,29 +93,23 @@ class Data2VecVisionSelfAttention(Eager):
         relative_position_bias: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         resolution: tuple[int, int] | None = None,
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         rest = output_attentions, relative_position_bias, interpolate_pos_encoding, resolution
         if output_attentions or self.closed(hidden_states):
             return super().forward(hidden_states, *rest)
-        return (self.attend(hidden_states, hidden_states, bias=all_of_bias(self, hidden_states, *rest[1:])),)
+        out = self.attend(hidden_states, hidden_states, bias=all_of_bias(self, hidden_states, *rest[1:]))
+        return out, *self.beside
 
 
-class Data2VecVisionSdpaSelfAttention(Eager):
-    """`transformers.models.data2vec.modeling_data2vec_vision.Data2VecVisionSdpaSelfAttention`."""
+class Data2VecVisionSdpaSelfAttention(Data2VecVisionSelfAttention):
+    """`transformers.models.data2vec.modeling_data2vec_vision.Data2VecVisionSdpaSelfAttention`, which drops weights
+    whatever its dropout module says."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        output_attentions: bool = False,
-        relative_position_bias: Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        resolution: tuple[int, int] | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        rest = output_attentions, relative_position_bias, interpolate_pos_encoding, resolution
-        drops = self.training and self.config.attention_probs_dropout_prob > 0.0  # whatever its dropout module says
-        if output_attentions or drops or self.closed(hidden_states):
-            return super().forward(hidden_states, *rest)
-        return self.attend(hidden_states, hidden_states, bias=all_of_bias(self, hidden_states, *rest[1:])), None
+    beside = (None,)
+
+    def closed(self, x: Tensor) -> bool:
+        drops = self.training and self.config.attention_probs_dropout_prob > 0.0
+        return drops or super().closed(x)
 
 
 def all_of_bias(

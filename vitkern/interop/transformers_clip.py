@@ -18,22 +18,23 @@ class EncoderLayer(Adapter):
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        if not like(type(module.mlp), modeling_vit.ViTMLP):
-            return Fit((), (f"MLP not fused: it is a {type(module.mlp).__name__}",))
-        return Fit(*fusion.mlp_fit(cls.parts(module)))
+        return Fit(*fusion.fit_of(cls.parts(module), module.mlp))
 
     @staticmethod
-    def parts(layer: nn.Module) -> fusion.Mlp:
-        """The second half of the layer."""
+    def parts(layer: nn.Module) -> fusion.Mlp | None:
+        """The second half of the layer; None where its MLP is of another kind."""
+        if not like(type(layer.mlp), modeling_vit.ViTMLP):
+            return None
         mlp = layer.mlp
         return fusion.Mlp(layer.layer_norm2, mlp.fc1, mlp.activation_fn, mlp.fc2, (), (mlp,))
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs) -> Tensor:
-        if not like(type(self.mlp), modeling_vit.ViTMLP) or not fusion.fits(self.parts(self)):
+        mlp = self.parts(self)
+        if not fusion.fits(mlp):
             return super().forward(hidden_states, attention_mask, **kwargs)
         normed = self.layer_norm1(hidden_states)
         out, _ = self.self_attn(hidden_states=normed, attention_mask=attention_mask, **kwargs)
-        return fusion.run(hidden_states + out, self.parts(self))
+        return fusion.run(hidden_states + out, mlp)
 
 
 class VideoMAELayer(Adapter):

@@ -5,13 +5,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from vitkern.dispatch import autocast, runs_kernel
-from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.adapter import WAITS, Adapter, Fit
 from vitkern.interop.fusion import silent
 from vitkern.ops.attention import attention, attention_qkvpacked
 from vitkern.ops.bypass import plain
 
 DROPS = "attention dropout is active in training: the original runs then"
-WAITS = "the original runs where no kernel does"
 
 
 class Eager(Adapter):

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from vitkern.dispatch import autocast, runs_kernel
-from vitkern.interop.adapter import Adapter, Fit
+from vitkern.interop.adapter import WAITS, Adapter, Fit
 from vitkern.interop.fusion import silent
 from vitkern.ops.bypass import plain
 from vitkern.ops.separable_attention import separable_attention
@@ -17,7 +17,7 @@ class MobileViTV2LinearSelfAttention(Adapter):
     def fit(cls, module: nn.Module) -> Fit:
         if not plain(module.attn_dropout, nn.Dropout):
             return Fit((), ("its dropout is hooked or replaced, and the op holds no context scores to give it",))
-        return Fit(("separable_attention",), ("the original runs where no kernel does",), True)
+        return Fit(("separable_attention",), (WAITS,), True)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if not silent(self.attn_dropout) or not runs_kernel("separable_attention", autocast(hidden_states)):

@@ -1,5 +1,7 @@
 """Attention of transformers to spatially reduced keys: PVT's, PVTv2's, GLPN's."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from vitkern.interop.transformers_eager import Eager
@@ -11,32 +13,33 @@ def reduced(x: Tensor, size: tuple[int, int], reduction: nn.Module, norm: nn.Mod
     return norm(as_tokens(reduction(as_image("reduced", x, size))))
 
 
-class PvtEfficientSelfAttention(Eager):
+class EfficientSelfAttention(Eager):
+    """Keys of an image that a strided convolution made smaller, if the ratio is above 1."""
+
+    ratio: ClassVar[str]  # names of the ratio, and of the convolution
+    reduction: ClassVar[str]
+
+    def forward(
+        self, hidden_states: Tensor, height: int, width: int, output_attentions: bool = False
+    ) -> tuple[Tensor, ...]:
+        if output_attentions or self.closed(hidden_states):
+            return super().forward(hidden_states, height, width, output_attentions)
+        keys = hidden_states
+        if getattr(self, self.ratio) > 1:
+            keys = reduced(keys, (height, width), getattr(self, self.reduction), self.layer_norm)
+        return (self.attend(hidden_states, keys),)
+
+
+class PvtEfficientSelfAttention(EfficientSelfAttention):
     """`transformers.models.pvt.modeling_pvt.PvtEfficientSelfAttention`."""
 
-    def forward(
-        self, hidden_states: Tensor, height: int, width: int, output_attentions: bool = False
-    ) -> tuple[Tensor, ...]:
-        if output_attentions or self.closed(hidden_states):
-            return super().forward(hidden_states, height, width, output_attentions)
-        keys = hidden_states
-        if self.sequences_reduction_ratio > 1:
-            keys = reduced(keys, (height, width), self.sequence_reduction, self.layer_norm)
-        return (self.attend(hidden_states, keys),)
+    ratio, reduction = "sequences_reduction_ratio", "sequence_reduction"
 
 
-class GLPNEfficientSelfAttention(Eager):
+class GLPNEfficientSelfAttention(EfficientSelfAttention):
     """`transformers.models.glpn.modeling_glpn.GLPNEfficientSelfAttention`, which was SegFormer's."""
 
-    def forward(
-        self, hidden_states: Tensor, height: int, width: int, output_attentions: bool = False
-    ) -> tuple[Tensor, ...]:
-        if output_attentions or self.closed(hidden_states):
-            return super().forward(hidden_states, height, width, output_attentions)
-        keys = hidden_states
-        if self.sr_ratio > 1:
-            keys = reduced(keys, (height, width), self.sr, self.layer_norm)
-        return (self.attend(hidden_states, keys),)
+    ratio, reduction = "sr_ratio", "sr"
 
 
 class PvtV2SelfAttention(Eager):

@@ -24,18 +24,19 @@ class ViTLayer(Adapter):
 
     @classmethod
     def fit(cls, module: nn.Module) -> Fit:
-        if not like(type(module.mlp), modeling_vit.ViTMLP):  # which may lack what an MLP has
-            return Fit((), (f"MLP not fused: it is a {type(module.mlp).__name__}",))
-        return Fit(*fusion.mlp_fit(cls.parts(module)))
+        return Fit(*fusion.fit_of(cls.parts(module), module.mlp))
 
     @staticmethod
-    def parts(layer: nn.Module) -> fusion.Mlp:
-        """The second half of the layer."""
+    def parts(layer: nn.Module) -> fusion.Mlp | None:
+        """The second half of the layer; None where its MLP is of another kind."""
+        if not like(type(layer.mlp), modeling_vit.ViTMLP):
+            return None
         mlp = layer.mlp
         return fusion.Mlp(layer.layernorm_after, mlp.fc1, mlp.activation_fn, mlp.fc2, (layer.dropout,), (mlp,))
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
-        if not like(type(self.mlp), modeling_vit.ViTMLP) or fusion.obstacle(self.parts(self)) is not None:
+        mlp = self.parts(self)
+        if not fusion.fits(mlp):
             return super().forward(hidden_states, attention_mask, **kwargs)
         out, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, **kwargs)
-        return fusion.run(self.dropout(out) + hidden_states, self.parts(self))
+        return fusion.run(self.dropout(out) + hidden_states, mlp)
